@@ -1,0 +1,46 @@
+"""What can go wrong, as the user sees it: one sentence that names the thing and the mend, and an exit code.
+
+Raise these with a message that stands alone; the command line prints it and exits with `exit_code`.
+"""
+
+
+class SimpleDiffusionError(Exception):
+    """Base of every error that is the input's fault and not the program's."""
+
+    exit_code = 1
+
+
+class UsageError(SimpleDiffusionError):
+    """A wrong option, name or value."""
+
+    exit_code = 2
+
+
+class DataError(SimpleDiffusionError):
+    """Data that is missing, unreadable or of the wrong kind."""
+
+    exit_code = 3
+
+
+class DivergedError(SimpleDiffusionError):
+    """Training produced a loss that is not finite."""
+
+    exit_code = 4
+
+
+class CheckpointError(SimpleDiffusionError):
+    """A model file that is missing, damaged, or not one of ours."""
+
+    exit_code = 5
+
+
+class ResourceError(SimpleDiffusionError):
+    """Not enough disk or memory."""
+
+    exit_code = 6
+
+
+class BusyError(SimpleDiffusionError):
+    """The run folder is taken."""
+
+    exit_code = 7
