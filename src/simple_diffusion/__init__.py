@@ -1,1 +1,79 @@
-"""x"""
+"""Simple Diffusion: denoising diffusion that is simple, clear and lightweight.
+
+Every public name is imported on first use, so that `simple-diffusion --help` does not wait for torch.
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from .checkpoint import load as load
+    from .data.batches import batches as batches
+    from .data.images import Images as Images
+    from .data.images import to_uint8 as to_uint8
+    from .data.images import to_unit as to_unit
+    from .data.sources import load_images as load_images
+    from .denoiser import Clipped as Clipped
+    from .denoiser import Denoiser as Denoiser
+    from .ema import EMA as EMA
+    from .ema import constant_decay as constant_decay
+    from .ema import power_decay as power_decay
+    from .figures import grid as grid
+    from .guidance import Guided as Guided
+    from .guidance import drop_labels as drop_labels
+    from .losses import LogNormal as LogNormal
+    from .losses import MinSNR as MinSNR
+    from .losses import denoising_loss as denoising_loss
+    from .losses import uniform as uniform
+    from .networks.unet import UNet as UNet
+    from .samplers import ddim as ddim
+    from .samplers import ddpm as ddpm
+    from .samplers import dpmpp as dpmpp
+    from .samplers import heun as heun
+    from .samplers import karras_grid as karras_grid
+    from .samplers import sample as sample
+    from .samplers import samples as samples
+    from .samplers import uniform_grid as uniform_grid
+    from .schedules import Cosine as Cosine
+    from .schedules import Discrete as Discrete
+    from .schedules import Flow as Flow
+    from .schedules import Karras as Karras
+    from .schedules import Linear as Linear
+    from .targets import clean as clean
+    from .targets import flow as flow
+    from .targets import noise as noise
+    from .targets import velocity as velocity
+    from .training import adamw as adamw
+    from .training import train as train
+    from .training import warmup_linear as warmup_linear
+
+__version__ = "0.1.0"
+
+_PUBLIC = {
+    "checkpoint": ["load"],
+    "data.batches": ["batches"],
+    "data.images": ["Images", "to_uint8", "to_unit"],
+    "data.sources": ["load_images"],
+    "denoiser": ["Clipped", "Denoiser"],
+    "ema": ["EMA", "constant_decay", "power_decay"],
+    "figures": ["grid"],
+    "guidance": ["Guided", "drop_labels"],
+    "losses": ["LogNormal", "MinSNR", "denoising_loss", "uniform"],
+    "networks.unet": ["UNet"],
+    "samplers": ["ddim", "ddpm", "dpmpp", "heun", "karras_grid", "sample", "samples", "uniform_grid"],
+    "schedules": ["Cosine", "Discrete", "Flow", "Karras", "Linear"],
+    "targets": ["clean", "flow", "noise", "velocity"],
+    "training": ["adamw", "train", "warmup_linear"],
+}
+_HOME = {name: module for module, names in _PUBLIC.items() for name in names}
+__all__ = sorted(_HOME)  # noqa: PLE0605
+
+
+def __getattr__(name: str):
+    if name not in _HOME:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(f".{_HOME[name]}", __name__), name)
+
+
+def __dir__() -> list[str]:
+    return [*globals(), *__all__]

@@ -30,27 +30,35 @@ class Draws:
     """The random numbers of the samples numbered `samples` at one step of one seed.
 
     Row b of each draw belongs to sample `samples[b]` and depends on (seed, purpose, step, samples[b]) alone.
+
+    seed     of the whole run
+    step     of training, or of the sampler
+    samples  the samples' numbers, one a row: their places in the step's batch, or the numbers of the images drawn
+    total    how many samples the step has in all, in this process and others; only `stratified` asks
     """
 
     seed: int
     step: int
     samples: Sequence[int]
-    device: torch.device | str = "cpu"
+    total: int = 1
 
     def normal(self, purpose: str, shape: Sequence[int]) -> Tensor:
         """Standard normal float32 `[B, *shape]`."""
         out = np.empty((len(self.samples), *shape), np.float32)
         for row, generator in zip(out, self._generators(purpose), strict=True):
             generator.standard_normal(dtype=np.float32, out=row)
-        return torch.from_numpy(out).to(self.device, non_blocking=True)
+        return torch.from_numpy(out)
 
     def uniform(self, purpose: str) -> Tensor:
         """Uniform float64 `[B]` in [0, 1)."""
-        return torch.tensor([g.random() for g in self._generators(purpose)], dtype=torch.float64, device=self.device)
+        return torch.tensor([g.random() for g in self._generators(purpose)], dtype=torch.float64)
 
-    def at(self, step: int) -> "Draws":
-        """The same samples at another step."""
-        return Draws(self.seed, step, self.samples, self.device)
+    def stratified(self, purpose: str) -> Tensor:
+        """Uniform float64 `[B]` in [0, 1), sample i in the i-th of `total` equal strata (Kingma et al. 2021, I.1).
+
+        Over the whole step the numbers lie evenly, whatever the processes that share it.
+        """
+        return (torch.tensor(self.samples) + self.uniform(purpose)) / self.total
 
     def _generators(self, purpose: str):
         bits = philox(self.seed, purpose, self.step)

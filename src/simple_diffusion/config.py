@@ -1,0 +1,201 @@
+"""The whole configuration of a run: one flat record, a table of presets, and `build`, where names become objects."""
+
+import math
+from dataclasses import dataclass, field, fields, replace
+from difflib import get_close_matches
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .data.images import Images
+from .denoiser import Clipped, Denoiser, PosteriorMean
+from .errors import UsageError
+from .guidance import Guided, drop_labels
+from .hardware import PRECISIONS, pick_precision
+from .losses import LogNormal, Loss, MinSNR, Times, Weight, denoising_loss, uniform
+from .networks.unet import UNet
+from .samplers import GRIDS, SAMPLERS, Sampler
+from .schedules import SCHEDULES
+from .targets import TARGETS
+
+TIMES = ("lognormal", "uniform")
+WEIGHTS = ("none", "min-snr")
+
+
+def setting(default: Any, meaning: str, *, low: float = -math.inf, high: float = math.inf, among: Any = ()) -> Any:
+    """A field of the config: its default, its meaning, and the values it may take."""
+    return field(default=default, metadata={"meaning": meaning, "low": low, "high": high, "among": tuple(among)})
+
+
+@dataclass(frozen=True)
+class Config:
+    """Every choice of a run. `simple-diffusion train --set help` prints this table."""
+
+    data: str = setting("digits", "data set: a name, a folder of images, or an .npz or .npy file")
+    size: int = setting(0, "height and width that images are brought to; 0 leaves them as they are", low=0, high=1024)
+    seed: int = setting(0, "of the weights, the order of the data, and all noise", low=0, high=2**63 - 1)
+
+    seconds: float = setting(180.0, "length of the run by the clock; 0 if steps counts", low=0, high=1e8)
+    steps: int = setting(0, "length of the run in updates; 0 if seconds counts", low=0, high=10**9)
+    batch: int = setting(64, "images an update", low=1, high=65536)
+    lr: float = setting(3e-3, "peak learning rate of AdamW", low=1e-8, high=10)
+    warmup: float = setting(0.03, "share of the run over which the learning rate rises", low=1e-6, high=0.99)
+    clip: float = setting(1.0, "largest norm of the gradient", low=1e-6, high=1e6)
+    ema: float = setting(0.05, "memory of the averaged weights, relative to the length of the run", low=0.001, high=0.27)
+
+    widths: tuple[int, ...] = setting((64, 128), "channels of each level of the U-Net", low=8, high=4096)
+    blocks: tuple[int, ...] = setting((1, 2), "residual blocks of each level", low=1, high=64)
+    patch: int = setting(2, "pixels a side folded into channels at the door", low=1, high=16)
+    dropout: float = setting(0.0, "dropout inside the residual blocks", low=0, high=0.9)
+
+    schedule: str = setting("karras", "noise schedule", among=SCHEDULES)
+    target: str = setting("velocity", "what the network predicts", among=TARGETS)
+    times: str = setting("lognormal", "density of the training times", among=TIMES)
+    level_mean: float = setting(-0.5, "lognormal: mean of ln(noise / deviation of the data)", low=-10, high=10)
+    level_std: float = setting(1.2, "lognormal: standard deviation of the same", low=0.01, high=10)
+    weight: str = setting("none", "weight of the noise levels in the loss", among=WEIGHTS)
+    drop_labels: float = setting(0.1, "share of labels dropped, for guidance", low=0, high=1)
+
+    sampler: str = setting("dpmpp", "sampler that `sample` uses", among=SAMPLERS)
+    grid: str = setting("karras", "spacing of the sampler's steps", among=GRIDS)
+    sampler_steps: int = setting(12, "steps of the sampler", low=1, high=10000)
+    guidance: float = setting(1.5, "classifier-free guidance: 1 is none, above 1 stronger", low=0, high=100)
+
+    precision: str = setting("auto", "arithmetic of the network", among=("auto", *PRECISIONS))
+    memory_format: str = setting("channels_last", "layout of images and weights", among=("channels_last", "contiguous"))
+
+    def __post_init__(self) -> None:
+        for f in fields(self):
+            _check(f.name, getattr(self, f.name), f.default, f.metadata)
+        if len(self.widths) != len(self.blocks):
+            raise UsageError(f"widths and blocks need one number a level each, not {self.widths} and {self.blocks}")
+        if bool(self.seconds) == bool(self.steps):
+            raise UsageError("a run has one length: give seconds or steps, and 0 for the other")
+
+
+def _check(name: str, value: Any, default: Any, rule: Any) -> None:
+    """Raise UsageError unless `value` has the default's type and lies in the rule's range."""
+    if isinstance(default, tuple):
+        if not isinstance(value, tuple) or not 1 <= len(value) <= 8:
+            raise UsageError(f"{name} is one to eight whole numbers like 64,128, not {value!r}")
+        for item in value:
+            _check(name, item, default[0], rule)
+        return
+    number = int if isinstance(default, int) else (int, float) if isinstance(default, float) else str
+    if isinstance(value, bool) or not isinstance(value, number):
+        raise UsageError(f"{name} is {_kind(default)}, not {value!r}")
+    if rule["among"] and value not in rule["among"]:
+        raise UsageError(f"{name} is one of {', '.join(rule['among'])}, not {value!r}")
+    if not isinstance(default, str) and not rule["low"] <= value <= rule["high"]:  # NaN fails too
+        raise UsageError(f"{name} lies in {rule['low']:g} .. {rule['high']:g}, not at {value}")
+
+
+def _kind(default: Any) -> str:
+    return {int: "a whole number", float: "a number", str: "a word", tuple: "whole numbers like 64,128"}[type(default)]
+
+
+def fitted(config: Config, device: torch.device) -> Config:
+    """The config with everything that was left to the machine decided."""
+    return replace(config, precision=pick_precision(config.precision, device))
+
+
+def parse_settings(pairs: list[str]) -> dict[str, Any]:
+    """`["lr=1e-3", "widths=48,96"]` -> values of the fields' types. Raises UsageError, naming the key."""
+    defaults = {f.name: f.default for f in fields(Config)}
+    values: dict[str, Any] = {}
+    for pair in pairs:
+        key, _, text = pair.partition("=")
+        if key not in defaults:
+            near = get_close_matches(key, defaults, n=1)
+            hint = f"did you mean {near[0]!r}?" if near else "--set help lists the keys"
+            raise UsageError(f"no setting is called {key!r}: {hint}")
+        default = defaults[key]
+        try:
+            values[key] = tuple(int(v) for v in text.split(",")) if isinstance(default, tuple) else type(default)(text)
+        except ValueError:
+            raise UsageError(f"{key} is {_kind(default)}, not {text!r}: write --set {key}=VALUE") from None
+    return values
+
+
+def settings_help() -> str:
+    """The table of all settings: name, default, range, meaning."""
+    rows = []
+    for f in fields(Config):
+        rule = f.metadata
+        allowed = " ".join(rule["among"]) if rule["among"] else f"{rule['low']:g} .. {rule['high']:g}"
+        default = ",".join(map(str, f.default)) if isinstance(f.default, tuple) else f.default
+        rows.append(f"  {f.name:<14} {default!s:<13} {'' if allowed == '-inf .. inf' else allowed}\n      {f.metadata['meaning']}")
+    return "\n".join(rows)
+
+
+PRESETS: dict[str, tuple[str, dict[str, Any]]] = {
+    "tiny": ("0.3 M parameters, for a minute or two", {"widths": (32, 64), "lr": 4e-3}),
+    "small": ("0.7 M parameters, for some minutes on two cores", {"widths": (48, 96)}),
+    "base": ("1.2 M parameters", {"widths": (64, 128)}),
+    "large": ("9 M parameters, for an hour or a GPU", {"widths": (128, 256), "blocks": (2, 4), "lr": 1e-3, "batch": 128}),
+}
+"""name -> (what it is for, the settings that differ from the default)."""
+
+
+@dataclass(frozen=True)
+class Card:
+    """What a model knows of the data it was made for."""
+
+    name: str
+    count: int
+    channels: int
+    height: int
+    width: int
+    class_names: tuple[str, ...]
+    mean: float
+    std: float
+    fingerprint: str
+
+    @classmethod
+    def of(cls, images: Images) -> "Card":
+        channels, height, width = images.shape
+        return cls(
+            images.name, len(images), channels, height, width, images.class_names, images.mean, images.std, images.fingerprint
+        )
+
+    @property
+    def classes(self) -> int:
+        return len(self.class_names)
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        return self.channels, self.height, self.width
+
+
+def memory_format(config: Config) -> torch.memory_format:
+    """The layout of four-dimensional tensors."""
+    return torch.channels_last if config.memory_format == "channels_last" else torch.contiguous_format
+
+
+def build(config: Config, card: Card) -> Denoiser:
+    """The untrained denoiser of a fitted config, for the data of a card; weights from torch's global generator."""
+    net = UNet(card.channels, card.classes, config.widths, config.blocks, config.patch, config.dropout)
+    net = net.to(memory_format=memory_format(config))
+    return Denoiser(net, SCHEDULES[config.schedule](), TARGETS[config.target], card.std, PRECISIONS[config.precision])
+
+
+def build_loss(config: Config, card: Card) -> Loss:
+    """The loss of a config: density of times, weight, and dropped labels."""
+    times: Times = uniform
+    if config.times == "lognormal":
+        times = LogNormal(math.log(card.std) + config.level_mean, config.level_std)
+    weight: Weight | None = MinSNR() if config.weight == "min-snr" else None
+
+    def loss(denoiser, x0, cond, draws):
+        return denoising_loss(denoiser, x0, cond, draws, times=times, weight=weight)
+
+    return drop_labels(loss, null=card.classes, p=config.drop_labels) if card.classes else loss
+
+
+def build_sampler(config: Config, card: Card, denoiser: PosteriorMean) -> tuple[PosteriorMean, Tensor, Sampler]:
+    """(denoiser with guidance and clipping, grid of times, sampler): what `samples` takes."""
+    if card.classes:
+        denoiser = Guided(denoiser, config.guidance, null=card.classes)
+    times = GRIDS[config.grid](denoiser.schedule, config.sampler_steps)
+    return Clipped(denoiser), times, SAMPLERS[config.sampler]

@@ -1,0 +1,83 @@
+"""Images in a NumPy file: one array in `.npy`, or `images` and perhaps `labels` in `.npz`. Never a pickle."""
+
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ..errors import DataError
+from .images import Images, to_uint8
+
+MAX_CLASSES = 10_000  # a label beyond is a mistake, such as an index
+
+
+def load_array(path: str | Path) -> Images:
+    """`.npy` or `.npz` of `[N, H, W]`, `[N, H, W, C]` or `[N, C, H, W]`, C = 1 or 3, and labels `[N]` -> Images.
+
+    uint8 is taken as it is, bool as black and white, floats must lie in [0, 1] or [-1, 1]. Raises DataError.
+    """
+    images, labels = _read(path)
+    try:
+        pixels, notes = _pixels(images)
+        targets = None if labels is None else _labels(labels, len(pixels))
+    except ValueError as error:
+        raise DataError(f"cannot use {str(path)!r}: {error}") from error
+    names = () if targets is None else tuple(str(label) for label in range(int(targets.max()) + 1))
+    return Images(str(path), pixels, targets, names, notes)
+
+
+def _read(path: str | Path) -> tuple[np.ndarray, np.ndarray | None]:
+    """The images and the labels, of whatever type and shape they are."""
+    try:
+        with open(path, "rb") as file:  # NumPy leaves a damaged archive open
+            loaded = np.load(file, allow_pickle=False)
+            if isinstance(loaded, np.ndarray):
+                return loaded, None
+            names = [name for name in loaded.files if name != "labels"]
+            name = "images" if "images" in names else names[0] if len(names) == 1 else None
+            if name is None:
+                raise ValueError(f"of its arrays {names} none is called images")
+            labels = np.asarray(loaded["labels"]) if "labels" in loaded.files else None
+            return np.asarray(loaded[name]), labels
+    except Exception as error:  # a damaged header or archive makes NumPy raise nearly anything
+        raise DataError(
+            f"cannot read {str(path)!r} ({error}); save it anew: np.savez(file, images=uint8 array, labels=int array)"
+        ) from error
+
+
+def _pixels(array: np.ndarray) -> tuple[Tensor, tuple[str, ...]]:
+    """Any array of images -> uint8 `[N, C, H, W]`, and what was done to it."""
+    if array.ndim == 3:
+        array = array[:, None]
+    elif array.ndim == 4 and array.shape[3] in (1, 3):
+        array = array.transpose(0, 3, 1, 2)
+    elif array.ndim != 4 or array.shape[1] not in (1, 3):
+        raise ValueError(
+            f"its shape is {array.shape}; save [N, H, W], [N, H, W, C] or [N, C, H, W] with 1 or 3 channels (no alpha)"
+        )
+    if not array.size:
+        raise ValueError(f"it is empty: its shape is {array.shape}")
+    array = np.ascontiguousarray(array)
+    if array.dtype == np.uint8:
+        return torch.from_numpy(array), ()
+    if array.dtype == bool:
+        return torch.from_numpy(array * np.uint8(255)), ()
+    if not np.issubdtype(array.dtype, np.floating):
+        raise ValueError(f"its type is {array.dtype}; save uint8 in 0..255, or floats in [0, 1] or [-1, 1]")
+    low, high = array.min(), array.max()
+    if not (low >= -1 and high <= 1):  # NaN fails both
+        raise ValueError(f"its values lie in [{low}, {high}]; save uint8 in 0..255, or floats in [0, 1] or [-1, 1]")
+    x = torch.from_numpy(array.astype(np.float32))
+    if low < 0:
+        return to_uint8(x), ("took floats in [-1, 1] to 0..255",)
+    return to_uint8(2 * x - 1), ("took floats in [0, 1] to 0..255",)
+
+
+def _labels(array: np.ndarray, n: int) -> Tensor:
+    """Integers `[n]` in 0..K-1 -> int64."""
+    if array.shape != (n,) or not np.issubdtype(array.dtype, np.integer):
+        raise ValueError(f"its labels are {array.dtype} {array.shape}; save one integer for each of the {n} images")
+    if array.min() < 0 or array.max() >= MAX_CLASSES:
+        raise ValueError(f"its labels lie in {array.min()}..{array.max()}; number the classes 0, 1, 2, ...")
+    return torch.from_numpy(array.astype(np.int64))

@@ -1,0 +1,51 @@
+"""An endless stream of batches whose order is a pure function of (seed, epoch)."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from ..randomness import Draws, permutation
+from .images import Images, to_unit
+
+
+@dataclass(frozen=True)
+class Batch:
+    """x0 float `[B, C, H, W]` in [-1, 1], cond int64 `[B]` or None, and the random numbers of these samples."""
+
+    x0: Tensor
+    cond: Tensor | None
+    draws: Draws
+
+
+def order(start: int, count: int, n: int, seed: int) -> Tensor:
+    """The images shown at places start .. start + count - 1 of the stream: int64 `[count]`.
+
+    Place p belongs to epoch p // n, and each epoch shows every image once, in an order of its own.
+    """
+    pieces = []
+    for epoch in range(start // n, (start + count - 1) // n + 1):
+        low, high = max(start - epoch * n, 0), min(start + count - epoch * n, n)
+        pieces.append(permutation(n, seed, "order", epoch)[low:high])
+    return torch.cat(pieces)
+
+
+def batches(
+    images: Images, size: int, *, seed: int = 0, start: int = 0, device: torch.device | str = "cpu"
+) -> Iterator[Batch]:
+    """Batches for the steps start + 1, start + 2, ... without end.
+
+    images  all of them, kept on `device` as uint8
+    size    images a batch; it may be larger than the data set
+    start   steps that were done already: the stream goes on as if it had never stopped
+    """
+    pixels = images.pixels.to(device)
+    labels = None if images.labels is None else images.labels.to(device)
+    step, ahead = start, 64  # the order of many steps at once: a permutation costs more than a batch
+    while True:
+        for chosen in order(step * size, ahead * size, len(images), seed).view(ahead, size):
+            step += 1
+            index = chosen.to(device)
+            cond = None if labels is None else labels[index]
+            yield Batch(to_unit(pixels[index]), cond, Draws(seed, step, range(size), total=size))

@@ -1,0 +1,146 @@
+"""MNIST and its kin: gzipped IDX files, found on this machine or downloaded."""
+
+import gzip
+import math
+import os
+import struct
+import sys
+import zlib
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ..errors import DataError
+from .download import download
+from .images import Images
+
+STEMS = {"train": "train", "test": "t10k"}  # how the files of a split begin
+SYSTEM = Path("/usr/share/datasets")  # where Debian's dataset-* packages put theirs
+
+
+@dataclass(frozen=True)
+class IdxSet:
+    """What is known of a data set: its classes, where it can be had, and the SHA-256 of each of its four files."""
+
+    class_names: tuple[str, ...]
+    mirrors: tuple[str, ...]
+    sha256: dict[str, str]
+
+
+IDX_SETS = {
+    "fashion-mnist": IdxSet(
+        class_names=(
+            "T-shirt/top",
+            "Trouser",
+            "Pullover",
+            "Dress",
+            "Coat",
+            "Sandal",
+            "Shirt",
+            "Sneaker",
+            "Bag",
+            "Ankle boot",
+        ),
+        mirrors=(
+            "https://raw.githubusercontent.com/zalandoresearch/fashion-mnist/master/data/fashion/",
+            "https://storage.googleapis.com/tensorflow/tf-keras-datasets/",
+        ),
+        sha256={
+            "train-images-idx3-ubyte.gz": "3aede38d61863908ad78613f6a32ed271626dd12800ba2636569512369268a84",
+            "train-labels-idx1-ubyte.gz": "a04f17134ac03560a47e3764e11b92fc97de4d1bfaf8ba1a3aa29af54cc90845",
+            "t10k-images-idx3-ubyte.gz": "346e55b948d973a97e58d2351dde16a484bd415d4595297633bb08f03db6a073",
+            "t10k-labels-idx1-ubyte.gz": "67da17c76eaffca5446c3361aaab5c3cd6d1c2608764d35dfb1850b086bf8dd5",
+        },
+    ),
+    "mnist": IdxSet(
+        class_names=tuple("0123456789"),
+        mirrors=(
+            "https://ossci-datasets.s3.amazonaws.com/mnist/",
+            "https://storage.googleapis.com/cvdf-datasets/mnist/",
+        ),
+        sha256={
+            "train-images-idx3-ubyte.gz": "440fcabf73cc546fa21475e81ea370265605f56be210a4024d2ca8f203523609",
+            "train-labels-idx1-ubyte.gz": "3552534a0a558bbed6aed32b30c495cca23d567ec52cac8be1a0730e8010255c",
+            "t10k-images-idx3-ubyte.gz": "8d422c7b0a1c1c79245a5bcf07fe86e33eeafee792b84584aec276f5a2dbc4e6",
+            "t10k-labels-idx1-ubyte.gz": "f7ae60f92e00ec6debd23a6088c31dbd2371eca3ffa0defaefb259924204aec6",
+        },
+    ),
+}
+
+
+def read_idx(path: str | Path) -> Tensor:
+    """An IDX file of bytes, gzipped or plain -> uint8 of the shape its header tells. Raises DataError if damaged."""
+    try:
+        data = Path(path).read_bytes()
+        if data.startswith(b"\x1f\x8b"):
+            data = gzip.decompress(data)
+        zero, kind, ndim = struct.unpack_from(">HBB", data)
+        if (zero, kind) != (0, 8) or ndim == 0:
+            raise ValueError("not an IDX file of bytes")
+        shape, start = struct.unpack_from(f">{ndim}I", data, 4), 4 + 4 * ndim
+        if len(data) - start != math.prod(shape):
+            raise ValueError(f"{' x '.join(map(str, shape))} bytes should follow its header, not {len(data) - start}")
+    except (OSError, EOFError, ValueError, struct.error, zlib.error) as error:
+        raise DataError(f"cannot read {str(path)!r} ({error}); delete it to have it downloaded anew") from error
+    return torch.from_numpy(np.frombuffer(data, np.uint8, offset=start).reshape(shape).copy())
+
+
+def load_idx(name: str, split: str = "train", root: str | Path | None = None) -> Images:
+    """The set `name` of `IDX_SETS`, split "train" or "test", from the first folder that has it, else downloaded.
+
+    The folders are, in this order: ROOT/name, ROOT, $SIMPLE_DIFFUSION_DATA/name, /usr/share/datasets/name, and
+    simple-diffusion/name in the user's cache. A download goes to the first of ROOT, the variable and the cache.
+    """
+    if split not in STEMS:
+        raise DataError(f"{name} has no {split!r} split; it has {' and '.join(STEMS)}")
+    images = _find(name, f"{STEMS[split]}-images-idx3-ubyte.gz", root)
+    labels = _find(name, f"{STEMS[split]}-labels-idx1-ubyte.gz", root)
+    pixels, targets = read_idx(images), read_idx(labels).long()
+    names = IDX_SETS[name].class_names
+    if pixels.ndim != 3 or not pixels.numel():
+        raise DataError(f"{str(images)!r} holds no images: its shape is {tuple(pixels.shape)}, not [N, H, W]")
+    if targets.shape != pixels.shape[:1]:
+        raise DataError(f"{str(labels)!r} has shape {tuple(targets.shape)} for the {len(pixels)} images beside it")
+    if targets.max() >= len(names):
+        raise DataError(f"{str(labels)!r} holds the label {targets.max()}, and {name} has {len(names)} classes")
+    return Images(name, pixels.unsqueeze(1), targets, names)
+
+
+def _find(name: str, file: str, root: str | Path | None) -> Path:
+    """Where `file` of the set `name` lies, as it is or without its .gz; downloads it if it lies nowhere."""
+    for folder in _folders(name, root):
+        for path in (folder / file, folder / file.removesuffix(".gz")):
+            if path.is_file():
+                return path
+    path = _home(root) / name / file
+    known = IDX_SETS[name]
+    download([mirror + file for mirror in known.mirrors], path, known.sha256[file])
+    return path
+
+
+def _folders(name: str, root: str | Path | None) -> Iterator[Path]:
+    if root:
+        yield from (Path(root, name), Path(root))
+    if given := os.environ.get("SIMPLE_DIFFUSION_DATA"):
+        yield Path(given, name)
+    yield SYSTEM / name
+    yield _cache() / name
+
+
+def _home(root: str | Path | None) -> Path:
+    """The folder that downloads go to."""
+    return Path(root or os.environ.get("SIMPLE_DIFFUSION_DATA") or _cache())
+
+
+def _cache() -> Path:
+    if sys.platform == "win32":
+        base = os.environ.get("LOCALAPPDATA") or Path.home() / "AppData" / "Local"
+    elif sys.platform == "darwin":
+        base = Path.home() / "Library" / "Caches"
+    else:
+        base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    return Path(base, "simple-diffusion")

@@ -1,0 +1,49 @@
+"""Exponential moving average of the weights: what is sampled from is the average, not the last step."""
+
+from collections.abc import Callable
+from copy import deepcopy
+
+import numpy as np
+import torch
+from torch import nn
+
+Decay = Callable[[int], float]
+"""How much of the average is kept at update n = 1, 2, ...; 0 at n = 1, where there is nothing to keep."""
+
+
+def power_decay(width: float = 0.05) -> Decay:
+    """The power-function average (Karras et al. 2024, eq. 121-127): its memory is a fixed share of the run so far.
+
+    width   standard deviation of the averaging profile relative to the length of the run, in (0, 0.28)
+    """
+    # width^2 = (g + 1) / ((g + 2)^2 (g + 3)) solved for the exponent g: the largest root.
+    if not 0 < width < 0.28:
+        raise ValueError(f"the width of a power-function average lies in (0, 0.28), not at {width}")
+    roots = np.roots([1, 7, 16 - width**-2, 12 - width**-2])
+    exponent = roots.real.max()
+    return lambda n: (1 - 1 / n) ** (exponent + 1)
+
+
+def constant_decay(decay: float = 0.999) -> Decay:
+    """A fixed decay, reached from below so that the first steps are forgotten: min(decay, (n - 1) / (n + 9))."""
+    return lambda n: min(decay, (n - 1) / (n + 9))
+
+
+class EMA:
+    """A copy of `model` whose parameters trail its own; buffers are copied as they are.
+
+    model   any module; `.model` is the averaged copy, in eval mode and without gradients
+    decay   a function of the number of the update
+    """
+
+    def __init__(self, model: nn.Module, decay: Decay | None = None):
+        self.decay = decay or power_decay()
+        self.model = deepcopy(model).eval().requires_grad_(False)
+
+    @torch.no_grad()
+    def update(self, model: nn.Module, n: int) -> None:
+        """Take in the model's weights after update n = 1, 2, ..."""
+        slow, fast = list(self.model.parameters()), list(model.parameters())
+        torch._foreach_lerp_(slow, fast, 1 - self.decay(n))  # lerp is exact at both ends
+        for kept, fresh in zip(self.model.buffers(), model.buffers(), strict=True):
+            kept.copy_(fresh)

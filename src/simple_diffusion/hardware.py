@@ -1,0 +1,31 @@
+"""What this machine has, and which device and arithmetic follow from it."""
+
+import torch
+
+from .errors import UsageError
+
+DEVICES = ("auto", "cpu", "cuda", "mps")
+PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16}
+
+
+def pick_device(name: str = "auto") -> torch.device:
+    """The device called `name`; "auto" is a GPU where there is one. Raises UsageError if it is not there."""
+    present = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
+    if name == "auto":
+        name = next(device for device in present if present[device])
+    if not present[name]:
+        raise UsageError(f"this machine has no {name} device: use --device auto")
+    return torch.device(name)
+
+
+def pick_precision(name: str, device: torch.device) -> str:
+    """"fp32" or "bf16": as asked, or what is faster on this device.
+
+    The rule, measured by `benchmarks/throughput.py`: bf16 where the hardware multiplies bf16 matrices (AMX tiles on a
+    CPU, tensor cores on a GPU), fp32 elsewhere, where casts cost more than they save.
+    """
+    if name != "auto":
+        return name
+    if device.type == "cuda":
+        return "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "fp32"
+    return "bf16" if device.type == "cpu" and torch.cpu._is_amx_tile_supported() else "fp32"

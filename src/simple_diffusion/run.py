@@ -1,0 +1,266 @@
+"""A training run: the loop with its budget, its averaged weights, its log, and its folder.
+
+    FOLDER/
+      config.toml          every setting, and the command that repeats the run
+      log.csv              step, images, seconds, loss, learning_rate, images_per_second
+      model.safetensors    what `sample` uses: averaged weights and config; rewritten with each picture and at every stop
+      samples/             grids drawn from fixed noise while it trained
+"""
+
+import json
+import math
+import shlex
+import signal
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from .checkpoint import MODEL_FILE, Model, save
+from .config import Card, Config, build, build_loss, build_sampler, memory_format
+from .data.batches import Batch, batches
+from .data.images import Images, to_uint8
+from .ema import EMA, power_decay
+from .errors import DivergedError, ResourceError, UsageError
+from .figures import grid, png
+from .files import write_atomic
+from .samplers import samples
+from .training import adamw, train, warmup_linear
+
+PICTURES = (0.05, *(tenth / 10 for tenth in range(1, 10)))
+"""Shares of the run after which the model is saved and a grid drawn; the end is one more."""
+
+
+@dataclass
+class Budget:
+    """How much of a run is done, by the clock or by steps.
+
+    config    gives the length
+    started   `time.perf_counter()` when the command began: the clock counts everything since
+    reserve   seconds to keep for what follows the last step; grows to what saving and drawing turn out to take
+    """
+
+    config: Config
+    started: float
+    reserve: float = 1.0
+
+    @property
+    def elapsed(self) -> float:
+        return time.perf_counter() - self.started
+
+    def progress(self, step: int) -> float:
+        """Share of the run that is over after `step` updates, 1 at its end."""
+        if self.config.steps:
+            return step / self.config.steps
+        return min(1.0, self.elapsed / max(self.config.seconds - self.reserve, 1e-9))
+
+
+class Stopped:
+    """Which signal asked the run to stop, if any did."""
+
+    number: int | None = None
+
+
+@contextmanager
+def stop_on_signals() -> Iterator[Stopped]:
+    """While inside, ctrl-C and SIGTERM only leave a note, which the loop reads between two steps."""
+    stopped = Stopped()
+
+    def note(number: int, frame: object) -> None:
+        stopped.number = number
+
+    before = {number: signal.signal(number, note) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield stopped
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def preview_labels(classes: int, rows: int = 10, columns: int = 10) -> Tensor | None:
+    """One label for each image of a grid that has one class a row: int64 `[N]`, or None without classes."""
+    return torch.arange(min(classes, rows)).repeat_interleave(columns) if classes else None
+
+
+def draw_grid(model: Model, n: int, labels: Tensor | None, seed: int, columns: int) -> bytes:
+    """A PNG of n images of the model, from fixed noise."""
+    denoiser, times, sampler = build_sampler(model.config, model.card, model.denoiser)
+    device = next(model.denoiser.parameters()).device
+    drawn = samples(denoiser, (n, *model.card.shape), times, labels, sampler=sampler, seed=seed, device=device)
+    return png(grid(torch.cat([to_uint8(x).cpu() for x in drawn]), columns))
+
+
+def laid_out(stream: Iterator[Batch], config: Config) -> Iterator[Batch]:
+    """The same batches in the network's memory format."""
+    for batch in stream:
+        yield replace(batch, x0=batch.x0.contiguous(memory_format=memory_format(config)))
+
+
+def start_training(config: Config, card: Card, images: Images, device: torch.device, lr: Callable[[int], float]):
+    """(denoiser, the generator of its steps): all of a run but its clock and its files."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(config.seed)  # the weights; everything else is derived from (seed, purpose, step, sample)
+        denoiser = build(config, card).to(device)
+    stream = laid_out(batches(images, config.batch, seed=config.seed, device=device), config)
+    steps = train(denoiser, stream, adamw(denoiser), loss=build_loss(config, card), lr=lr, clip=config.clip)
+    return denoiser, steps
+
+
+def new_folder(path: Path) -> None:
+    """Create the folder of a run. Raises UsageError if something is there."""
+    if path.exists() and (not path.is_dir() or any(path.iterdir())):
+        raise UsageError(f"{path} exists already: choose another --out, or remove it")
+    try:
+        (path / "samples").mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ResourceError(f"{path} can't be made ({error.strerror}): choose another --out") from error
+
+
+def free_folder(parent: Path, name: str) -> Path:
+    """parent/name-1, or the first number that is not taken."""
+    number = 1
+    while (parent / f"{name}-{number}").exists():
+        number += 1
+    return parent / f"{name}-{number}"
+
+
+def command_of(config: Config, steps: int = 0) -> str:
+    """The command that repeats a run; a run by the clock is repeated by the steps that its time gave it."""
+    if steps:
+        config = replace(config, steps=steps, seconds=0.0)
+    words = ["simple-diffusion", "train", config.data]
+    for key, value in asdict(config).items():
+        if value != asdict(Config())[key] and key != "data":
+            words += ["--set", f"{key}={','.join(map(str, value)) if isinstance(value, tuple) else value}"]
+    return shlex.join(words)
+
+
+def config_toml(config: Config, steps: int = 0) -> bytes:
+    """config.toml: JSON's strings, numbers and lists are TOML's too."""
+    lines = ["# every setting of this run; the command that repeats it:", f"# {command_of(config, steps)}", ""]
+    lines += [f"{key} = {json.dumps(value)}" for key, value in asdict(config).items()]
+    return ("\n".join(lines) + "\n").encode()
+
+
+@dataclass(frozen=True)
+class Result:
+    """How a run ended."""
+
+    folder: Path
+    step: int
+    images: int
+    seconds: float
+    loss: float
+    images_per_second: float
+    signal: int | None
+    picture: Path | None
+
+
+def train_run(
+    config: Config, images: Images, folder: Path, device: torch.device, started: float, quiet: bool = False
+) -> Result:
+    """Train as the config says, and leave the run folder behind.
+
+    config    fitted to the device
+    folder    new or empty
+    started   `time.perf_counter()` at the beginning of the budget
+
+    Raises DivergedError, after saving the last good weights.
+    """
+    new_folder(folder)
+    write_atomic(folder / "config.toml", config_toml(config))
+    card, budget = Card.of(images), Budget(config, started)
+    denoiser, steps = start_training(
+        config, card, images, device, lambda n: config.lr * warmup_linear(budget.progress(n - 1), config.warmup)
+    )
+    ema = EMA(denoiser, power_decay(config.ema))
+    labels = preview_labels(card.classes)
+    n = 0
+
+    def keep(picture: bool) -> Path | None:
+        """Save the averaged weights and draw a grid with them; what that takes is kept in reserve for the end."""
+        began = time.perf_counter()
+        model = Model(ema.model, config, card, n, budget.elapsed)
+        save(folder / MODEL_FILE, model)
+        path = None
+        if picture:
+            path = folder / "samples" / f"step-{n:08d}.png"
+            count = 64 if labels is None else len(labels)
+            write_atomic(path, draw_grid(model, count, labels, config.seed, columns=8 if labels is None else 10))
+            budget.reserve = 1.1 * (time.perf_counter() - began) + 0.3
+        return path
+
+    pictures = list(PICTURES)
+    unlogged: list[Tensor] = []
+    loss, speed, rows, row_step, row_time = math.nan, 0.0, 0, 0, budget.elapsed
+    form = "{desc} {percentage:3.0f}%|{bar}| {postfix}"
+    with (
+        stop_on_signals() as stopped,
+        open(folder / "log.csv", "w", buffering=1) as log,
+        tqdm(total=1.0, desc=folder.name, bar_format=form, disable=quiet or not sys.stderr.isatty()) as bar,
+    ):
+        print("step,images,seconds,loss,learning_rate,images_per_second", file=log)
+        try:
+            for step in steps:
+                n = step.n
+                ema.update(denoiser, n)
+                unlogged.append(step.losses)
+                progress = budget.progress(n)
+                if progress * 200 >= rows + 1 or progress >= 1 or stopped.number:
+                    loss = torch.cat(unlogged).mean().item()
+                    speed = (n - row_step) * config.batch / max(budget.elapsed - row_time, 1e-9)
+                    print(f"{n},{n * config.batch},{budget.elapsed:.2f},{loss:.6g},{step.lr:.4g},{speed:.0f}", file=log)
+                    rows, row_step, row_time = int(progress * 200), n, budget.elapsed
+                    unlogged.clear()
+                    left = budget.elapsed / progress - budget.elapsed
+                    bar.set_postfix_str(f"loss {loss:.4f}, {speed:,.0f} images/s, {left:,.0f} s left")
+                    bar.update(progress - bar.n)
+                if progress >= 1 or stopped.number:
+                    break
+                if pictures and progress >= pictures[0]:
+                    pictures = [share for share in pictures if share > progress]
+                    paused = budget.elapsed
+                    keep(picture=True)
+                    row_time += budget.elapsed - paused  # drawing is no training
+                    if bar.disable and not quiet:
+                        print(f"{progress:4.0%}  step {n}, loss {loss:.4f}, {speed:,.0f} images/s", file=sys.stderr)
+        except DivergedError:
+            keep(picture=False)
+            raise
+        picture = keep(picture=stopped.number is None)
+    write_atomic(folder / "config.toml", config_toml(config, 0 if config.steps else n))
+    return Result(folder, n, n * config.batch, budget.elapsed, loss, speed, stopped.number, picture)
+
+
+def forecast(config: Config, images: Images, device: torch.device, seconds: float = 4.0) -> dict:
+    """What a run would take on this machine, measured over a few steps of it; writes nothing."""
+    card = Card.of(images)
+    denoiser, steps = start_training(config, card, images, device, lambda n: config.lr * 1e-3)
+    next(steps), next(steps)  # the first ones warm up
+    began, n = time.perf_counter(), 0
+    while time.perf_counter() - began < seconds:
+        next(steps)
+        n += 1
+    speed = n * config.batch / (time.perf_counter() - began)
+    length = config.steps * config.batch / speed if config.steps else config.seconds
+    parameters = sum(p.numel() for p in denoiser.parameters())
+    seen = speed * length
+    text = (
+        f"A U-Net of {parameters / 1e6:.2f} M parameters would train on {device.type} in {config.precision} at about "
+        f"{speed:,.0f} images/s, batches of {config.batch}: {length / 60:.1f} min to the end, {seen:,.0f} images, "
+        f"{seen / len(images):.1f} epochs; the first pictures come after {length * PICTURES[0]:.0f} s."
+    )
+    return {
+        "text": text,
+        "parameters": parameters,
+        "images_per_second": round(speed),
+        "seconds": round(length),
+        "images": round(seen),
+        "config": asdict(config),
+    }

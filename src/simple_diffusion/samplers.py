@@ -1,0 +1,213 @@
+"""Samplers: from noise to images along a grid of times, by means of E[x0 | x_t] alone.
+
+A sampler is a generator `(denoiser, x, times, cond, noise)` that yields every state; the last one is the image. The
+grid is not the schedule: on the same noise levels all schedules give the same images, so grids are chosen by level.
+The coefficients of a step are Python floats, exact in float64 whatever the images' dtype.
+"""
+
+import math
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from .denoiser import PosteriorMean
+from .randomness import Draws
+from .schedules import Schedule
+
+Noise = Callable[[int, Tensor], Tensor]
+"""(number of the step, x) -> unit noise like x."""
+
+Sampler = Callable[[PosteriorMean, Tensor, Tensor, Tensor | None, Noise], Iterator[Tensor]]
+
+
+def fresh(step: int, x: Tensor) -> Tensor:
+    """Unit noise from torch's global generator."""
+    return torch.randn_like(x)
+
+
+# --- grids: n times from noise to (nearly) clean, float64 `[n]`; the step after the last one ends at the clean image
+
+
+def uniform_grid(schedule: Schedule, n: int) -> Tensor:
+    """Evenly spaced times 1, (n-1)/n, ..., 1/n: on a table of T betas with n = T, every step of the table."""
+    return torch.arange(n, 0, -1, dtype=torch.float64) / n
+
+
+def karras_grid(
+    schedule: Schedule, n: int, sigma_min: float = 0.002, sigma_max: float = 80.0, rho: float = 7.0
+) -> Tensor:
+    """Noise-to-signal ratios evenly spaced after the rho-th root (Karras et al. 2022, eq. 5), as times.
+
+    sigma_min, sigma_max are cut to what the schedule reaches.
+    """
+    reach = schedule.ratio(torch.tensor([0.0, 1.0], dtype=torch.float64)).tolist()
+    low, high = max(sigma_min, reach[0]), min(sigma_max, reach[1])
+    roots = torch.linspace(high ** (1 / rho), low ** (1 / rho), n, dtype=torch.float64)
+    return schedule.time_of(roots**rho)
+
+
+GRIDS: dict[str, Callable[..., Tensor]] = {"karras": karras_grid, "uniform": uniform_grid}
+
+
+# --- samplers
+
+
+@dataclass(frozen=True)
+class Interval:
+    """One step of the grid, from time t to the next one, s; at the end s is None and the level clean: (1, 0)."""
+
+    number: int
+    t: Tensor
+    s: Tensor | None
+    alpha_t: float
+    sigma_t: float
+    alpha_s: float
+    sigma_s: float
+
+
+def intervals(schedule: Schedule, times: Tensor, x: Tensor) -> Iterator[Interval]:
+    """The steps along `times` `[n]`, for images like x."""
+    alphas = [*schedule.alpha(times.double()).tolist(), 1.0]
+    sigmas = [*schedule.sigma(times.double()).tolist(), 0.0]
+    ts: list[Tensor | None] = [*times.to(x), None]
+    for i in range(len(times)):
+        t = ts[i]
+        assert t is not None
+        yield Interval(i, t, ts[i + 1], alphas[i], sigmas[i], alphas[i + 1], sigmas[i + 1])
+
+
+def ddpm(
+    denoiser: PosteriorMean, x: Tensor, times: Tensor, cond: Tensor | None = None, noise: Noise = fresh
+) -> Iterator[Tensor]:
+    """Ancestral sampling from the posterior q(x_s | x_t, x0_hat) (Ho et al. 2020, algorithm 2, eq. 6-7)."""
+    for i in intervals(denoiser.schedule, times, x):
+        x0_hat = denoiser(x, i.t, cond)
+        alpha_ts = i.alpha_t / i.alpha_s  # sqrt(1 - beta) between s and t
+        variance_ts = i.sigma_t**2 - (alpha_ts * i.sigma_s) ** 2  # beta
+        mean = (alpha_ts * i.sigma_s**2 * x + i.alpha_s * variance_ts * x0_hat) / i.sigma_t**2
+        std = math.sqrt(variance_ts) * i.sigma_s / i.sigma_t
+        x = mean if i.s is None else mean + std * noise(i.number, x)
+        yield x
+
+
+def ddim(
+    denoiser: PosteriorMean,
+    x: Tensor,
+    times: Tensor,
+    cond: Tensor | None = None,
+    noise: Noise = fresh,
+    *,
+    eta: float = 0.0,
+) -> Iterator[Tensor]:
+    """Keep x0_hat and the noise it implies, move to the next level (Song et al. 2021, eq. 12 and 16).
+
+    eta   0 the ODE in first order, 1 `ddpm`
+    """
+    for i in intervals(denoiser.schedule, times, x):
+        x0_hat = denoiser(x, i.t, cond)
+        eps_hat = (x - i.alpha_t * x0_hat) / i.sigma_t
+        new = eta * i.sigma_s * math.sqrt(1 - (i.alpha_t * i.sigma_s / (i.alpha_s * i.sigma_t)) ** 2)
+        x = i.alpha_s * x0_hat + math.sqrt(i.sigma_s**2 - new**2) * eps_hat
+        if new > 0:
+            x = x + new * noise(i.number, x)
+        yield x
+
+
+def heun(
+    denoiser: PosteriorMean, x: Tensor, times: Tensor, cond: Tensor | None = None, noise: Noise = fresh
+) -> Iterator[Tensor]:
+    """Heun's method on d(x/alpha)/d(sigma/alpha) = eps_hat (Karras et al. 2022, algorithm 1): two evaluations a step.
+
+    A solver of the ODE: draws no noise.
+    """
+    for i in intervals(denoiser.schedule, times, x):
+        x0_hat = denoiser(x, i.t, cond)
+        eps_hat = (x - i.alpha_t * x0_hat) / i.sigma_t
+        x_s = i.alpha_s * x0_hat + i.sigma_s * eps_hat
+        if i.s is not None:
+            eps_s = (x_s - i.alpha_s * denoiser(x_s, i.s, cond)) / i.sigma_s
+            climb = i.sigma_s / i.alpha_s - i.sigma_t / i.alpha_t
+            x_s = i.alpha_s * (x / i.alpha_t + climb * (eps_hat + eps_s) / 2)
+        x = x_s
+        yield x
+
+
+def dpmpp(
+    denoiser: PosteriorMean, x: Tensor, times: Tensor, cond: Tensor | None = None, noise: Noise = fresh
+) -> Iterator[Tensor]:
+    """DPM-Solver++(2M) (Lu et al. 2022, algorithm 2): second order from one evaluation a step and the one before.
+
+    A solver of the ODE: draws no noise.
+    """
+    before: tuple[Tensor, float] | None = None
+    for i in intervals(denoiser.schedule, times, x):
+        x0_hat = denoiser(x, i.t, cond)
+        lam = math.log(i.alpha_t / i.sigma_t)
+        if i.s is None:
+            x = x0_hat
+        else:
+            h = math.log(i.alpha_s / i.sigma_s) - lam
+            ahead = x0_hat
+            if before is not None:  # x0_hat half a step ahead, on the line through the last two
+                ahead = x0_hat + (x0_hat - before[0]) * (h / (lam - before[1]) / 2)
+            x = i.sigma_s / i.sigma_t * x - i.alpha_s * math.expm1(-h) * ahead
+        before = x0_hat, lam
+        yield x
+
+
+SAMPLERS: dict[str, Sampler] = {"ddpm": ddpm, "ddim": ddim, "heun": heun, "dpmpp": dpmpp}
+
+
+@torch.no_grad()
+def samples(
+    denoiser: PosteriorMean,
+    shape: Sequence[int],
+    times: Tensor,
+    cond: Tensor | None = None,
+    *,
+    sampler: Sampler = dpmpp,
+    seed: int = 0,
+    batch: int = 64,
+    device: torch.device | str = "cpu",
+) -> Iterator[Tensor]:
+    """Draw images from noise, `batch` at a time: float `[<= batch, ...]` about [-1, 1], on `device`.
+
+    Image i of a seed depends on (seed, i) and its label alone: every batch is filled up to the full size, because
+    the last bits of a convolution depend on how many images share it.
+
+    shape    (N, C, H, W), or any shape that the network takes
+    times    a grid; x starts at its first level
+    cond     labels `[N]` int64, or None
+    """
+    n, first = shape[0], times[:1].double()
+    schedule = denoiser.schedule
+    start = math.hypot(schedule.alpha(first).item(), schedule.sigma(first).item())
+    for i in range(0, n, batch):
+        numbers = range(i, i + batch)
+        labels = None if cond is None else cond[[min(number, n - 1) for number in numbers]].to(device)
+
+        def noise(step: int, x: Tensor, numbers: range = numbers) -> Tensor:
+            return Draws(seed, step, numbers).normal("sampler", x.shape[1:]).to(x)
+
+        x = start * Draws(seed, 0, numbers).normal("start", shape[1:]).to(device)
+        for x in sampler(denoiser, x, times, labels, noise):  # noqa: B007  the last state is the image
+            pass
+        yield x[: n - i]
+
+
+def sample(
+    denoiser: PosteriorMean,
+    shape: Sequence[int],
+    times: Tensor,
+    cond: Tensor | None = None,
+    *,
+    sampler: Sampler = dpmpp,
+    seed: int = 0,
+    batch: int = 64,
+    device: torch.device | str = "cpu",
+) -> Tensor:
+    """`samples`, all at once: float `[N, C, H, W]` on the CPU."""
+    drawn = samples(denoiser, shape, times, cond, sampler=sampler, seed=seed, batch=batch, device=device)
+    return torch.cat([x.cpu() for x in drawn])

@@ -1,0 +1,618 @@
+"""The loaders: what they read is what was written, and what is damaged is refused by name."""
+
+import gzip
+import os
+import struct
+import time
+import zlib
+from contextlib import suppress
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from simple_diffusion.data import idx, sources
+from simple_diffusion.data.arrays import load_array
+from simple_diffusion.data.folder import fit, load_folder
+from simple_diffusion.data.idx import load_idx, read_idx
+from simple_diffusion.data.images import Images
+from simple_diffusion.data.sources import load_images
+from simple_diffusion.errors import DataError, UsageError
+
+DATA = Path(os.environ.get("SIMPLE_DIFFUSION_DATA") or Path(__file__).parents[2] / "shared" / "data")
+RNG = np.random.default_rng(0)
+
+
+def noise(*shape: int) -> np.ndarray:
+    return RNG.integers(0, 256, shape, np.uint8)
+
+
+def save(path: Path, pixels, **options) -> Path:
+    """Write an image, without loss where the suffix allows."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    image = pixels if isinstance(pixels, Image.Image) else Image.fromarray(pixels)
+    image.save(path, **options)
+    return path
+
+
+def planes(pixels: np.ndarray) -> torch.Tensor:
+    return torch.from_numpy(np.atleast_3d(pixels).transpose(2, 0, 1).copy())
+
+
+# IDX files
+
+
+def idx_bytes(array: np.ndarray) -> bytes:
+    return struct.pack(f">HBB{array.ndim}I", 0, 8, array.ndim, *array.shape) + array.tobytes()
+
+
+def put_set(folder: Path, images: np.ndarray, labels: np.ndarray, stem: str = "train", suffix: str = ".gz") -> None:
+    folder.mkdir(parents=True, exist_ok=True)
+    pack = gzip.compress if suffix else bytes
+    (folder / f"{stem}-images-idx3-ubyte{suffix}").write_bytes(pack(idx_bytes(images)))
+    (folder / f"{stem}-labels-idx1-ubyte{suffix}").write_bytes(pack(idx_bytes(labels)))
+
+
+@pytest.fixture
+def nowhere(tmp_path, monkeypatch):
+    """No data set on this machine, and no way to download one."""
+    monkeypatch.delenv("SIMPLE_DIFFUSION_DATA", raising=False)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    monkeypatch.setattr(idx, "SYSTEM", tmp_path / "system")
+    monkeypatch.setattr(idx.sys, "platform", "linux")
+
+    def refuse(urls, path, sha256):
+        raise DataError(f"download to {path}")
+
+    monkeypatch.setattr(idx, "download", refuse)
+    return tmp_path
+
+
+@pytest.mark.parametrize("shape", [(7,), (2, 3), (4, 5, 6), (0, 28, 28)])
+@pytest.mark.parametrize("pack", [bytes, gzip.compress])
+def test_idx_reads_back_what_was_written(tmp_path, shape, pack):
+    array = noise(*shape)
+    path = tmp_path / "file"
+    path.write_bytes(pack(idx_bytes(array)))
+    assert torch.equal(read_idx(path), torch.from_numpy(array))
+
+
+GOOD = idx_bytes(np.arange(24, dtype=np.uint8).reshape(2, 3, 4))
+DAMAGED_IDX = {
+    "empty": b"",
+    "html": b"<!DOCTYPE html><html>",
+    "magic": b"\1" + GOOD[1:],
+    "int32": GOOD[:2] + b"\x0c" + GOOD[3:],
+    "no dims": b"\0\0\x08\0",
+    "cut in the header": GOOD[:9],
+    "cut in the data": GOOD[:-1],
+    "trailing": GOOD + b"\0",
+    "huge dims": GOOD[:4] + b"\xff" * 12 + GOOD[16:],
+    "gzip cut": gzip.compress(GOOD)[:-12],
+    "gzip checksum": gzip.compress(GOOD)[:-8] + bytes(8),
+    "gzip flipped": (lambda z: z[:15] + bytes([z[15] ^ 255]) + z[16:])(gzip.compress(GOOD)),
+    "gzip trailing": gzip.compress(GOOD) + b"more",
+    "gzip of half": gzip.compress(GOOD[:20]),
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGED_IDX)
+def test_idx_refuses_damage_and_names_the_file(tmp_path, damage):
+    path = tmp_path / "bad-file"
+    path.write_bytes(DAMAGED_IDX[damage])
+    with pytest.raises(DataError, match="bad-file"):
+        read_idx(path)
+    with pytest.raises(DataError, match="missing-file"):
+        read_idx(tmp_path / "missing-file")
+
+
+def test_idx_sets_are_searched_in_order(nowhere, monkeypatch):
+    root, given = nowhere / "root", nowhere / "given"
+    folders = [
+        root / "mnist",
+        root,
+        given / "mnist",
+        nowhere / "system/mnist",
+        nowhere / "cache/simple-diffusion/mnist",
+    ]
+    for number, folder in enumerate(folders):
+        put_set(folder, np.full((3, 2, 2), number, np.uint8), noise(3) % 10, suffix=".gz" if number % 2 else "")
+    monkeypatch.setenv("SIMPLE_DIFFUSION_DATA", str(given))
+    for number, folder in enumerate(folders):
+        assert load_idx("mnist", "train", root).pixels.unique().tolist() == [number]
+        for file in folder.glob("train-*"):
+            file.unlink()
+    with pytest.raises(DataError, match=r"download to .*root.mnist.train-images"):
+        load_idx("mnist", "train", root)
+    with pytest.raises(DataError, match=r"download to .*given.mnist"):
+        load_idx("mnist", "train")
+    monkeypatch.delenv("SIMPLE_DIFFUSION_DATA")
+    with pytest.raises(DataError, match=r"download to .*cache.simple-diffusion.mnist"):
+        load_idx("mnist", "train")
+
+
+def test_idx_set_has_its_labels_and_splits(nowhere):
+    for stem in ("train", "t10k"):
+        put_set(nowhere / "mnist", noise(4, 5, 6), np.array([3, 0, 9, 3], np.uint8), stem)
+    train, test = (load_idx("mnist", split, nowhere) for split in ("train", "test"))
+    assert train.labels.tolist() == [3, 0, 9, 3]
+    assert (train.shape, train.classes, train.class_names[9]) == ((1, 5, 6), 10, "9")
+    assert not torch.equal(train.pixels, test.pixels)
+    with pytest.raises(DataError, match="no 'validation' split"):
+        load_idx("mnist", "validation", nowhere)
+
+
+@pytest.mark.parametrize(
+    ("images", "labels", "message"),
+    [
+        (noise(3, 2, 2), noise(2), "shape .2,. for the 3 images"),
+        (noise(3, 2, 2), np.array([0, 10, 1], np.uint8), "label 10"),
+        (noise(3, 2), np.zeros(3, np.uint8), "no images"),
+        (noise(0, 2, 2), noise(0), "no images"),
+    ],
+)
+def test_idx_set_must_fit_together(nowhere, images, labels, message):
+    put_set(nowhere, images, labels)
+    with pytest.raises(DataError, match=message):
+        load_idx("mnist", "train", nowhere)
+
+
+@pytest.mark.skipif(not (DATA / "fashion-mnist").is_dir(), reason="Fashion-MNIST is not in $SIMPLE_DIFFUSION_DATA")
+def test_fashion_mnist_is_the_published_one():
+    images = load_idx("fashion-mnist", "train", DATA)
+    assert images.pixels.shape == (60000, 1, 28, 28)
+    assert images.labels.bincount().tolist() == [6000] * 10
+    assert images.class_names[9] == "Ankle boot"
+    assert images.labels[0] == 9  # the ankle boot of everybody's first figure
+    # The constants with which the data is normalised everywhere, there in [0, 1].
+    assert (images.mean + 1) / 2 == pytest.approx(0.2860, abs=1e-4)
+    assert images.std / 2 == pytest.approx(0.3530, abs=1e-4)
+
+
+# Folders: what the pixels mean
+
+
+def test_folder_keeps_small_images_of_one_size(tmp_path):
+    colour = [noise(20, 30, 3) for _ in range(3)]
+    for number, pixels in enumerate(colour):
+        save(tmp_path / f"{number}.png", pixels)
+    images = load_folder(tmp_path)
+    assert torch.equal(images.pixels, torch.stack([planes(pixels) for pixels in colour]))
+    assert (images.labels, images.classes, images.notes) == (None, 0, ())
+    assert images.name == str(tmp_path)
+
+
+def test_all_grey_is_one_channel_and_grey_among_colours_is_rgb(tmp_path):
+    grey, bits, colour = noise(8, 8), noise(8, 8) > 127, noise(8, 8, 3)
+    save(tmp_path / "0.png", grey)
+    save(tmp_path / "1.bmp", bits)
+    assert load_folder(tmp_path).pixels.tolist() == [[grey.tolist()], [(bits * 255).tolist()]]
+    save(tmp_path / "2.png", colour)
+    pixels = load_folder(tmp_path).pixels
+    assert pixels.shape == (3, 3, 8, 8)
+    assert torch.equal(pixels[0], torch.from_numpy(grey).expand(3, 8, 8))
+    assert torch.equal(pixels[2], planes(colour))
+
+
+def test_sixteen_bits_are_scaled(tmp_path):
+    ramp = np.linspace(0, 65535, 4096).round().astype(np.uint16).reshape(64, 64)
+    save(tmp_path / "ramp.png", ramp)
+    pixels = load_folder(tmp_path).pixels
+    assert pixels.shape == (1, 1, 64, 64)
+    error = np.abs(pixels[0, 0].numpy() / 255 - ramp / 65535)
+    assert error.max() <= 0.5 / 255 + 1e-9
+    assert pixels.unique().numel() == 256
+
+
+@pytest.mark.parametrize("mode", ["RGBA", "LA"])
+def test_alpha_is_laid_on_white(tmp_path, mode):
+    value, alpha = np.meshgrid(np.arange(256), np.arange(256))  # each value under each alpha
+    bands = [value] * (len(mode) - 1) + [alpha]
+    save(tmp_path / "x.png", Image.merge(mode, [Image.fromarray(band.astype(np.uint8)) for band in bands]))
+    expected = np.rint((value * alpha + 255 * (255 - alpha)) / 255)
+    pixels = load_folder(tmp_path, size=256).pixels[0]
+    assert len(pixels) == len(mode) - 1
+    assert all((channel.numpy() == expected).all() for channel in pixels)
+
+
+def test_transparent_palette_is_white(tmp_path):
+    image = Image.fromarray(np.arange(64, dtype=np.uint8).reshape(8, 8) % 3, "P")
+    image.putpalette([255, 0, 0, 0, 255, 0, 0, 0, 255])
+    save(tmp_path / "x.png", image, transparency=bytes([0, 255, 128]))
+    pixels = load_folder(tmp_path).pixels[0]
+    assert [pixels[:, 0, column].tolist() for column in range(3)] == [[255, 255, 255], [0, 255, 0], [127, 127, 255]]
+
+
+def test_cmyk_becomes_rgb(tmp_path):
+    save(tmp_path / "x.jpg", Image.new("CMYK", (16, 16), (0, 255, 255, 0)), quality=95)  # magenta and yellow: red
+    assert load_folder(tmp_path).pixels[0, :, 8, 8].tolist() == pytest.approx([255, 0, 0], abs=3)
+
+
+@pytest.mark.parametrize(
+    ("suffix", "kind"),
+    [(".png", "RGB"), (".png", "L"), (".png", "I;16"), (".jpg", "RGB"), (".jpg", "L"), (".webp", "RGB")],
+)
+def test_every_exif_orientation_comes_upright(tmp_path, suffix, kind):
+    upright = np.full((16, 24), 20, np.uint8)
+    upright[:8, :8], upright[8:, 16:] = 240, 130  # asymmetric, and in blocks that JPEG keeps
+    stored = {  # what a camera held so writes for this scene, by the EXIF standard's row 0 and column 0
+        1: upright,
+        2: upright[:, ::-1],
+        3: upright[::-1, ::-1],
+        4: upright[::-1],
+        5: upright.T,
+        6: np.rot90(upright),
+        7: upright[::-1, ::-1].T,
+        8: np.rot90(upright, -1),
+    }
+    for orientation, pixels in stored.items():
+        exif = Image.Exif()
+        exif[0x0112] = orientation
+        image = Image.fromarray(pixels.astype(np.uint16) * 257) if kind == "I;16" else Image.fromarray(pixels)
+        options = {"lossless": True} if suffix == ".webp" else {"quality": 100} if suffix == ".jpg" else {}
+        save(
+            tmp_path / f"{orientation}{suffix}", image if kind == "I;16" else image.convert(kind), exif=exif, **options
+        )
+    pixels = load_folder(tmp_path).pixels.float()
+    assert pixels.shape[2:] == (16, 24)
+    assert (pixels - torch.from_numpy(upright).float()).abs().max() <= 2
+
+
+# Folders: sizes
+
+
+def test_different_or_large_images_are_cropped_and_resized_and_it_is_said(tmp_path):
+    save(tmp_path / "0.png", noise(40, 50, 3))
+    save(tmp_path / "1.png", noise(20, 20, 3))
+    images = load_folder(tmp_path)
+    assert images.shape == (3, 32, 32)
+    what = "cropped to squares and resized 40 x 50 and 1 other sizes to 32 x 32, 1 of 2 enlarged"
+    assert images.notes == (f"{what}; --size N for another size",)
+    (tmp_path / "1.png").unlink()
+    assert load_folder(tmp_path).shape == (3, 40, 50)
+    save(tmp_path / "0.png", noise(40, 65, 3))
+    assert load_folder(tmp_path).shape == (3, 32, 32)
+    images = load_folder(tmp_path, size=16)
+    assert images.shape == (3, 16, 16)
+    assert images.notes == ("cropped to squares and resized 40 x 65 to 16 x 16",)
+
+
+def test_a_given_size_leaves_what_has_it(tmp_path):
+    pixels = noise(100, 100, 3)
+    save(tmp_path / "0.png", pixels)
+    images = load_folder(tmp_path, size=100)
+    assert torch.equal(images.pixels[0], planes(pixels))
+    assert images.notes == ()
+
+
+def test_fit_takes_the_centre_and_does_not_alias():
+    wide = np.zeros((64, 128), np.uint8)
+    wide[:, 32:96] = 200
+    assert (fit(wide, 16) == 200).all()
+    assert (fit(wide.T, 16) == 200).all()
+    checks = (np.indices((64, 64)).sum(0) % 2 * 255).astype(np.uint8)  # taking every fourth pixel would give 0 or 255
+    assert np.abs(fit(checks, 16).astype(int) - 127).max() <= 2
+    assert (fit(wide[:, 32:96], 64) == wide[:, 32:96]).all()
+
+
+# Folders: what counts as an image, in what order, in which class
+
+
+def test_first_level_folders_are_classes(tmp_path):
+    save(tmp_path / "dogs/1.png", np.full((4, 4), 1, np.uint8))
+    save(tmp_path / "cats/deep/er/3.png", np.full((4, 4), 3, np.uint8))
+    save(tmp_path / "cats/2.png", np.full((4, 4), 2, np.uint8))
+    save(tmp_path / "10/9.png", np.full((4, 4), 9, np.uint8))
+    images = load_folder(tmp_path)
+    assert images.class_names == ("10", "cats", "dogs")
+    assert images.labels.dtype == torch.int64
+    assert list(zip(images.labels.tolist(), images.pixels[:, 0, 0, 0].tolist(), strict=True)) == [
+        (0, 9),
+        (1, 2),
+        (1, 3),
+        (2, 1),
+    ]
+    with pytest.raises(DataError, match="1 images beside folders"):
+        load_folder(tmp_path / "cats")
+    save(tmp_path / "cats/deep/er/.hidden.png", noise(4, 4))
+    alone = load_folder(tmp_path / "cats/deep")
+    assert (alone.class_names, alone.labels.tolist()) == (("er",), [0])
+
+
+def test_a_class_without_images_is_refused(tmp_path):
+    save(tmp_path / "cats/1.png", noise(4, 4))
+    (tmp_path / "dogs").mkdir()
+    (tmp_path / "dogs/readme.txt").touch()
+    with pytest.raises(DataError, match=r"class folder .*dogs"):
+        load_folder(tmp_path)
+
+
+def test_order_is_that_of_the_bytes_whatever_came_first(tmp_path):
+    names = ["B.png", "a.png", "a b.png", "a\nb.png", "e\u0301.png", "é.png", "日本.png", "🐟.png", "10.png", "9.png"]
+    if os.name == "posix" and os.uname().sysname == "Linux":
+        names.append(os.fsdecode(b"\xff.png"))
+    pictures = {name: noise(4, 4) for name in names}
+    for folder, order in (("one", names), ("two", names[::-1])):
+        for name in order:
+            save(tmp_path / folder / name, pictures[name])
+    one, two = (load_folder(tmp_path / folder) for folder in ("one", "two"))
+    assert one.fingerprint == two.fingerprint
+    expected = [planes(pictures[name]) for name in sorted(names, key=os.fsencode)]
+    assert torch.equal(one.pixels, torch.stack(expected))
+
+
+def test_class_names_can_be_printed_whatever_the_folder_is_called(tmp_path):
+    for folder in ("日本", os.fsdecode(b"caf\xe9")):
+        save(tmp_path / folder / "1.png", noise(4, 4))
+    assert load_folder(tmp_path).class_names == (r"caf\xe9", "日本")
+
+
+def test_other_and_hidden_files_are_ignored_and_counted(tmp_path):
+    for name in ("1.JPEG", "2.Jpg", "3.PNG", "4.webp", "5.BMP"):
+        save(tmp_path / name, noise(4, 4, 3))
+    save(tmp_path / ".hidden/6.png", noise(4, 4, 3))
+    save(tmp_path / "._1.jpg", noise(4, 4, 3))
+    for name in ("Thumbs.db", "notes.txt", "png"):
+        (tmp_path / name).touch()
+    (tmp_path / "dangling.png").symlink_to("nothing")
+    images = load_folder(tmp_path)
+    assert len(images) == 5
+    assert images.notes == ("ignored 6 entries that are hidden, not images, or links to what was already seen",)
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="no pipes here")
+def test_pipes_are_not_opened_and_loops_end(tmp_path):
+    os.mkfifo(tmp_path / "pipe.png")
+    save(tmp_path / "a/1.png", noise(4, 4))
+    save(tmp_path / "z/2.png", noise(4, 4))
+    (tmp_path / "a/loop").symlink_to("..")
+    (tmp_path / "self").symlink_to(".")
+    (tmp_path / "again").symlink_to("z")  # sorts before its target, and still does not take its place
+    outside = save(tmp_path.parent / f"{tmp_path.name}-outside/3.png", noise(4, 4)).parent
+    (tmp_path / "other").symlink_to(outside)
+    images = load_folder(tmp_path)
+    assert (images.class_names, len(images)) == (("a", "other", "z"), 3)
+    assert "ignored 4 entries" in images.notes[0]
+
+
+def test_an_empty_or_missing_folder_is_refused(tmp_path):
+    with pytest.raises(DataError, match=r"no folder .*missing"):
+        load_folder(tmp_path / "missing")
+    (tmp_path / "note.gif").touch()
+    (tmp_path / "sub").mkdir()
+    with pytest.raises(DataError, match=r"no image in .*\.jpg .*found 1 folders and 1 other"):
+        load_folder(tmp_path)
+
+
+# Folders: files that are bad
+
+
+def png_header(width: int, height: int) -> bytes:
+    def chunk(kind: bytes, body: bytes) -> bytes:
+        return struct.pack(">I", len(body)) + kind + body + struct.pack(">I", zlib.crc32(kind + body))
+
+    return (
+        b"\x89PNG\r\n\x1a\n"
+        + chunk(b"IHDR", struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0))
+        + chunk(b"IEND", b"")
+    )
+
+
+def test_damaged_files_are_named(tmp_path):
+    good = save(tmp_path / "good.jpg", noise(40, 40, 3)).read_bytes()
+    frames = [Image.fromarray(noise(8, 8, 3)) for _ in range(3)]
+    save(tmp_path / "many.png", frames[0], save_all=True, append_images=frames[1:])
+    save(tmp_path / "many.webp", frames[0], save_all=True, append_images=frames[1:], lossless=True)
+    save(tmp_path / "gif.png", frames[0], format="GIF", save_all=True, append_images=frames[1:])
+    save(tmp_path / "tiff.jpg", frames[0], format="TIFF")
+    bad = {f"cut{percent}.jpg": good[: len(good) * percent // 100] for percent in (10, 50, 90)}
+    png = save(tmp_path / "good.png", noise(40, 40, 3)).read_bytes()
+    bad |= {f"cut{percent}.png": png[: len(png) * percent // 100] for percent in (10, 50, 90)}
+    bad |= {"empty.png": b"", "page.jpg": b"<!DOCTYPE html>", "odd\nname.jpg": b"x"}
+    for name, content in bad.items():
+        (tmp_path / name).write_bytes(content)
+    for name in (*bad, "many.png", "many.webp", "gif.png", "tiff.jpg"):
+        alone = tmp_path / "alone"
+        alone.mkdir(exist_ok=True)
+        (tmp_path / name).rename(alone / name)
+        with pytest.raises(DataError, match=r"cannot read 1 of 1 images: '.*alone") as error:
+            load_folder(alone)
+        assert repr(name)[1:-1] in str(error.value)
+        assert "\n" not in str(error.value)
+        (alone / name).rename(tmp_path / name)
+    with pytest.raises(DataError, match=r"cannot read 13 of 15 images: .*cut10.jpg.*cut10.png.*; and 10 more"):
+        load_folder(tmp_path)
+
+
+@pytest.mark.parametrize("side", [8001, 10_000, 60_000])  # below, between and above Pillow's own two limits
+def test_a_huge_header_is_refused_at_once(tmp_path, side):
+    (tmp_path / "bomb.png").write_bytes(png_header(side, side))
+    start = time.perf_counter()
+    with pytest.raises(DataError, match=r"bomb.png.*pixels"):
+        load_folder(tmp_path)
+    assert time.perf_counter() - start < 0.5
+
+
+def test_the_previews_of_a_camera_are_no_animation(tmp_path):
+    frames = [Image.new("RGB", (8, 8), colour) for colour in ("red", "blue")]
+    save(tmp_path / "x.jpg", frames[0], format="MPO", save_all=True, append_images=frames[1:])
+    assert load_folder(tmp_path).pixels[0, :, 4, 4].tolist() == pytest.approx([255, 0, 0], abs=3)
+
+
+@pytest.mark.skipif(not (DATA / "goldfish-32").is_dir(), reason="goldfish-32 is not in $SIMPLE_DIFFUSION_DATA")
+def test_five_hundred_photographs_load_at_once():
+    start = time.perf_counter()
+    images = load_folder(DATA / "goldfish-32")
+    assert time.perf_counter() - start < 2
+    assert images.pixels.shape == (500, 3, 32, 32)
+    first, second, third = images.pixels.float().mean((0, 2, 3))
+    assert first > second > third  # goldfish are more red than green, and more green than blue
+
+
+# Arrays
+
+
+@pytest.mark.parametrize("channels", [None, 1, 3])
+@pytest.mark.parametrize("first", [True, False])
+def test_every_layout_of_an_array_is_the_same_images(tmp_path, channels, first):
+    truth = noise(5, channels or 1, 6, 7)
+    array = truth[:, 0] if channels is None else truth if first else truth.transpose(0, 2, 3, 1)
+    np.save(tmp_path / "x.npy", array)
+    images = load_array(tmp_path / "x.npy")
+    assert torch.equal(images.pixels, torch.from_numpy(truth))
+    assert images.pixels.is_contiguous()
+    assert (images.labels, images.classes, images.notes) == (None, 0, ())
+
+
+def test_the_last_axis_is_preferred_as_channels(tmp_path):
+    array = noise(2, 3, 4, 3)
+    np.save(tmp_path / "x.npy", array)
+    assert torch.equal(load_array(tmp_path / "x.npy").pixels, torch.from_numpy(array).permute(0, 3, 1, 2))
+
+
+@pytest.mark.parametrize("dtype", ["f2", "f4", "f8", ">f4"])
+def test_floats_go_back_to_the_bytes_they_were(tmp_path, dtype):
+    levels = np.arange(256).reshape(1, 16, 16)
+    for scaled in (levels / 255, levels / 127.5 - 1):
+        np.save(tmp_path / "x.npy", scaled.astype(dtype))
+        images = load_array(tmp_path / "x.npy")
+        assert images.pixels[0].tolist() == levels.tolist()
+        assert "to 0..255" in images.notes[0]
+
+
+def test_bools_are_black_and_white(tmp_path):
+    bits = noise(2, 4, 4) > 127
+    np.save(tmp_path / "x.npy", bits)
+    assert load_array(tmp_path / "x.npy").pixels[:, 0].tolist() == (bits * 255).tolist()
+
+
+def test_npz_has_labels_and_may_call_its_one_array_anything(tmp_path):
+    truth = noise(4, 6, 6, 3)
+    np.savez_compressed(tmp_path / "x.npz", images=truth, labels=np.array([0, 2, 2, 0], np.int8), more=np.ones(3))
+    images = load_array(tmp_path / "x.npz")
+    assert torch.equal(images.pixels, torch.from_numpy(truth).permute(0, 3, 1, 2))
+    assert images.labels.dtype == torch.int64
+    assert (images.labels.tolist(), images.class_names) == ([0, 2, 2, 0], ("0", "1", "2"))
+    np.savez(tmp_path / "y.npz", truth, labels=np.zeros(4, int))
+    assert torch.equal(load_array(tmp_path / "y.npz").pixels, images.pixels)
+
+
+ZEROS = np.zeros((2, 4, 4), np.uint8)
+REFUSED_ARRAYS = {
+    "alpha": (np.zeros((2, 8, 8, 4), np.uint8), "no alpha"),
+    "two axes": (ZEROS[0], "shape"),
+    "five axes": (np.zeros((2, 2, 4, 4, 3), np.uint8), "shape"),
+    "no images": (ZEROS[:0], "empty"),
+    "no pixels": (ZEROS[:, :0], "empty"),
+    "int64": (ZEROS.astype(np.int64), "save uint8"),
+    "complex": (ZEROS.astype(complex), "save uint8"),
+    "text": (ZEROS.astype(str), "save uint8"),
+    "0..255 floats": (ZEROS + 255.0, "save uint8"),
+    "below -1": (ZEROS - 1.001, "save uint8"),
+    "NaN": (np.where(np.eye(4), np.nan, ZEROS), "nan"),
+    "inf": (np.where(np.eye(4), np.inf, ZEROS), "inf"),
+    "objects": (ZEROS.astype(object), "save it anew"),
+}
+
+
+@pytest.mark.parametrize("case", REFUSED_ARRAYS)
+def test_arrays_that_are_no_images_are_refused(tmp_path, case):
+    array, message = REFUSED_ARRAYS[case]
+    path = tmp_path / "bad.npy"
+    np.save(path, array)
+    with pytest.raises(DataError, match=rf"bad.npy.*{message}"):
+        load_array(path)
+    np.savez(tmp_path / "bad.npz", images=array)
+    with pytest.raises(DataError, match=rf"bad.npz.*{message}"):
+        load_array(tmp_path / "bad.npz")
+
+
+@pytest.mark.parametrize(
+    "labels", [[0], [[0, 1]], [0, -1], [0, 10**9], [0.0, 1.0], [True, False], ["a", "b"], [None, 1]]
+)
+def test_labels_that_are_no_classes_are_refused(tmp_path, labels):
+    np.savez(tmp_path / "bad.npz", images=ZEROS, labels=np.array(labels))
+    with pytest.raises(DataError, match=r"bad.npz"):
+        load_array(tmp_path / "bad.npz")
+
+
+def test_an_npz_must_say_which_array_it_means(tmp_path):
+    np.savez(tmp_path / "bad.npz", a=ZEROS, b=ZEROS)
+    with pytest.raises(DataError, match=r"bad.npz.*none is called images"):
+        load_array(tmp_path / "bad.npz")
+    np.savez(tmp_path / "bad.npz", labels=np.zeros(2, int))
+    with pytest.raises(DataError, match=r"bad.npz.*images="):
+        load_array(tmp_path / "bad.npz")
+
+
+@pytest.mark.parametrize("name", ["x.npy", "x.npz"])
+def test_no_damage_to_an_array_file_escapes_as_another_error(tmp_path, name):
+    path = tmp_path / name
+    if name == "x.npy":
+        np.save(path, noise(2, 8, 8))
+    else:
+        np.savez_compressed(path, images=noise(2, 8, 8), labels=np.zeros(2, int))
+    whole = path.read_bytes()
+    for end in range(0, len(whole), 7):
+        path.write_bytes(whole[:end])
+        with pytest.raises(DataError, match=name):
+            load_array(path)
+    for place in range(0, len(whole), 3):  # a flipped pixel of an .npy cannot be told, anything else can
+        path.write_bytes(whole[:place] + bytes([whole[place] ^ 0x55]) + whole[place + 1 :])
+        with suppress(DataError):
+            load_array(path)
+
+
+# Sources
+
+
+def test_a_source_is_a_name_a_folder_or_an_array(tmp_path, monkeypatch):
+    digits = Images("digits", torch.zeros(3, 1, 8, 8, dtype=torch.uint8))
+    asked = []
+    monkeypatch.setitem(sources.SOURCES, "digits", lambda split, root: asked.append((split, root)) or digits)
+    assert load_images("digits", split="test", root="there") is digits
+    assert asked == [("test", "there")]
+    save(tmp_path / "digits/1.png", noise(4, 4))
+    assert len(load_images(str(tmp_path / "digits"))) == 1
+    np.save(tmp_path / "x.npy", noise(2, 4, 4))
+    array = (tmp_path / "x.npy").rename(tmp_path / "Y.NPY")
+    assert len(load_images(str(array))) == 2
+    for path in (tmp_path / "digits", array):
+        with pytest.raises(DataError, match="no 'test' split"):
+            load_images(str(path), split="test")
+
+
+def test_the_named_sources_are_wired_to_their_loaders(nowhere):
+    put_set(nowhere / "fashion-mnist", noise(2, 4, 4), np.zeros(2, np.uint8))
+    put_set(nowhere / "mnist", noise(2, 4, 4), np.zeros(2, np.uint8))
+    assert set(sources.SOURCES) == {"digits", "fashion-mnist", "mnist"}
+    assert load_images("fashion-mnist", root=nowhere).class_names[1] == "Trouser"
+    assert load_images("mnist", root=nowhere).class_names[1] == "1"
+
+
+def test_an_unknown_source_is_refused_with_the_known_ones(tmp_path):
+    with pytest.raises(DataError, match=r"'Fashion_Mnist' .*digits, fashion-mnist, mnist.* mean 'fashion-mnist'\?"):
+        load_images("Fashion_Mnist")
+    with pytest.raises(DataError) as error:
+        load_images(str(tmp_path / "nothing.npz"))
+    assert "did you mean" not in str(error.value)
+    (tmp_path / "photo.jpg").touch()
+    with pytest.raises(DataError, match=r"no folder and no .npy"):
+        load_images(str(tmp_path / "photo.jpg"))
+
+
+def test_size_does_the_same_to_every_source(tmp_path):
+    for channels in (1, 3):
+        array = noise(3, 20, 30, channels)
+        for number, pixels in enumerate(array.squeeze()):
+            save(tmp_path / f"folder{channels}/{number}.png", pixels)
+        np.save(tmp_path / "x.npy", array)
+        folder = load_images(str(tmp_path / f"folder{channels}"), size=12)
+        from_array = load_images(str(tmp_path / "x.npy"), size=12)
+        assert folder.shape == (channels, 12, 12)
+        assert torch.equal(folder.pixels, from_array.pixels)
+        assert folder.notes == from_array.notes == ("cropped to squares and resized 20 x 30 to 12 x 12",)
+    with pytest.raises(UsageError, match="--size 0"):
+        load_images(str(tmp_path / "x.npy"), size=0)

@@ -1,0 +1,122 @@
+"""The built-in digits: exact sizes and balance, reproducible bits, ink inside the frame, legible and varied."""
+
+import pytest
+import torch
+
+from simple_diffusion.data import digits as module
+from simple_diffusion.data.digits import digits
+from simple_diffusion.errors import DataError
+
+
+@pytest.fixture(scope="module")
+def train():
+    return digits("train")
+
+
+@pytest.fixture(scope="module")
+def test():
+    return digits("test")
+
+
+@pytest.fixture
+def few(monkeypatch):
+    """A test split of 1,000."""
+    monkeypatch.setitem(module.SIZES, "test", 1000)
+
+
+def flat(images, n):
+    return images.pixels[:n].flatten(1).float() / 255
+
+
+def distances(a, b):
+    return torch.cdist(a, b, compute_mode="use_mm_for_euclid_dist")
+
+
+def test_sizes_and_types(train, test):
+    for images, n in ((train, 60_000), (test, 10_000)):
+        assert images.name == "digits"
+        assert images.pixels.shape == (n, 1, 28, 28)
+        assert images.pixels.dtype == torch.uint8
+        assert images.labels.shape == (n,)
+        assert images.labels.dtype == torch.int64
+    assert train.class_names == ("0", "1", "2", "3", "4", "5", "6", "7", "8", "9")
+
+
+def test_classes_are_exactly_balanced_and_shuffled(train, test):
+    for images in (train, test):
+        assert torch.bincount(images.labels).tolist() == [len(images) // 10] * 10
+        same_as_next = (images.labels[1:] == images.labels[:-1]).double().mean().item()
+        assert same_as_next == pytest.approx(0.1, abs=0.02)
+
+
+def test_white_ink_on_black_about_as_much_as_in_mnist(train):
+    assert train.pixels.min() == 0
+    assert (train.pixels.flatten(1).amax(1) == 255).double().mean() > 0.999
+    assert 0.10 < (train.mean + 1) / 2 < 0.16
+
+
+def test_same_seed_same_bits(test):
+    assert digits("test").fingerprint == test.fingerprint
+
+
+def test_other_seed_or_split_other_images(few, monkeypatch):
+    monkeypatch.setitem(module.SIZES, "train", 1000)
+    prints = {images.fingerprint for images in (digits("test"), digits("test", seed=1), digits("train"))}
+    assert len(prints) == 3
+
+
+def test_bits_do_not_depend_on_threads(test):
+    before = torch.get_num_threads()
+    try:
+        for threads in (1, 2):
+            torch.set_num_threads(threads)
+            assert digits("test").fingerprint == test.fingerprint
+    finally:
+        torch.set_num_threads(before)
+
+
+def test_bits_do_not_depend_on_chunks(few, monkeypatch):
+    expected = digits("test").fingerprint
+    monkeypatch.setattr(module, "CHUNK", 77)
+    assert digits("test").fingerprint == expected
+
+
+def test_windows_cut_no_ink(few, monkeypatch):
+    expected = digits("test").fingerprint
+    monkeypatch.setattr(module, "WINDOW", 15)
+    assert digits("test").fingerprint == expected
+
+
+def test_ink_stays_off_the_border(train, test):
+    for images in (train, test):
+        inside = images.pixels[..., 2:-2, 2:-2]
+        assert torch.equal(inside.sum((1, 2, 3)), images.pixels.sum((1, 2, 3)))
+
+
+def test_ink_is_in_the_middle(train):
+    ink = train.pixels[:, 0].sum(0).double()
+    at = torch.arange(28.0, dtype=torch.float64)
+    for axis in (0, 1):
+        assert (ink.sum(axis) @ at / ink.sum()).item() == pytest.approx(13.5, abs=1)
+
+
+def test_legible_a_neighbour_has_the_same_label(train, test):
+    nearest = distances(flat(test, 2000), flat(train, 5000)).argmin(1)
+    assert (train.labels[nearest] == test.labels[:2000]).double().mean() > 0.93
+
+
+def test_every_class_is_varied(train, test):
+    """Class means alone do not suffice, so the digits are more than ten blurred stamps; yet they go far."""
+    means = torch.stack([flat(train, 5000)[train.labels[:5000] == c].mean(0) for c in range(10)])
+    right = (distances(flat(test, 2000), means).argmin(1) == test.labels[:2000]).double().mean()
+    assert 0.6 < right < 0.93
+
+
+def test_no_image_occurs_twice(train, test):
+    seen = {image.tobytes() for images in (train, test) for image in images.pixels.numpy()}
+    assert len(seen) == 70_000
+
+
+def test_unknown_split_is_named_in_one_sentence():
+    with pytest.raises(DataError, match=r"^The digits have no split 'valid'; choose one of train, test\.$"):
+        digits("valid")

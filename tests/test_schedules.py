@@ -1,0 +1,142 @@
+import math
+
+import pytest
+import torch
+from oracles import ALL, BETAS, VARIANCE_PRESERVING, close, f64
+from scipy.integrate import quad
+
+from simple_diffusion.schedules import Cosine, Discrete, Flow, Karras, Linear, Schedule
+
+TIMES = torch.linspace(0.001, 1, 1000, dtype=torch.float64)
+every_schedule = pytest.mark.parametrize("schedule", ALL.values(), ids=ALL)
+
+
+# --- every schedule --------------------------------------------------------------------------------------------------
+
+
+@every_schedule
+def test_levels_are_positive_finite_and_accurate_in_float32(schedule):
+    t = torch.logspace(-4, 0, 1000)
+    for curve, tolerance in ((schedule.alpha, 1e-3), (schedule.sigma, 1e-5)):  # alpha nears 1e-4 at t = 1
+        level = curve(t)
+        assert level.dtype == torch.float32
+        assert (level > 0).all()
+        assert level.isfinite().all()
+        torch.testing.assert_close(level.double(), curve(t.double()), rtol=tolerance, atol=0)
+
+
+@every_schedule
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_ratio_rises_strictly(schedule, dtype):
+    assert (schedule.ratio(torch.logspace(-4, 0, 1000, dtype=dtype)).diff() > 0).all()
+
+
+@pytest.mark.parametrize("name", VARIANCE_PRESERVING)
+def test_variance_is_preserved(name):
+    schedule, t = ALL[name], torch.logspace(-4, 0, 1000, dtype=torch.float64)
+    close(schedule.alpha(t) ** 2 + schedule.sigma(t) ** 2, torch.ones_like(t))
+
+
+@every_schedule
+def test_image_is_nearly_clean_near_0_and_nearly_noise_at_1(schedule):
+    ends = schedule.ratio(f64(1e-4, 1))
+    assert ends[0] < 0.01
+    assert ends[1] > 50
+
+
+@every_schedule
+@pytest.mark.parametrize("time_of", [lambda s, r: s.time_of(r), Schedule.time_of], ids=["own", "bisection"])
+def test_time_of_inverts_ratio(schedule, time_of):
+    close(time_of(schedule, schedule.ratio(TIMES)), TIMES, 1e-9)
+    ratio = torch.logspace(-2, 1.5, 100, dtype=torch.float64)
+    close(schedule.ratio(time_of(schedule, ratio)), ratio, 1e-9)
+    low, high = schedule.ratio(f64(0, 1))
+    close(time_of(schedule, torch.stack([low / 2, high * 2])), f64(0, 1), 1e-9)
+
+
+@every_schedule
+def test_levels_belong_to_their_images(schedule):
+    x, t = torch.zeros(5, 2, 3, 4, dtype=torch.float64), torch.linspace(0.1, 0.9, 5)
+    alpha, sigma = schedule.levels(t, x)
+    for b in range(5):
+        for level, curve in ((alpha, schedule.alpha), (sigma, schedule.sigma)):
+            close((x + level)[b], torch.full_like(x[b], curve(t[b].double()).item()))
+    for one in (t[2], t[2:3]):  # a single time serves the whole batch
+        for level, curve in zip(schedule.levels(one, x), (schedule.alpha, schedule.sigma), strict=True):
+            close(x + level, torch.full_like(x, curve(t[2].double()).item()))
+
+
+# --- each against its paper ------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("schedule", [Linear(), Linear(1.0, 12.0)])
+def test_linear_is_the_integral_of_beta(schedule):
+    for t in (0.001, 0.1, 0.5, 1.0):
+        integral, _ = quad(lambda u: schedule.beta_min + u * (schedule.beta_max - schedule.beta_min), 0, t)
+        close(schedule.alpha(f64(t)), f64(math.exp(-integral / 2)))
+
+
+@pytest.mark.parametrize("s", [0.008, 0.1])
+def test_cosine_is_that_of_nichol_and_dhariwal(s):
+    def f(t):
+        return torch.cos((t + s) / (1 + s) * math.pi / 2) ** 2
+
+    close(Cosine(s).alpha(TIMES) ** 2, f(0.9999 * TIMES) / f(f64(0)))
+
+
+def test_flow_is_a_straight_line_from_data_to_noise():
+    close(Flow().sigma(TIMES), TIMES)
+    close(Flow().alpha(TIMES), 1 - TIMES + 1e-4 * TIMES)
+
+
+@pytest.mark.parametrize("schedule", [Karras(), Karras(0.01, 50.0, 3.0)])
+def test_karras_is_equation_5(schedule):
+    n, low, high, rho = 20, schedule.sigma_min, schedule.sigma_max, schedule.rho
+    want = [(high ** (1 / rho) + i / (n - 1) * (low ** (1 / rho) - high ** (1 / rho))) ** rho for i in range(n)]
+    close(schedule.ratio(torch.linspace(1, 0, n, dtype=torch.float64)), f64(*want))
+    close(schedule.alpha(TIMES), torch.ones_like(TIMES))
+
+
+# --- tables ----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("betas", [BETAS, BETAS[:7], torch.tensor([0.5, 0.1, 0.999])], ids=["ddpm", "7", "uneven"])
+def test_table_holds_exactly_at_its_steps(betas):
+    betas, schedule = betas.double(), Discrete(betas)
+    n = torch.arange(1, len(betas) + 1, dtype=torch.float64)
+    abar = (1 - betas).cumprod(0)
+    close(schedule.alpha(n / len(betas)), abar.sqrt())
+    close(schedule.sigma(n / len(betas)), (1 - abar).sqrt())
+
+
+def test_between_steps_log_ratio_runs_straight():
+    schedule, n = Discrete(BETAS[:10]), torch.arange(0, 10, dtype=torch.float64)
+    left, middle, right = (schedule.ratio((n + k) / 10).log() for k in (0, 0.25, 1))
+    close(middle, left + (right - left) / 4)
+    assert (right > left).all()
+    close((right - left)[0], (right - left)[1])  # below the first step it goes on as between the first two
+
+
+def test_many_small_steps_approach_linear():
+    def worst(n):
+        schedule, linear = Discrete([(0.1 + 19.9 * (i + 0.5) / n) / n for i in range(n)]), Linear()
+        t = torch.arange(1, n + 1, dtype=torch.float64) / n
+        return (schedule.alpha(t) - linear.alpha(t)).abs().max().item()
+
+    assert worst(1000) < 5e-3
+    assert worst(1000) / worst(4000) == pytest.approx(4, rel=0.05)  # first order in 1/n
+
+
+@pytest.mark.parametrize("beta", [0.0, 1.0, -0.1, 1.5, math.nan, math.inf])
+def test_table_refuses_betas_outside_0_to_1(beta):
+    for betas in ([beta, 0.1], [0.1, beta], torch.tensor([0.1, beta, 0.1])):
+        with pytest.raises(ValueError, match="inside"):
+            Discrete(betas)
+
+
+def test_table_needs_two_steps_and_compares_by_value():
+    for betas in ([], [0.1]):
+        with pytest.raises(ValueError, match="two"):
+            Discrete(betas)
+    assert Discrete(BETAS) == Discrete(BETAS.tolist())
+    assert Discrete(BETAS) != Discrete(BETAS[:-1])
