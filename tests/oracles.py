@@ -75,7 +75,7 @@ class Mixture:
 
 
 @cache
-def mixture_flow(high: float, low: float, n: int = 1000) -> tuple[Tensor, Tensor]:
+def mixture_flow(high: float, low: float, n: int = 400) -> tuple[Tensor, Tensor]:
     """(z high, where the flow of `Mixture` takes it), both x/alpha `[9, 1]`, from level `high` to level `low`.
 
     Classical Runge-Kutta in log(sigma/alpha): fourth order, and nothing in common with a sampler.

@@ -3,6 +3,7 @@
 import gzip
 import hashlib
 import threading
+import time
 from collections.abc import Callable
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
@@ -126,7 +127,9 @@ def test_a_cut_download_goes_on_where_it_ended(server, path):
 def test_the_next_mirror_goes_on_with_what_the_last_one_sent(server, path):
     server.routes |= {"/cut": send(CONTENT, cut=70_000), "/stalled": send(CONTENT, cut=150_000, stall=True)}
     server.routes["/good"] = send(CONTENT)
+    begun = time.perf_counter()
     download([server.url(name) for name in server.routes], path, SHA256)
+    assert time.perf_counter() - begun < 3  # 0.3 s of silence are enough
     assert done(path)
     (_, first), (_, second), (_, third) = server.asked
     assert (first, second) == (None, "bytes=70000-")

@@ -66,7 +66,7 @@ _PUBLIC = {
     "training": ["adamw", "train", "warmup_linear"],
 }
 _HOME = {name: module for module, names in _PUBLIC.items() for name in names}
-__all__ = sorted(_HOME)  # noqa: PLE0605
+__all__ = sorted(_HOME)
 
 
 def __getattr__(name: str):

@@ -67,10 +67,20 @@ def read(path: str | Path, device: str = "auto", precision: str = "auto") -> Mod
             denoiser = build(config, card)
         denoiser.load_state_dict(tensors, assign=True)
         step, seconds = int(about["step"]), float(about["seconds"])
-    except (SafetensorError, OSError, KeyError, TypeError, ValueError, RuntimeError, UsageError, RecursionError) as error:
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+    except (
+        SafetensorError,
+        OSError,
+        KeyError,
+        TypeError,
+        ValueError,
+        RuntimeError,
+        UsageError,
+        RecursionError,
+    ) as error:
+        reason = " ".join(str(error).split())[:160] or type(error).__name__
         raise CheckpointError(f"{file} is not a model of simple-diffusion, or is damaged: {reason}") from error
-    denoiser = denoiser.to(where, memory_format=memory_format(config)).eval().requires_grad_(False)
+    denoiser = denoiser.to(where).to(memory_format=memory_format(config))  # pyrefly: ignore[no-matching-overload]
+    denoiser = denoiser.eval().requires_grad_(False)
     return Model(denoiser, config, card, step, seconds)
 
 

@@ -14,7 +14,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NoReturn
 
-from .errors import DataError, SimpleDiffusionError, UsageError
+from .errors import SimpleDiffusionError, UsageError
 
 STARTED = time.perf_counter()
 
@@ -86,7 +86,9 @@ def parser() -> Parser:
     sub.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="any setting; `help` lists them")
     sub.add_argument("--out", type=Path, metavar="FOLDER", help="the run folder (default runs/DATA-1, -2, ...)")
     sub.add_argument("--seed", type=whole, metavar="N", help="of weights, data order and noise (default 0)")
-    sub.add_argument("--dry-run", action="store_true", help="say what would be done and how long it takes; write nothing")
+    sub.add_argument(
+        "--dry-run", action="store_true", help="say what would be done and how long it takes; write nothing"
+    )
     data_options(sub)
     device_options(sub)
 
@@ -149,11 +151,11 @@ def train(args: argparse.Namespace) -> dict[str, Any]:
     if out is not None and out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise UsageError(f"{out} exists already: choose another --out, or remove it")
 
-    import torch
-
     from dataclasses import replace
 
-    from .run import free_folder, forecast, train_run
+    import torch
+
+    from .run import forecast, free_folder, train_run
 
     device = pick_device(args.device)
     config = fitted(config, device)
@@ -165,7 +167,7 @@ def train(args: argparse.Namespace) -> dict[str, Any]:
         result = forecast(config, images, device)
         say(args, result["text"])
         return result
-    folder = out or free_folder(Path("runs"), images.name)
+    folder = out or free_folder(Path("runs"), Path(images.name).resolve().stem)
     length = f"{config.steps:,} steps" if config.steps else f"{config.seconds:g} s"
     say(args, f"Training for {length} on {device.type} in {config.precision}, into {folder}.")
     result = train_run(config, images, folder, device, STARTED, quiet=args.json)
@@ -233,7 +235,6 @@ def draw(args: argparse.Namespace) -> dict[str, Any]:
 
     from dataclasses import replace
 
-    import numpy as np
     import torch
     from tqdm import tqdm
 
@@ -246,7 +247,7 @@ def draw(args: argparse.Namespace) -> dict[str, Any]:
 
     model = read(args.model, args.device, args.precision)
     card = model.card
-    given = {"guidance": args.guidance, "sampler_steps": args.steps, "sampler": args.sampler}
+    given: dict[str, Any] = {"guidance": args.guidance, "sampler_steps": args.steps, "sampler": args.sampler}
     config = replace(model.config, **{key: value for key, value in given.items() if value is not None})
     chosen = labels_of(args.label, card.class_names) if args.label is not None else list(range(card.classes))
     labels = torch.tensor([chosen[i % len(chosen)] for i in range(args.n)]) if chosen else None
@@ -265,7 +266,9 @@ def draw(args: argparse.Namespace) -> dict[str, Any]:
     device = next(model.denoiser.parameters()).device
     drawn = []
     with tqdm(total=args.n, unit=" images", disable=args.json or not sys.stderr.isatty()) as bar:
-        for x in samples(denoiser, (args.n, *card.shape), times, labels, sampler=sampler, seed=args.seed, device=device):
+        for x in samples(
+            denoiser, (args.n, *card.shape), times, labels, sampler=sampler, seed=args.seed, device=device
+        ):
             drawn.append(to_uint8(x).cpu())
             bar.update(len(x))
     pixels = torch.cat(drawn)
@@ -342,7 +345,8 @@ def show_schedules(args: argparse.Namespace) -> dict[str, Any]:
     say(args, f"{', '.join(chosen)}: {args.out}")
     t = torch.linspace(0, 1, 11, dtype=torch.float64)[1:]
     return {
-        name: {"t": t.tolist(), "alpha": s.alpha(t).tolist(), "sigma": s.sigma(t).tolist()} for name, s in chosen.items()
+        name: {"t": t.tolist(), "alpha": s.alpha(t).tolist(), "sigma": s.sigma(t).tolist()}
+        for name, s in chosen.items()
     }
 
 

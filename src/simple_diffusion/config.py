@@ -42,7 +42,9 @@ class Config:
     lr: float = setting(3e-3, "peak learning rate of AdamW", low=1e-8, high=10)
     warmup: float = setting(0.03, "share of the run over which the learning rate rises", low=1e-6, high=0.99)
     clip: float = setting(1.0, "largest norm of the gradient", low=1e-6, high=1e6)
-    ema: float = setting(0.05, "memory of the averaged weights, relative to the length of the run", low=0.001, high=0.27)
+    ema: float = setting(
+        0.05, "memory of the averaged weights, relative to the length of the run", low=0.001, high=0.27
+    )
 
     widths: tuple[int, ...] = setting((64, 128), "channels of each level of the U-Net", low=8, high=4096)
     blocks: tuple[int, ...] = setting((1, 2), "residual blocks of each level", low=1, high=64)
@@ -123,9 +125,10 @@ def settings_help() -> str:
     rows = []
     for f in fields(Config):
         rule = f.metadata
-        allowed = " ".join(rule["among"]) if rule["among"] else f"{rule['low']:g} .. {rule['high']:g}"
+        words = isinstance(f.default, str) and not rule["among"]
+        allowed = "" if words else " ".join(rule["among"]) or f"{rule['low']:g} .. {rule['high']:g}"
         default = ",".join(map(str, f.default)) if isinstance(f.default, tuple) else f.default
-        rows.append(f"  {f.name:<14} {default!s:<13} {'' if allowed == '-inf .. inf' else allowed}\n      {f.metadata['meaning']}")
+        rows.append(f"  {f.name:<14} {default!s:<13} {allowed}\n      {rule['meaning']}")
     return "\n".join(rows)
 
 
@@ -133,7 +136,10 @@ PRESETS: dict[str, tuple[str, dict[str, Any]]] = {
     "tiny": ("0.3 M parameters, for a minute or two", {"widths": (32, 64), "lr": 4e-3}),
     "small": ("0.7 M parameters, for some minutes on two cores", {"widths": (48, 96)}),
     "base": ("1.2 M parameters", {"widths": (64, 128)}),
-    "large": ("9 M parameters, for an hour or a GPU", {"widths": (128, 256), "blocks": (2, 4), "lr": 1e-3, "batch": 128}),
+    "large": (
+        "9 M parameters, for an hour or a GPU",
+        {"widths": (128, 256), "blocks": (2, 4), "lr": 1e-3, "batch": 128},
+    ),
 }
 """name -> (what it is for, the settings that differ from the default)."""
 
@@ -156,7 +162,15 @@ class Card:
     def of(cls, images: Images) -> "Card":
         channels, height, width = images.shape
         return cls(
-            images.name, len(images), channels, height, width, images.class_names, images.mean, images.std, images.fingerprint
+            images.name,
+            len(images),
+            channels,
+            height,
+            width,
+            images.class_names,
+            images.mean,
+            images.std,
+            images.fingerprint,
         )
 
     @property
@@ -176,7 +190,7 @@ def memory_format(config: Config) -> torch.memory_format:
 def build(config: Config, card: Card) -> Denoiser:
     """The untrained denoiser of a fitted config, for the data of a card; weights from torch's global generator."""
     net = UNet(card.channels, card.classes, config.widths, config.blocks, config.patch, config.dropout)
-    net = net.to(memory_format=memory_format(config))
+    net = net.to(memory_format=memory_format(config))  # pyrefly: ignore[no-matching-overload]
     return Denoiser(net, SCHEDULES[config.schedule](), TARGETS[config.target], card.std, PRECISIONS[config.precision])
 
 

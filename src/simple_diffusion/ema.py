@@ -2,10 +2,13 @@
 
 from collections.abc import Callable
 from copy import deepcopy
+from typing import Generic, TypeVar
 
 import numpy as np
 import torch
-from torch import nn
+from torch import Tensor, nn
+
+Averaged = TypeVar("Averaged", bound=nn.Module)
 
 Decay = Callable[[int], float]
 """How much of the average is kept at update n = 1, 2, ...; 0 at n = 1, where there is nothing to keep."""
@@ -29,21 +32,22 @@ def constant_decay(decay: float = 0.999) -> Decay:
     return lambda n: min(decay, (n - 1) / (n + 9))
 
 
-class EMA:
+class EMA(Generic[Averaged]):
     """A copy of `model` whose parameters trail its own; buffers are copied as they are.
 
     model   any module; `.model` is the averaged copy, in eval mode and without gradients
     decay   a function of the number of the update
     """
 
-    def __init__(self, model: nn.Module, decay: Decay | None = None):
+    def __init__(self, model: Averaged, decay: Decay | None = None):
         self.decay = decay or power_decay()
-        self.model = deepcopy(model).eval().requires_grad_(False)
+        self.model: Averaged = deepcopy(model).eval().requires_grad_(False)
 
     @torch.no_grad()
-    def update(self, model: nn.Module, n: int) -> None:
+    def update(self, model: Averaged, n: int) -> None:
         """Take in the model's weights after update n = 1, 2, ..."""
-        slow, fast = list(self.model.parameters()), list(model.parameters())
+        slow: list[Tensor] = list(self.model.parameters())
+        fast: list[Tensor] = list(model.parameters())
         torch._foreach_lerp_(slow, fast, 1 - self.decay(n))  # lerp is exact at both ends
         for kept, fresh in zip(self.model.buffers(), model.buffers(), strict=True):
             kept.copy_(fresh)

@@ -21,7 +21,9 @@ def write_atomic(path: Path, content: bytes) -> None:
         os.replace(part, path)
     except OSError as error:
         part.unlink(missing_ok=True)
-        raise ResourceError(f"{path} can't be written ({error.strerror}): free the disk or choose another --out") from error
+        raise ResourceError(
+            f"{path} can't be written ({error.strerror}): free the disk or choose another --out"
+        ) from error
     if os.name == "posix":  # the rename itself must reach the disk too
         folder = os.open(path.parent, os.O_RDONLY)
         try:

@@ -19,7 +19,7 @@ def pick_device(name: str = "auto") -> torch.device:
 
 
 def pick_precision(name: str, device: torch.device) -> str:
-    """"fp32" or "bf16": as asked, or what is faster on this device.
+    """ "fp32" or "bf16": as asked, or what is faster on this device.
 
     The rule, measured by `benchmarks/throughput.py`: bf16 where the hardware multiplies bf16 matrices (AMX tiles on a
     CPU, tensor cores on a GPU), fp32 elsewhere, where casts cost more than they save.

@@ -1,10 +1,10 @@
 """A training run: the loop with its budget, its averaged weights, its log, and its folder.
 
-    FOLDER/
-      config.toml          every setting, and the command that repeats the run
-      log.csv              step, images, seconds, loss, learning_rate, images_per_second
-      model.safetensors    what `sample` uses: averaged weights and config; rewritten with each picture and at every stop
-      samples/             grids drawn from fixed noise while it trained
+FOLDER/
+  config.toml          every setting, and the command that repeats the run
+  log.csv              step, images, seconds, loss, learning_rate, images_per_second
+  model.safetensors    what `sample` uses: averaged weights and config; rewritten with each picture and at every stop
+  samples/             grids drawn from fixed noise while it trained
 """
 
 import json

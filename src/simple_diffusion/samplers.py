@@ -6,6 +6,7 @@ The coefficients of a step are Python floats, exact in float64 whatever the imag
 """
 
 import math
+from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
@@ -192,8 +193,7 @@ def samples(
             return Draws(seed, step, numbers).normal("sampler", x.shape[1:]).to(x)
 
         x = start * Draws(seed, 0, numbers).normal("start", shape[1:]).to(device)
-        for x in sampler(denoiser, x, times, labels, noise):  # noqa: B007  the last state is the image
-            pass
+        (x,) = deque(sampler(denoiser, x, times, labels, noise), maxlen=1)  # the last state is the image
         yield x[: n - i]
 
 

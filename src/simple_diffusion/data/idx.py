@@ -79,7 +79,7 @@ def read_idx(path: str | Path) -> Tensor:
         if data.startswith(b"\x1f\x8b"):
             data = gzip.decompress(data)
         zero, kind, ndim = struct.unpack_from(">HBB", data)
-        if (zero, kind) != (0, 8) or ndim == 0:
+        if (zero, kind) != (0, 8):
             raise ValueError("not an IDX file of bytes")
         shape, start = struct.unpack_from(f">{ndim}I", data, 4), 4 + 4 * ndim
         if len(data) - start != math.prod(shape):

@@ -62,7 +62,7 @@ class Images:
     @cached_property
     def _moments(self) -> tuple[float, float]:
         count = torch.bincount(self.pixels.flatten(), minlength=256).double()  # exact, and no float copy of the data
-        level = to_unit(torch.arange(256)).double()
+        level = torch.arange(256, dtype=torch.float64) / 127.5 - 1
         mean = (count * level).sum() / count.sum()
         variance = (count * (level - mean) ** 2).sum() / count.sum()
         return mean.item(), variance.sqrt().item()

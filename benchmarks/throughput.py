@@ -1,0 +1,125 @@
+"""Training and sampling speed of each preset on this machine, and where the time of a training step goes.
+
+    python benchmarks/throughput.py [--precision fp32 bf16] [--presets tiny small] [--seconds 4]
+
+Images are 28 x 28 in grey with ten classes, as in Fashion-MNIST; numbers are medians over steps. Each preset is
+measured in every precision in one run, so that the ratios hold on a machine that others use too.
+"""
+
+import argparse
+import time
+from collections import Counter
+from dataclasses import replace
+from statistics import median
+
+import torch
+from torch.profiler import ProfilerActivity, profile
+from torch.utils.flop_counter import FlopCounterMode
+
+from simple_diffusion.config import PRESETS, Card, Config, build_sampler
+from simple_diffusion.data.images import Images
+from simple_diffusion.run import start_training
+from simple_diffusion.samplers import samples
+
+KINDS = {  # what an operation's name begins with -> the kind of work it is
+    "convolution": ("aten::mkldnn_conv", "aten::convolution_back", "aten::cudnn_conv", "aten::_slow_conv"),
+    "matrix product": ("aten::addmm", "aten::mm", "aten::bmm", "aten::linear", "aten::mkldnn_linear", "aten::baddbmm"),
+    "attention": ("aten::_scaled_dot", "aten::_softmax", "aten::_flash", "aten::_efficient"),
+    "normalisation": ("aten::native_group_norm", "aten::native_layer_norm"),
+    "activation": ("aten::silu",),
+    "optimiser, averages": ("aten::_fused_adam", "aten::_foreach", "Optimizer", "aten::linalg_vector_norm"),
+    "casts and copies": ("aten::copy_", "aten::_to_copy", "aten::cat", "aten::clone", "aten::contiguous"),
+    "resampling": ("aten::upsample", "aten::pixel", "aten::constant_pad", "aten::index"),
+}
+
+
+def kind_of(operation: str) -> str:
+    for kind, names in KINDS.items():
+        if operation.startswith(names):
+            return kind
+    return "other arithmetic" if operation.startswith("aten::") else "python, autograd"
+
+
+def matmul_peak(dtype: torch.dtype, size: int = 2048) -> float:
+    """This machine's own matrix product, FLOP/s."""
+    a = torch.randn(size, size).to(dtype)
+    times = []
+    for _ in range(8):
+        began = time.perf_counter()
+        a @ a
+        times.append(time.perf_counter() - began)
+    return 2 * size**3 / median(times[2:])
+
+
+def measure(preset: str, precision: str, seconds: float) -> tuple[str, Counter]:
+    """One row of the table, and seconds by kind of work in five training steps."""
+    images = Images(
+        "noise",
+        torch.randint(0, 256, (2048, 1, 28, 28), dtype=torch.uint8),
+        torch.arange(2048) % 10,
+        tuple("0123456789"),
+    )
+    config = replace(Config(**PRESETS[preset][1]), precision=precision)
+    card, device = Card.of(images), torch.device("cpu")
+    denoiser, steps = start_training(config, card, images, device, lambda n: 1e-6)
+    for _ in range(3):
+        next(steps)
+    with FlopCounterMode(display=False) as counter:
+        next(steps)
+    flops = counter.get_total_flops()
+    times, end = [], time.perf_counter() + seconds
+    while time.perf_counter() < end:
+        began = time.perf_counter()
+        next(steps)
+        times.append(time.perf_counter() - began)
+    step = median(times)
+
+    with profile(activities=[ProfilerActivity.CPU]) as profiler:
+        for _ in range(5):
+            next(steps)
+    kinds: Counter = Counter()
+    for event in profiler.key_averages():
+        kinds[kind_of(event.key)] += event.self_cpu_time_total / 1e6
+
+    guided, grid, sampler = build_sampler(config, card, denoiser.eval())
+    labels = torch.arange(64) % 10
+    list(samples(guided, (64, *card.shape), grid, labels, sampler=sampler))
+    times = []
+    for seed in range(3):
+        began = time.perf_counter()
+        list(samples(guided, (64, *card.shape), grid, labels, sampler=sampler, seed=seed))
+        times.append(time.perf_counter() - began)
+    parameters = sum(p.numel() for p in denoiser.parameters()) / 1e6
+    row = (
+        f"| {preset} | {parameters:.2f} | {precision} | {config.batch / step:,.0f} | {flops / config.batch / 1e9:.2f} "
+        f"| {flops / step / 1e9:,.0f} | {64 / median(times):,.0f} |"
+    )
+    return row, kinds
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--precision", nargs="+", default=["fp32", "bf16"], choices=["fp32", "bf16"])
+    parser.add_argument("--presets", nargs="+", default=list(PRESETS), choices=list(PRESETS))
+    parser.add_argument("--seconds", type=float, default=4.0, help="of measuring each preset's steps")
+    args = parser.parse_args()
+    print(f"torch {torch.__version__}, {torch.get_num_threads()} threads", end="")
+    for precision, dtype in (("fp32", torch.float32), ("bf16", torch.bfloat16)):
+        print(f", matrix product {precision} {matmul_peak(dtype) / 1e9:,.0f} GFLOP/s", end="")
+    print("\n\n| preset | M parameters | precision | training images/s | GFLOP/image | GFLOP/s | sampling images/s |")
+    print("|---|---|---|---|---|---|---|")
+    shares = {}
+    for preset in args.presets:
+        for precision in args.precision:
+            row, shares[preset, precision] = measure(preset, precision, args.seconds)
+            print(row, flush=True)
+    kinds = [kind for kind, _ in sum(shares.values(), Counter()).most_common()]
+    print(f"\nShare of a training step:\n\n| preset | precision | {' | '.join(kinds)} |")
+    print("|---" * (len(kinds) + 2) + "|")
+    for (preset, precision), seconds in shares.items():
+        total = sum(seconds.values())
+        print(f"| {preset} | {precision} | {' | '.join(f'{seconds[k] / total:.0%}' for k in kinds)} |")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,36 @@
+"""Small real data, and a small trained run, for the tests of the product."""
+
+import os
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from simple_diffusion.cli import main
+
+SHARED = Path(__file__).resolve().parents[2] / "shared" / "data"
+if SHARED.is_dir():
+    os.environ.setdefault("SIMPLE_DIFFUSION_DATA", str(SHARED))
+
+TINY = [f"--set={pair}" for pair in ("widths=8,16", "blocks=1,1", "batch=16", "sampler_steps=4")]
+
+
+@pytest.fixture(scope="session")
+def squares(tmp_path_factory) -> Path:
+    """An .npz of 96 colour images, 12 x 16, in three classes: a square at the left, in the middle, at the right."""
+    rng = np.random.default_rng(0)
+    labels = np.arange(96) % 3
+    images = rng.integers(0, 40, (96, 12, 16, 3), dtype=np.uint8)
+    for image, label in zip(images, labels, strict=True):
+        image[3:9, 1 + 5 * label : 5 + 5 * label] = rng.integers(180, 255, 3)
+    path = tmp_path_factory.mktemp("data") / "squares.npz"
+    np.savez(path, images=images, labels=labels)
+    return path
+
+
+@pytest.fixture(scope="session")
+def run_folder(squares, tmp_path_factory) -> Path:
+    """The folder of a run of 20 steps on the squares."""
+    folder = tmp_path_factory.mktemp("runs") / "squares"
+    main(["train", str(squares), "--steps", "20", "--out", str(folder), *TINY])
+    return folder

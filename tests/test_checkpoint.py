@@ -1,0 +1,85 @@
+"""Model files: what is saved comes back, and nothing else is taken for one."""
+
+import json
+import struct
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from simple_diffusion import load
+from simple_diffusion.checkpoint import read, save
+from simple_diffusion.errors import CheckpointError, ResourceError
+
+
+def header(path) -> dict:
+    size = struct.unpack("<Q", path.read_bytes()[:8])[0]
+    return json.loads(path.read_bytes()[8 : 8 + size])["__metadata__"]
+
+
+def test_what_is_saved_comes_back(run_folder, tmp_path):
+    model = read(run_folder)
+    save(tmp_path / "copy.safetensors", model)
+    copy = read(tmp_path / "copy.safetensors")
+    assert (copy.config, copy.card, copy.step) == (model.config, model.card, model.step)
+    assert (tmp_path / "copy.safetensors").read_bytes() == (run_folder / "model.safetensors").read_bytes()
+    x = torch.randn(2, *model.card.shape)
+    t, labels = torch.tensor([0.3, 0.9]), torch.tensor([0, 3])
+    assert torch.equal(copy.denoiser(x, t, labels), load(run_folder)(x, t, labels))
+
+
+def test_precision_is_the_readers_choice(run_folder):
+    assert read(run_folder, precision="fp32").denoiser.dtype == torch.float32
+    assert read(run_folder, precision="bf16").denoiser.dtype == torch.bfloat16
+
+
+def test_every_cut_and_foreign_file_is_refused(run_folder, tmp_path):
+    whole = (run_folder / "model.safetensors").read_bytes()
+    path = tmp_path / "m.safetensors"
+    for length in [0, 1, 7, 8, 9, 100, *range(500, len(whole), len(whole) // 20), len(whole) - 1]:
+        path.write_bytes(whole[:length])
+        with pytest.raises(CheckpointError, match=r"m\.safetensors"):
+            read(path)
+    save_file({"weight": torch.zeros(3)}, path)
+    with pytest.raises(CheckpointError, match="not a model"):
+        read(path)
+
+
+@pytest.mark.parametrize(
+    ("change", "word"),
+    [
+        (lambda about: about["config"].update(widths=[8, 24]), "net"),
+        (lambda about: about["config"].update(widths=[4096, 4096]), "net"),
+        (lambda about: about["config"].update(widths="os.system"), "widths"),
+        (lambda about: about["config"].update(schedule="__class__"), "schedule"),
+        (lambda about: about["config"].update(extra=1), "keys"),
+        (lambda about: about["config"].pop("lr"), "keys"),
+        (lambda about: about["card"].update(channels=1), "net"),
+        (lambda about: about.update(format=2), "newer"),
+        (lambda about: about.pop("step"), "step"),
+    ],
+)
+def test_a_header_that_lies_is_refused(run_folder, tmp_path, change, word):
+    file = run_folder / "model.safetensors"
+    about = json.loads(header(file)["simple-diffusion"])
+    change(about)
+    path = tmp_path / "m.safetensors"
+    save_file(load_file(file), path, {"simple-diffusion": json.dumps(about)})
+    with pytest.raises(CheckpointError, match=word):
+        read(path)
+
+
+def test_a_full_disk_leaves_the_old_file(run_folder, tmp_path, monkeypatch):
+    path = tmp_path / "m.safetensors"
+    model = read(run_folder)
+    save(path, model)
+    before = path.read_bytes()
+
+    def full(descriptor: int) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("simple_diffusion.files.os.fsync", full)
+    with pytest.raises(ResourceError, match="No space left"):
+        save(path, model)
+    assert path.read_bytes() == before
+    assert list(tmp_path.iterdir()) == [path]

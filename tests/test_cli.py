@@ -1,0 +1,267 @@
+"""The commands end to end, and every way to use them wrong."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+import tomllib
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from conftest import TINY
+from PIL import Image
+
+from simple_diffusion import load, samples
+from simple_diffusion.checkpoint import read
+from simple_diffusion.cli import main
+from simple_diffusion.config import build_sampler
+
+
+def pixels(path: Path) -> np.ndarray:
+    with Image.open(path) as image:
+        return np.asarray(image)
+
+
+def arrays(path: Path) -> dict[str, np.ndarray]:
+    with np.load(path) as file:
+        return dict(file)
+
+
+def fails(capsys, argv: list[str], code: int, *words: str) -> None:
+    """The command ends with `code` and one sentence on stderr that holds all the words."""
+    with pytest.raises(SystemExit) as stop:
+        main([str(word) for word in argv])
+    err = capsys.readouterr().err
+    assert stop.value.code == code, err
+    assert err.startswith("simple-diffusion: ")
+    assert err.count("\n") == 1, err
+    for word in words:
+        assert word in err
+
+
+def tree(folder: Path) -> dict[str, bytes]:
+    return {str(p.relative_to(folder)): p.read_bytes() for p in sorted(folder.rglob("*")) if p.is_file()}
+
+
+def test_help_does_not_wait_for_torch():
+    code = (
+        "import sys\nfrom simple_diffusion.cli import main\n"
+        "try: main(['train', '--help'])\nexcept SystemExit: pass\n"
+        "assert 'torch' not in sys.modules and 'numpy' not in sys.modules"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True, stdout=subprocess.DEVNULL)
+
+
+def test_train_leaves_a_whole_run_folder(run_folder):
+    config = tomllib.loads((run_folder / "config.toml").read_text())
+    assert config["steps"] == 20
+    assert config["widths"] == [8, 16]
+    assert config["precision"] in ("fp32", "bf16")  # decided, not "auto"
+    rows = (run_folder / "log.csv").read_text().splitlines()
+    assert rows[0] == "step,images,seconds,loss,learning_rate,images_per_second"
+    assert [int(row.split(",")[0]) for row in rows[1:]] == list(range(1, 21))
+    assert [int(row.split(",")[1]) for row in rows[1:]] == [16 * n for n in range(1, 21)]
+    pictures = sorted((run_folder / "samples").glob("step-*.png"))
+    assert pictures[-1].name == "step-00000020.png"
+    assert pixels(pictures[-1]).shape == (2 + 3 * (12 * 4 + 2), 2 + 10 * (16 * 4 + 2), 3)
+
+
+def test_the_command_in_config_toml_repeats_the_run(run_folder, tmp_path):
+    command = (run_folder / "config.toml").read_text().splitlines()[1].removeprefix("# simple-diffusion ")
+    main([*command.split(), "--out", str(tmp_path / "again")])
+    again = read(tmp_path / "again").denoiser.state_dict()
+    for name, tensor in read(run_folder).denoiser.state_dict().items():
+        assert torch.equal(tensor, again[name]), name
+    assert tree(run_folder)["samples/step-00000020.png"] == tree(tmp_path / "again")["samples/step-00000020.png"]
+
+
+def test_epochs_are_passes_over_the_data(squares, tmp_path, capsys):
+    main(["train", str(squares), "--epochs", "2", "--out", str(tmp_path / "run"), "--json", *TINY])
+    result = json.loads(capsys.readouterr().out)
+    assert result["steps"] == 12  # 2 x 96 images in batches of 16
+    assert result["images"] == 192
+
+
+def test_dry_run_writes_nothing(squares, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    main(["train", str(squares), "--dry-run", "--steps", "100", "--json", *TINY])
+    result = json.loads(capsys.readouterr().out)
+    assert result["parameters"] == sum(p.numel() for p in load_denoiser(squares, tmp_path).parameters())
+    assert result["images"] == 1600
+
+
+def load_denoiser(squares, tmp_path):
+    assert list(tmp_path.iterdir()) == []  # the dry run left nothing
+    main(["train", str(squares), "--steps", "1", "--out", str(tmp_path / "run"), *TINY])
+    return load(tmp_path / "run")
+
+
+def test_sample_png_npz_and_folder_hold_the_same_images(run_folder, tmp_path):
+    main(["sample", str(run_folder), "--n", "7", "--out", str(tmp_path / "s.npz")])
+    drawn = arrays(tmp_path / "s.npz")
+    assert drawn["images"].shape == (7, 12, 16, 3)
+    assert drawn["labels"].tolist() == [0, 1, 2, 0, 1, 2, 0]
+    main(["sample", str(run_folder), "--n", "7", "--out", str(tmp_path / "folder")])
+    for i, label in enumerate(drawn["labels"]):
+        assert np.array_equal(pixels(tmp_path / "folder" / f"{i:06d}-{label}.png"), drawn["images"][i])
+    main(["sample", str(run_folder), "--n", "6", "--out", str(tmp_path / "s.png")])
+    sheet = pixels(tmp_path / "s.png")
+    # One class a row: the second row begins with image 1, enlarged four times after a gap of 2.
+    top, left = 2 + 12 * 4 + 2, 2
+    assert np.array_equal(sheet[top : top + 48 : 4, left : left + 64 : 4], drawn["images"][1])
+
+
+def test_sample_needs_only_the_file(run_folder, tmp_path):
+    (tmp_path / "copy.safetensors").write_bytes((run_folder / "model.safetensors").read_bytes())
+    for model, out in ((run_folder, "a.npz"), (tmp_path / "copy.safetensors", "b.npz")):
+        main(["sample", str(model), "--n", "3", "--out", str(tmp_path / out)])
+    assert (arrays(tmp_path / "a.npz")["images"] == arrays(tmp_path / "b.npz")["images"]).all()
+
+
+def test_sample_options_reach_the_sampler(run_folder, tmp_path):
+    argv = ["sample", str(run_folder), "--n", "4", "--label", "2,0", "--guidance", "3", "--steps", "6"]
+    main([*argv, "--sampler", "ddpm", "--seed", "9", "--out", str(tmp_path / "s.npz")])
+    model = read(run_folder)
+    config = type(model.config)(**{**vars(model.config), "guidance": 3.0, "sampler_steps": 6, "sampler": "ddpm"})
+    denoiser, times, sampler = build_sampler(config, model.card, model.denoiser)
+    labels = torch.tensor([2, 0, 2, 0])
+    (x,) = samples(denoiser, (4, 3, 12, 16), times, labels, sampler=sampler, seed=9)
+    expected = ((x + 1) * 127.5).round().clamp(0, 255).to(torch.uint8).permute(0, 2, 3, 1).numpy()
+    assert np.array_equal(arrays(tmp_path / "s.npz")["images"], expected)
+    assert arrays(tmp_path / "s.npz")["labels"].tolist() == labels.tolist()
+
+
+def test_samples_can_be_trained_on(run_folder, tmp_path):
+    main(["sample", str(run_folder), "--n", "9", "--out", str(tmp_path / "s.npz")])
+    main(["train", str(tmp_path / "s.npz"), "--steps", "2", "--out", str(tmp_path / "run"), *TINY])
+    assert read(tmp_path / "run").card.classes == 3
+
+
+def test_a_folder_of_images_trains_without_set_up(tmp_path):
+    rng = np.random.default_rng(1)
+    for kind in ("cats", "dogs"):
+        (tmp_path / "pets" / kind).mkdir(parents=True)
+        for i in range(3):
+            Image.fromarray(rng.integers(0, 255, (40, 50 + i, 3), np.uint8)).save(
+                tmp_path / "pets" / kind / f"{i}.JPEG"
+            )
+    main(["train", str(tmp_path / "pets"), "--steps", "2", "--out", str(tmp_path / "run"), *TINY])
+    card = read(tmp_path / "run").card
+    assert card.class_names == ("cats", "dogs")
+    assert card.shape == (3, 32, 32)
+    main(["sample", str(tmp_path / "run"), "--label", "dogs", "--n", "2", "--out", str(tmp_path / "dogs.npz")])
+    assert arrays(tmp_path / "dogs.npz")["labels"].tolist() == [1, 1]
+
+
+def test_data_and_schedules(squares, tmp_path, capsys):
+    main(["data", str(squares), "--out", str(tmp_path / "sheet.png"), "--json"])
+    card = json.loads(capsys.readouterr().out)
+    assert card["classes"] == {"0": 32, "1": 32, "2": 32}
+    data = arrays(squares)["images"] / 127.5 - 1
+    assert card["mean"] == pytest.approx(data.mean(), abs=1e-9)
+    assert card["std"] == pytest.approx(data.std(), abs=1e-9)
+    assert pixels(tmp_path / "sheet.png").shape == (2 + 3 * (12 * 4 + 2), 2 + 10 * (16 * 4 + 2), 3)
+    main(["schedules", "cosine", "flow", "--out", str(tmp_path / "curves.png"), "--json"])
+    curves = json.loads(capsys.readouterr().out)
+    assert list(curves) == ["cosine", "flow"]
+    assert curves["flow"]["sigma"] == pytest.approx([n / 10 for n in range(1, 11)])
+    assert pixels(tmp_path / "curves.png").std() > 5
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_leaves_a_usable_model_and_says_where(squares, tmp_path, number):
+    out = tmp_path / "run"
+    argv = [sys.executable, "-m", "simple_diffusion", "train", str(squares), "--for", "10min", "--out", str(out), *TINY]
+    with subprocess.Popen(argv, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        while not (out / "log.csv").exists() or not (out / "log.csv").read_text().count("\n"):
+            assert process.poll() is None, process.stderr.read()
+            time.sleep(0.05)
+        os.kill(process.pid, number)
+        stdout, _ = process.communicate(timeout=120)
+    assert process.returncode == 128 + number
+    assert str(out) in stdout
+    assert read(out).step >= 1
+
+
+# --- wrong use: one sentence, the right exit code, nothing written
+
+
+@pytest.mark.parametrize(
+    ("argv", "code", "words"),
+    [
+        (["paint"], 2, ["paint"]),
+        (["train", "--sped", "3"], 2, ["--sped"]),
+        (["train", "--for", "soon"], 2, ["soon", "10min"]),
+        (["train", "--for", "0s"], 2, ["0s"]),
+        (["train", "--for", "1min", "--steps", "3"], 2, ["not allowed"]),
+        (["train", "--steps", "-3"], 2, ["-3"]),
+        (["train", "--steps", "1.5"], 2, ["1.5"]),
+        (["train", "--seed", "99999999999999999999"], 2, ["99999999999999999999"]),
+        (["train", "--preset", "huge"], 2, ["huge", "tiny"]),
+        (["train", "--set", "lr"], 2, ["lr", "number"]),
+        (["train", "--set", "lr=fast"], 2, ["lr", "fast"]),
+        (["train", "--set", "lr=nan"], 2, ["lr", "nan"]),
+        (["train", "--set", "lr=-1"], 2, ["lr", "-1"]),
+        (["train", "--set", "widht=8"], 2, ["widht", "widths"]),
+        (["train", "--set", "widths=8,16,32"], 2, ["widths", "blocks"]),
+        (["train", "--set", "schedule=cosin"], 2, ["schedule", "cosine"]),
+        (["train", "--set", "seconds=0"], 2, ["length"]),
+        (["train", "--device", "tpu"], 2, ["tpu"]),
+        (["train", "fashion-mnits"], 3, ["fashion-mnits", "fashion-mnist"]),
+        (["train", "no/such/folder"], 3, ["no/such/folder"]),
+        (["train", "empty"], 3, ["empty"]),
+        (["train", "broken"], 3, ["broken/page.png"]),
+        (["data", "nowhere.npz"], 3, ["nowhere.npz"]),
+        (["sample", "nothing"], 5, ["nothing"]),
+        (["sample", "text.safetensors"], 5, ["text.safetensors"]),
+        (["schedules", "cosin"], 2, ["cosin", "cosine"]),
+    ],
+)
+def test_wrong_use(capsys, tmp_path, monkeypatch, argv, code, words):
+    monkeypatch.chdir(tmp_path)
+    Path("empty").mkdir()
+    Path("broken").mkdir()
+    Path("broken/page.png").write_text("<html>404</html>")
+    Path("text.safetensors").write_text("not a model")
+    before = tree(tmp_path)
+    fails(capsys, argv, code, *words)
+    assert tree(tmp_path) == before
+    assert not Path("runs").exists()
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        (["--label", "3"], ["'3'", "0, 1, 2"]),
+        (["--label", "-1"], ["-1"]),
+        (["--label", "cat"], ["cat"]),
+        (["--label", ""], ["label"]),
+        (["--guidance", "-1"], ["guidance", "-1"]),
+        (["--guidance", "nan"], ["guidance", "nan"]),
+        (["--n", "0"], ["0"]),
+        (["--sampler", "dpm"], ["dpm", "dpmpp"]),
+        (["--out", "x.jpeg"], [".jpeg", ".png"]),
+    ],
+)
+def test_wrong_use_of_a_model(capsys, tmp_path, monkeypatch, run_folder, options, words):
+    monkeypatch.chdir(tmp_path)
+    before = tree(run_folder)
+    fails(capsys, ["sample", run_folder, *options], 2, *words)
+    assert list(tmp_path.iterdir()) == []
+    assert tree(run_folder) == before
+
+
+def test_a_run_folder_is_never_overwritten(capsys, squares, run_folder):
+    before = tree(run_folder)
+    fails(capsys, ["train", squares, "--steps", "1", "--out", run_folder], 2, str(run_folder), "exists")
+    assert tree(run_folder) == before
+
+
+def test_debug_shows_the_traceback():
+    command = [sys.executable, "-m", "simple_diffusion", "sample", "nothing", "--debug"]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert "Traceback" in done.stderr

@@ -1,0 +1,105 @@
+"""The checks of the samplers can fail: copies of samplers.py, each broken in one place, must not pass them."""
+
+from importlib.machinery import ModuleSpec
+from importlib.util import module_from_spec
+from pathlib import Path
+
+import pytest
+from checks import CHECKS
+from oracles import ALL
+
+from simple_diffusion import samplers
+
+SOURCE = Path(samplers.__file__).read_text()
+
+# What is broken: (text, what it becomes instead). All places are changed where the text stands in several.
+MUTANTS = {
+    # every sampler
+    "the last step is missing": ("range(len(times))", "range(len(times) - 1)"),
+    "alpha of the next level is this level's": ("alphas[i], sigmas[i], alphas[i + 1]", "alphas[i], sigmas[i], alphas[i]"),
+    "the clean end has sigma left": ("tolist(), 0.0]", "tolist(), 1e-4]"),
+    "the denoiser hears no label": ("denoiser(x, i.t, cond)", "denoiser(x, i.t)"),
+    "the denoiser hears the first time": ("denoiser(x, i.t, cond)", "denoiser(x, times[0], cond)"),
+    "noise implied has its sign flipped": ("(x - i.alpha_t * x0_hat)", "(i.alpha_t * x0_hat - x)"),
+    "noise implied forgets alpha": ("(x - i.alpha_t * x0_hat)", "(x - x0_hat)"),
+    # ddpm
+    "ddpm: alpha_t for alpha_s": ("i.alpha_s * variance_ts * x0_hat", "i.alpha_t * variance_ts * x0_hat"),
+    "ddpm: beta for the posterior's variance": ("math.sqrt(variance_ts) * i.sigma_s / i.sigma_t", "math.sqrt(variance_ts)"),
+    "ddpm: variance for deviation": ("mean + std * noise", "mean + std**2 * noise"),
+    "ddpm: no noise": ("mean + std * noise", "mean + 0 * noise"),
+    "ddpm: beta of the wrong level": ("(alpha_ts * i.sigma_s) ** 2", "i.sigma_s**2"),
+    "ddpm: gain without its square": ("alpha_ts * i.sigma_s**2 * x", "alpha_ts * i.sigma_s * i.sigma_t * x"),
+    "ddpm: one noise for all steps": ("mean + std * noise(i.number, x)", "mean + std * noise(0, x)"),
+    # ddim
+    "ddim: alpha_t for alpha_s": ("x = i.alpha_s * x0_hat + math", "x = i.alpha_t * x0_hat + math"),
+    "ddim: sigma_t for sigma_s": ("math.sqrt(i.sigma_s**2 - new**2)", "math.sqrt(i.sigma_t**2 - new**2)"),
+    "ddim: old noise is not cut by the new": ("math.sqrt(i.sigma_s**2 - new**2)", "i.sigma_s"),
+    "ddim: cut without squares": ("math.sqrt(i.sigma_s**2 - new**2)", "(i.sigma_s - new)"),
+    "ddim: eta squared": ("new = eta * i.sigma_s", "new = eta**2 * i.sigma_s"),
+    "ddim: one noise for all steps": ("x + new * noise(i.number, x)", "x + new * noise(0, x)"),
+    # heun
+    "heun: no correction": ("(eps_hat + eps_s) / 2", "eps_hat"),
+    "heun: the end's slope alone": ("(eps_hat + eps_s) / 2", "eps_s"),
+    "heun: slopes not halved": ("(eps_hat + eps_s) / 2", "(eps_hat + eps_s)"),
+    "heun: correction at the old time": ("denoiser(x_s, i.s, cond)", "denoiser(x_s, i.t, cond)"),
+    "heun: correction without its label": ("denoiser(x_s, i.s, cond)", "denoiser(x_s, i.s)"),
+    "heun: climbs in sigma, not in sigma/alpha": (
+        "climb = i.sigma_s / i.alpha_s - i.sigma_t / i.alpha_t",
+        "climb = i.sigma_s - i.sigma_t",
+    ),
+    "heun: alpha_t for alpha_s": ("x_s = i.alpha_s * (x / i.alpha_t", "x_s = i.alpha_t * (x / i.alpha_t"),
+    # dpmpp
+    "dpmpp: extrapolates backwards": ("x0_hat + (x0_hat - before[0])", "x0_hat - (x0_hat - before[0])"),
+    "dpmpp: a whole step ahead": ("(h / (lam - before[1]) / 2)", "(h / (lam - before[1]))"),
+    "dpmpp: steps taken for equal": ("(h / (lam - before[1]) / 2)", "(1 / 2)"),
+    "dpmpp: ratio of steps upside down": ("(h / (lam - before[1]) / 2)", "((lam - before[1]) / h / 2)"),
+    "dpmpp: forgets the step before": ("before = x0_hat, lam", "before = None"),
+    "dpmpp: remembers what it extrapolated": ("before = x0_hat, lam", "before = x, lam"),
+    "dpmpp: alpha_t for alpha_s": ("i.alpha_s * math.expm1(-h)", "i.alpha_t * math.expm1(-h)"),
+    "dpmpp: sign of the exponent": ("math.expm1(-h)", "math.expm1(h)"),
+    # grids
+    "uniform grid: one step down": ("torch.arange(n, 0, -1,", "torch.arange(n - 1, -1, -1,"),
+    "karras grid: not raised to rho": ("time_of(roots**rho)", "time_of(roots)"),
+    "karras grid: upside down": ("time_of(roots**rho)", "time_of(roots**rho).flip(0)"),
+    "karras grid: rho of 7 whatever is asked": ("time_of(roots**rho)", "time_of(roots**7)"),
+    "karras grid: beyond the schedule's reach": ("min(sigma_max, reach[1])", "sigma_max"),
+    # whole images
+    "sample: the last batch is not filled": ("range(i, i + batch)", "range(i, min(i + batch, n))"),
+    "sample: each batch draws the same noise": ("range(i, i + batch)", "range(batch)"),
+    "sample: labels of the first batch": ("cond[[min(number, n - 1)", "cond[[min(number - i, n - 1)"),
+    "sample: start without its level": ("x = start * Draws", "x = Draws"),
+    "sample: start as an image at unit scale": ("math.hypot(", "max("),
+    "sample: one noise for all steps": ('Draws(seed, step, numbers).normal("sampler"', 'Draws(seed, 0, numbers).normal("sampler"'),
+    "sample: noise without the seed": ('Draws(seed, step, numbers).normal("sampler"', 'Draws(0, step, numbers).normal("sampler"'),
+    "sample: start without the seed": ("Draws(seed, 0, numbers)", "Draws(0, 0, numbers)"),
+    "sample: the step's noise is the start's": ('normal("sampler"', 'normal("start"'),
+}  # fmt: skip
+
+SOME = {name: ALL[name] for name in ("flow", "karras")}
+
+
+def module(source):
+    made = module_from_spec(ModuleSpec("simple_diffusion.mutant", None))
+    exec(compile(source, "<mutant>", "exec"), made.__dict__)
+    return made
+
+
+def verdicts(mutant):
+    """The checks that reject a module of samplers, in the order of CHECKS."""
+    for name, check in CHECKS.items():
+        for schedule in SOME.values():
+            try:
+                check(mutant, schedule)
+            except AssertionError:
+                yield name
+                break
+
+
+def test_the_original_passes():
+    assert list(verdicts(module(SOURCE))) == []
+
+
+@pytest.mark.parametrize(("text", "broken"), MUTANTS.values(), ids=MUTANTS)
+def test_a_broken_sampler_is_rejected(text, broken):
+    assert text in SOURCE
+    assert next(verdicts(module(SOURCE.replace(text, broken))), None)

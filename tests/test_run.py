@@ -1,0 +1,88 @@
+"""The budget of a run, on a clock that the test turns."""
+
+import pytest
+import torch
+
+import simple_diffusion.run as run
+from simple_diffusion.config import Card, Config, fitted
+from simple_diffusion.data.sources import load_images
+from simple_diffusion.training import warmup_linear
+
+TINY = {"widths": (8, 16), "blocks": (1, 1), "batch": 8, "sampler_steps": 2}
+
+
+class Clock:
+    """A clock that moves when a step of training is done."""
+
+    def __init__(self, monkeypatch, step_seconds):
+        self.now, self.steps = 0.0, 0
+        monkeypatch.setattr(run.time, "perf_counter", lambda: self.now)
+        real = run.train
+
+        def slow(*args, **kwargs):
+            for step in real(*args, **kwargs):
+                self.now += step_seconds(self.now)
+                self.steps += 1
+                yield step
+
+        monkeypatch.setattr(run, "train", slow)
+        real_grid = run.draw_grid
+
+        def slow_grid(*args, **kwargs):
+            self.now += 0.5
+            return real_grid(*args, **kwargs)
+
+        monkeypatch.setattr(run, "draw_grid", slow_grid)
+
+
+@pytest.mark.parametrize(
+    "step_seconds",
+    [lambda now: 0.3, lambda now: 0.2 if now < 30 else 0.8, lambda now: 0.8 if now < 30 else 0.2],
+    ids=["steady", "slows down half way", "speeds up half way"],
+)
+def test_a_run_by_the_clock_ends_on_time_with_the_rate_at_zero(squares, tmp_path, monkeypatch, step_seconds):
+    clock = Clock(monkeypatch, step_seconds)
+    config = fitted(Config(seconds=60.0, **TINY), torch.device("cpu"))
+    result = run.train_run(config, load_images(str(squares)), tmp_path / "run", torch.device("cpu"), 0.0, quiet=True)
+    assert result.seconds == pytest.approx(60, rel=0.03)
+    assert result.step == clock.steps
+    rates = [float(row.split(",")[4]) for row in (tmp_path / "run" / "log.csv").read_text().splitlines()[1:]]
+    assert rates[-1] < 0.03 * config.lr
+    assert max(rates) > 0.9 * config.lr
+    assert f"steps={clock.steps}" in (tmp_path / "run" / "config.toml").read_text()
+
+
+def test_warmup_linear():
+    assert warmup_linear(0.0) == 0
+    assert warmup_linear(0.03) == pytest.approx(1)
+    assert warmup_linear(0.015) == pytest.approx(0.5)
+    assert warmup_linear(0.515) == pytest.approx(0.5)
+    assert warmup_linear(1.0) == 0
+
+
+def test_divergence_keeps_the_last_good_weights(squares, tmp_path, monkeypatch):
+    images = load_images(str(squares))
+    config = fitted(Config(seconds=0.0, steps=10, **TINY), torch.device("cpu"))
+    real = run.build_loss
+
+    def poisoned(config, card):
+        loss = real(config, card)
+        return lambda d, x0, cond, draws: loss(d, x0, cond, draws) * (float("nan") if draws.step == 6 else 1.0)
+
+    monkeypatch.setattr(run, "build_loss", poisoned)
+    with pytest.raises(run.DivergedError, match="step 6"):
+        run.train_run(config, images, tmp_path / "run", torch.device("cpu"), 0.0, quiet=True)
+    model = run.save.__globals__["read"](tmp_path / "run")
+    assert model.step == 5
+    assert all(p.isfinite().all() for p in model.denoiser.parameters())
+
+
+def test_the_card_is_read_from_the_data(squares):
+    card = Card.of(load_images(str(squares)))
+    assert (card.shape, card.classes, card.count) == ((3, 12, 16), 3, 96)
+
+
+def test_free_folder_takes_the_first_free_number(tmp_path):
+    assert run.free_folder(tmp_path, "digits").name == "digits-1"
+    (tmp_path / "digits-1").mkdir()
+    assert run.free_folder(tmp_path, "digits").name == "digits-2"

@@ -1,0 +1,98 @@
+import math
+
+import pytest
+import torch
+from checks import CHECKS, ORDERS, STOCHASTIC, Z, ancestral_moments
+from oracles import ALL, Gaussian, Mixture, close, f64, normal
+
+from simple_diffusion import samplers
+from simple_diffusion.denoiser import Denoiser
+from simple_diffusion.networks.unet import UNet
+from simple_diffusion.schedules import Karras, Linear
+from simple_diffusion.targets import velocity
+
+every_schedule = pytest.mark.parametrize("schedule", ALL.values(), ids=ALL)
+every_sampler = pytest.mark.parametrize("sampler", samplers.SAMPLERS.values(), ids=samplers.SAMPLERS)
+
+
+def test_every_sampler_states_its_order():
+    assert ORDERS.keys() | STOCHASTIC == samplers.SAMPLERS.keys()
+
+
+@every_schedule
+@pytest.mark.parametrize("check", CHECKS.values(), ids=CHECKS)
+def test_samplers(check, schedule):
+    check(samplers, schedule)
+
+
+@every_sampler
+@every_schedule
+def test_one_step_is_the_posterior_mean(schedule, sampler):
+    (x,) = sampler(Mixture(schedule), 5 * Z, f64(0.8))
+    close(x, Mixture(schedule)(5 * Z, f64(0.8)))
+
+
+@every_sampler
+def test_solvers_draw_no_noise_and_ancestors_do(sampler):
+    drawn = []
+
+    def noise(step, x):
+        drawn.append(step)
+        return torch.zeros_like(x)
+
+    list(sampler(Gaussian(Linear()), Z, samplers.uniform_grid(Linear(), 5), None, noise))
+    assert drawn == ([0, 1, 2, 3] if sampler is samplers.ddpm else [])
+
+
+def test_default_noise_is_fresh():
+    torch.manual_seed(0)
+    a, b = samplers.fresh(0, torch.zeros(10_000)), samplers.fresh(0, torch.zeros(10_000))
+    assert abs((a * b).mean()) < 0.05
+    for x in (a, b):
+        assert abs(x.mean()) < 0.05
+        assert abs(x.var() - 1) < 5 * math.sqrt(2 / 10_000)
+
+
+def test_karras_grid_on_karras_is_equation_5_to_its_ends():
+    n, low, high, rho = 18, 0.002, 80.0, 7.0
+    want = [(high ** (1 / rho) + i / (n - 1) * (low ** (1 / rho) - high ** (1 / rho))) ** rho for i in range(n)]
+    close(Karras().ratio(samplers.karras_grid(Karras(), n)), f64(*want))
+
+
+def test_ancestral_sampling_by_monte_carlo():
+    n, schedule = 20_000, Linear()
+    oracle, times = Gaussian(schedule), samplers.karras_grid(schedule, 500)
+    generator = torch.Generator().manual_seed(0)
+    x = oracle.at(normal(n, 1), times[0])
+    noise = lambda step, x: torch.randn(x.shape, dtype=x.dtype, generator=generator)  # noqa: E731
+    *_, x = samplers.ddpm(oracle, x, times, None, noise)
+    mean, variance = ancestral_moments(samplers, schedule, 500, samplers.ddpm)
+    assert abs(x.mean() - mean) < 5 * math.sqrt(variance / n)
+    assert abs(x.var() / variance - 1) < 5 * math.sqrt(2 / n)
+    assert abs(x.std() / oracle.std - 1) < 0.03
+
+
+@pytest.mark.parametrize("cond", [None, torch.arange(70) % 4], ids=["bare", "labelled"])
+@every_sampler
+def test_images_are_bitwise_the_same_in_any_number(sampler, cond):
+    torch.manual_seed(0)
+    net = UNet(1, classes=3, widths=(32, 32), blocks=(1, 1))
+    for p in net.parameters():
+        torch.nn.init.normal_(p, std=0.05)
+    denoiser, times = Denoiser(net, Karras(), velocity, 0.5).eval(), samplers.karras_grid(Karras(), 3)
+
+    def draw(n):
+        labels = None if cond is None else cond[:n]
+        return samplers.sample(denoiser, (n, 1, 8, 8), times, labels, sampler=sampler, batch=32)
+
+    whole = draw(70)
+    assert torch.equal(draw(5), whole[:5])
+    assert torch.equal(draw(1), whole[:1])
+    assert whole.isfinite().all()
+
+
+def test_samples_come_batch_by_batch():
+    times = samplers.uniform_grid(Linear(), 3)
+    parts = list(samplers.samples(Gaussian(Linear()), (10, 2), times, batch=4))
+    assert [len(part) for part in parts] == [4, 4, 2]
+    assert torch.equal(torch.cat(parts), samplers.sample(Gaussian(Linear()), (10, 2), times, batch=4))
