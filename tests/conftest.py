@@ -5,8 +5,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
 from simple_diffusion.cli import main
+
+torch.set_num_threads(1)  # small tensors: threads would only wait for each other
+os.environ["OMP_NUM_THREADS"] = "1"  # the same for commands in processes of their own
 
 SHARED = Path(__file__).resolve().parents[2] / "shared" / "data"
 if SHARED.is_dir():

@@ -9,9 +9,9 @@ import simple_diffusion
 
 SOURCE = Path(simple_diffusion.__file__).parent
 ORDER = (
-    "errors randomness schedules targets metrics denoiser networks.unet ema losses guidance samplers data.images "
-    "data.digits data.download data.idx data.folder data.arrays data.sources data.batches training hardware config "
-    "files checkpoint figures run cli __main__"
+    "errors randomness schedules targets metrics denoiser networks.unet networks.classifier ema losses guidance "
+    "samplers data.images data.digits data.download data.idx data.folder data.arrays data.sources data.batches "
+    "training hardware classification config files checkpoint extractors figures run cli __main__"
 ).split()
 """The order of reading: a module may import only what stands before it."""
 

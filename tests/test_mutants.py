@@ -16,7 +16,7 @@ SOURCE = Path(samplers.__file__).read_text()
 MUTANTS = {
     # every sampler
     "the last step is missing": ("range(len(times))", "range(len(times) - 1)"),
-    "alpha of the next level is this level's": ("alphas[i], sigmas[i], alphas[i + 1]", "alphas[i], sigmas[i], alphas[i]"),
+    "the next alpha is this one": ("alphas[i], sigmas[i], alphas[i + 1]", "alphas[i], sigmas[i], alphas[i]"),
     "the clean end has sigma left": ("tolist(), 0.0]", "tolist(), 1e-4]"),
     "the denoiser hears no label": ("denoiser(x, i.t, cond)", "denoiser(x, i.t)"),
     "the denoiser hears the first time": ("denoiser(x, i.t, cond)", "denoiser(x, times[0], cond)"),
@@ -24,7 +24,7 @@ MUTANTS = {
     "noise implied forgets alpha": ("(x - i.alpha_t * x0_hat)", "(x - x0_hat)"),
     # ddpm
     "ddpm: alpha_t for alpha_s": ("i.alpha_s * variance_ts * x0_hat", "i.alpha_t * variance_ts * x0_hat"),
-    "ddpm: beta for the posterior's variance": ("math.sqrt(variance_ts) * i.sigma_s / i.sigma_t", "math.sqrt(variance_ts)"),
+    "ddpm: beta for the posterior's variance": ("math.sqrt(variance_ts) * i.sigma_s / i.sigma_t", "variance_ts**0.5"),
     "ddpm: variance for deviation": ("mean + std * noise", "mean + std**2 * noise"),
     "ddpm: no noise": ("mean + std * noise", "mean + 0 * noise"),
     "ddpm: beta of the wrong level": ("(alpha_ts * i.sigma_s) ** 2", "i.sigma_s**2"),
@@ -69,8 +69,8 @@ MUTANTS = {
     "sample: labels of the first batch": ("cond[[min(number, n - 1)", "cond[[min(number - i, n - 1)"),
     "sample: start without its level": ("x = start * Draws", "x = Draws"),
     "sample: start as an image at unit scale": ("math.hypot(", "max("),
-    "sample: one noise for all steps": ('Draws(seed, step, numbers).normal("sampler"', 'Draws(seed, 0, numbers).normal("sampler"'),
-    "sample: noise without the seed": ('Draws(seed, step, numbers).normal("sampler"', 'Draws(0, step, numbers).normal("sampler"'),
+    "sample: one noise for all steps": ("Draws(seed, step, numbers)", "Draws(seed, 0, numbers)"),
+    "sample: noise without the seed": ("Draws(seed, step, numbers)", "Draws(0, step, numbers)"),
     "sample: start without the seed": ("Draws(seed, 0, numbers)", "Draws(0, 0, numbers)"),
     "sample: the step's noise is the start's": ('normal("sampler"', 'normal("start"'),
 }  # fmt: skip

@@ -26,13 +26,13 @@ class Clock:
                 yield step
 
         monkeypatch.setattr(run, "train", slow)
-        real_grid = run.draw_grid
+        real_draw = run.draw
 
-        def slow_grid(*args, **kwargs):
+        def slow_draw(*args, **kwargs):
             self.now += 0.5
-            return real_grid(*args, **kwargs)
+            return real_draw(*args, **kwargs)
 
-        monkeypatch.setattr(run, "draw_grid", slow_grid)
+        monkeypatch.setattr(run, "draw", slow_draw)
 
 
 @pytest.mark.parametrize(

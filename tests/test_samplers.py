@@ -8,7 +8,7 @@ from oracles import ALL, Gaussian, Mixture, close, f64, normal
 from simple_diffusion import samplers
 from simple_diffusion.denoiser import Denoiser
 from simple_diffusion.networks.unet import UNet
-from simple_diffusion.schedules import Karras, Linear
+from simple_diffusion.schedules import Flow, Karras, Linear
 from simple_diffusion.targets import velocity
 
 every_schedule = pytest.mark.parametrize("schedule", ALL.values(), ids=ALL)
@@ -60,7 +60,7 @@ def test_karras_grid_on_karras_is_equation_5_to_its_ends():
 
 
 def test_ancestral_sampling_by_monte_carlo():
-    n, schedule = 20_000, Linear()
+    n, schedule = 20_000, Flow()
     oracle, times = Gaussian(schedule), samplers.karras_grid(schedule, 500)
     generator = torch.Generator().manual_seed(0)
     x = oracle.at(normal(n, 1), times[0])

@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from .checkpoint import load as load
+    from .classification import accuracy as accuracy
+    from .classification import train_classifier as train_classifier
     from .data.batches import batches as batches
     from .data.images import Images as Images
     from .data.images import to_uint8 as to_uint8
@@ -18,6 +20,8 @@ if TYPE_CHECKING:
     from .ema import EMA as EMA
     from .ema import constant_decay as constant_decay
     from .ema import power_decay as power_decay
+    from .extractors import Extractor as Extractor
+    from .extractors import extractor_for as extractor_for
     from .figures import grid as grid
     from .guidance import Guided as Guided
     from .guidance import drop_labels as drop_labels
@@ -25,6 +29,7 @@ if TYPE_CHECKING:
     from .losses import MinSNR as MinSNR
     from .losses import denoising_loss as denoising_loss
     from .losses import uniform as uniform
+    from .networks.classifier import Classifier as Classifier
     from .networks.unet import UNet as UNet
     from .samplers import ddim as ddim
     from .samplers import ddpm as ddpm
@@ -51,14 +56,17 @@ __version__ = "0.1.0"
 
 _PUBLIC = {
     "checkpoint": ["load"],
+    "classification": ["accuracy", "train_classifier"],
     "data.batches": ["batches"],
     "data.images": ["Images", "to_uint8", "to_unit"],
     "data.sources": ["load_images"],
     "denoiser": ["Clipped", "Denoiser"],
     "ema": ["EMA", "constant_decay", "power_decay"],
+    "extractors": ["Extractor", "extractor_for"],
     "figures": ["grid"],
     "guidance": ["Guided", "drop_labels"],
     "losses": ["LogNormal", "MinSNR", "denoising_loss", "uniform"],
+    "networks.classifier": ["Classifier"],
     "networks.unet": ["UNet"],
     "samplers": ["ddim", "ddpm", "dpmpp", "heun", "karras_grid", "sample", "samples", "uniform_grid"],
     "schedules": ["Cosine", "Discrete", "Flow", "Karras", "Linear"],

@@ -92,7 +92,7 @@ def parser() -> Parser:
     data_options(sub)
     device_options(sub)
 
-    sub = command("sample", draw, "draw images from a trained model")
+    sub = command("sample", sample, "draw images from a trained model")
     sub.add_argument("model", metavar="MODEL", help="a run folder or a .safetensors file")
     sub.add_argument("--n", type=positive, default=100, help="how many (default 100)")
     sub.add_argument("--label", metavar="A,B", help="classes to draw, by number or name (default all, one a row)")
@@ -112,6 +112,14 @@ def parser() -> Parser:
     sub = command("schedules", show_schedules, "draw noise schedules on common axes")
     sub.add_argument("names", nargs="*", metavar="NAME", help="linear, cosine, flow, karras (default all)")
     sub.add_argument("--out", type=Path, default=Path("schedules.png"), metavar="FILE.png")
+
+    sub = command("classifier", classify, "train the classifier whose features judge samples of a data set")
+    sub.add_argument("data", nargs="?", default="digits", metavar="DATA", help="as for train")
+    sub.add_argument("--epochs", type=positive, metavar="N", help="passes over the data (default minutes on two cores)")
+    sub.add_argument("--out", type=Path, metavar="FILE.safetensors", help="its stem is the extractor's name")
+    sub.add_argument("--seed", type=whole, default=0, metavar="N", help="of weights, split and data order (default 0)")
+    sub.add_argument("--device", default="auto", choices=("auto", "cpu", "cuda", "mps"))
+    data_options(sub)
     return top
 
 
@@ -224,71 +232,67 @@ def labels_of(text: str, class_names: tuple[str, ...]) -> list[int]:
     return labels
 
 
-def draw(args: argparse.Namespace) -> dict[str, Any]:
-    """simple-diffusion sample"""
+def opened(args: argparse.Namespace):
+    """The model of the command line, with its config as the options change it."""
+    from dataclasses import replace
+
+    from .checkpoint import read
     from .config import SAMPLERS
 
     if args.sampler is not None and args.sampler not in SAMPLERS:
         raise UsageError(f"no sampler is called {args.sampler!r}: choose one of {', '.join(SAMPLERS)}")
     if args.guidance is not None and not 0 <= args.guidance <= 100:
         raise UsageError(f"--guidance lies in 0 .. 100, not at {args.guidance}")
-
-    from dataclasses import replace
-
-    import torch
-    from tqdm import tqdm
-
-    from .checkpoint import read
-    from .config import build_sampler
-    from .data.images import to_uint8
-    from .figures import grid, npz, png
-    from .files import write_atomic
-    from .samplers import samples
-
     model = read(args.model, args.device, args.precision)
-    card = model.card
     given: dict[str, Any] = {"guidance": args.guidance, "sampler_steps": args.steps, "sampler": args.sampler}
     config = replace(model.config, **{key: value for key, value in given.items() if value is not None})
+    return replace(model, config=config)
+
+
+def sampling_text(model, n: int) -> str:
+    """What is drawn, and how."""
+    config = model.config
+    guidance = f", guidance {config.guidance:g}" if model.card.classes else ""
+    return f"{n:,} images of {model.card.name}, {config.sampler} in {config.sampler_steps} steps{guidance}"
+
+
+def sample(args: argparse.Namespace) -> dict[str, Any]:
+    """simple-diffusion sample"""
+    if args.out is not None and args.out.suffix not in (".png", ".npz", ""):
+        raise UsageError(f"--out {args.out} has an ending that is not known: use .png, .npz, or a folder's name")
+
+    import torch
+
+    from .figures import grid, npz, png, rows_of
+    from .files import write_atomic
+    from .run import draw
+
+    model = opened(args)
+    card = model.card
     chosen = labels_of(args.label, card.class_names) if args.label is not None else list(range(card.classes))
     labels = torch.tensor([chosen[i % len(chosen)] for i in range(args.n)]) if chosen else None
     out = args.out
     if out is None:
         folder = Path(args.model) / "samples" if Path(args.model).is_dir() else Path()
         out = folder / f"n{args.n}-seed{args.seed}.png"
-    about = f"{args.n:,} images of {card.name}, {config.sampler} in {config.sampler_steps} steps"
-    about += f", guidance {config.guidance:g}" if chosen else ""
     if args.dry_run:
-        say(args, f"Would draw {about}, into {out}.")
+        say(args, f"Would draw {sampling_text(model, args.n)}, into {out}.")
         return {"n": args.n, "out": str(out)}
 
     began = time.perf_counter()
-    denoiser, times, sampler = build_sampler(config, card, model.denoiser)
-    device = next(model.denoiser.parameters()).device
-    drawn = []
-    with tqdm(total=args.n, unit=" images", disable=args.json or not sys.stderr.isatty()) as bar:
-        for x in samples(
-            denoiser, (args.n, *card.shape), times, labels, sampler=sampler, seed=args.seed, device=device
-        ):
-            drawn.append(to_uint8(x).cpu())
-            bar.update(len(x))
-    pixels = torch.cat(drawn)
+    pixels = draw(model, args.n, labels, args.seed, quiet=args.json)
     seconds = time.perf_counter() - began
-
     if out.suffix == ".npz":
         write_atomic(out, npz(pixels, labels))
     elif out.suffix == ".png":
-        # One class a row: image i has the label number i % rows.
-        rows = len(chosen) or 1
-        columns = -(-args.n // rows) if 1 < rows <= args.n else math.ceil(math.sqrt(args.n))
-        order = sorted(range(args.n), key=lambda i: i % rows) if 1 < rows <= args.n else range(args.n)
-        write_atomic(out, png(grid(pixels[list(order)], columns)))
-    elif out.suffix == "":
+        columns = math.ceil(args.n / len(chosen)) if 1 < len(chosen) <= args.n else math.ceil(math.sqrt(args.n))
+        one_class_a_row = rows_of(pixels, len(chosen)) if 1 < len(chosen) <= args.n else pixels
+        write_atomic(out, png(grid(one_class_a_row, columns)))
+    else:
         for i, image in enumerate(pixels):
             name = f"{i:06d}.png" if labels is None else f"{i:06d}-{labels[i]}.png"
             write_atomic(out / name, png(grid(image[None], 1, gap=0, scale=1)))
-    else:
-        raise UsageError(f"--out {out} has an ending that is not known: use .png, .npz, or a folder's name")
-    say(args, f"Drew {about}, in {seconds:.1f} s ({args.n / seconds:,.0f} images/s): {out}")
+    say(args, f"Drew {sampling_text(model, args.n)}, in {seconds:.1f} s ({args.n / seconds:,.0f} images/s): {out}")
     return {"n": args.n, "seconds": round(seconds, 2), "out": str(out)}
 
 
@@ -348,6 +352,34 @@ def show_schedules(args: argparse.Namespace) -> dict[str, Any]:
         name: {"t": t.tolist(), "alpha": s.alpha(t).tolist(), "sigma": s.sigma(t).tolist()}
         for name, s in chosen.items()
     }
+
+
+def classify(args: argparse.Namespace) -> dict[str, Any]:
+    """simple-diffusion classifier"""
+    if args.out is not None and args.out.suffix != ".safetensors":
+        raise UsageError(f"--out {args.out} has an ending that is not known: use .safetensors")
+
+    from dataclasses import asdict
+
+    from .data.sources import SOURCES, load_images
+    from .extractors import make_extractor, name_of, save_extractor
+
+    images = load(args, args.data, args.size)
+    named = args.data in SOURCES and images.classes > 1
+    test = load_images(args.data, split="test", root=args.data_root, size=args.size) if named else None
+    out = args.out or Path(f"{name_of(images, args.seed)}.safetensors")
+    say(args, card_text(images))
+    made = make_extractor(images, out.stem, test=test, seed=args.seed, epochs=args.epochs, device=args.device)
+    save_extractor(out, made)
+    record = made.record
+    result = "" if test is None else f", {record.test_accuracy:.2%} on the test set"
+    task = f"{record.classes} classes" if record.classes else "8 symmetries of each image"
+    say(
+        args,
+        f"{record.name} tells {task} apart: {record.validation_accuracy:.2%} right on the part of the training set "
+        f"held out{result}, after {record.epochs} epochs and {time.perf_counter() - STARTED:.0f} s: {out}",
+    )
+    return {"out": str(out), **asdict(record)}
 
 
 def main(argv: list[str] | None = None) -> None:

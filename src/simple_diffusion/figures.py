@@ -29,6 +29,13 @@ def grid(pixels: Tensor, columns: int, gap: int = 2, scale: int | None = None) -
     return Image.fromarray(sheet)
 
 
+def rows_of(pixels: Tensor, rows: int) -> Tensor:
+    """Images `[N, C, H, W]` dealt out to rows in turn, as they go into a grid of `rows`: grey where one is missing."""
+    missing = -len(pixels) % rows
+    filled = torch.cat([pixels, torch.full_like(pixels[:1], 128).expand(missing, -1, -1, -1)])
+    return filled.unflatten(0, (-1, rows)).transpose(0, 1).flatten(0, 1)  # image i to row i % rows
+
+
 def png(image: Image.Image) -> bytes:
     """The file's content."""
     buffer = io.BytesIO()

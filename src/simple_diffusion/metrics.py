@@ -14,8 +14,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from simple_diffusion.errors import DataError, UsageError
-from simple_diffusion.randomness import permutation
+from .errors import DataError, UsageError
+from .randomness import permutation
 
 BLOCK = 2**23  # most entries of a pairwise matrix held at once: 64 MiB
 TIE = 1e-12  # relative room for the rounding of a squared distance, which must not part equal points

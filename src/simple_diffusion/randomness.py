@@ -45,7 +45,7 @@ class Draws:
     def normal(self, purpose: str, shape: Sequence[int]) -> Tensor:
         """Standard normal float32 `[B, *shape]`."""
         out = np.empty((len(self.samples), *shape), np.float32)
-        for row, generator in zip(out, self._generators(purpose), strict=True):
+        for row, generator in zip(out[:, None], self._generators(purpose), strict=True):
             generator.standard_normal(dtype=np.float32, out=row)
         return torch.from_numpy(out)
 

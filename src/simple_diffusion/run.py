@@ -88,12 +88,16 @@ def preview_labels(classes: int, rows: int = 10, columns: int = 10) -> Tensor | 
     return torch.arange(min(classes, rows)).repeat_interleave(columns) if classes else None
 
 
-def draw_grid(model: Model, n: int, labels: Tensor | None, seed: int, columns: int) -> bytes:
-    """A PNG of n images of the model, from fixed noise."""
+def draw(model: Model, n: int, labels: Tensor | None, seed: int, quiet: bool = True) -> Tensor:
+    """n images of a model with the sampler of its config: uint8 `[n, C, H, W]` on the CPU."""
     denoiser, times, sampler = build_sampler(model.config, model.card, model.denoiser)
     device = next(model.denoiser.parameters()).device
-    drawn = samples(denoiser, (n, *model.card.shape), times, labels, sampler=sampler, seed=seed, device=device)
-    return png(grid(torch.cat([to_uint8(x).cpu() for x in drawn]), columns))
+    drawn = []
+    with tqdm(total=n, unit=" images", disable=quiet or not sys.stderr.isatty()) as bar:
+        for x in samples(denoiser, (n, *model.card.shape), times, labels, sampler=sampler, seed=seed, device=device):
+            drawn.append(to_uint8(x).cpu())
+            bar.update(len(x))
+    return torch.cat(drawn)
 
 
 def laid_out(stream: Iterator[Batch], config: Config) -> Iterator[Batch]:
@@ -192,7 +196,7 @@ def train_run(
         if picture:
             path = folder / "samples" / f"step-{n:08d}.png"
             count = 64 if labels is None else len(labels)
-            write_atomic(path, draw_grid(model, count, labels, config.seed, columns=8 if labels is None else 10))
+            write_atomic(path, png(grid(draw(model, count, labels, config.seed), 8 if labels is None else 10)))
             budget.reserve = 1.1 * (time.perf_counter() - began) + 0.3
         return path
 

@@ -1,0 +1,100 @@
+"""Are the samples copies of training images? Each one's nearest neighbours, and a score calibrated on unseen images.
+
+A copy lies much nearer to one training image than to any other. The score is that ratio, d1 / d2: the distance to the
+nearest training image over that to the second nearest one (Yoon et al. 2023, section 3). What ratio is suspicious depends
+on the data, so the threshold is the ratio that only one unseen image in a hundred falls below.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from .errors import DataError
+
+Augmentation = Callable[[Tensor], Tensor]
+
+
+def identity(x: Tensor) -> Tensor:
+    return x
+
+
+def mirror(x: Tensor) -> Tensor:
+    """Left and right exchanged, `[..., H, W]`."""
+    return x.flip(-1)
+
+
+def symmetries(square: bool) -> list[Augmentation]:
+    """The symmetries of a rectangle of pixels: 8 if it is square, else 4."""
+    turns = (0, 1, 2, 3) if square else (0, 2)
+    return [lambda x, k=k, f=f: torch.rot90(f(x), k, (-2, -1)) for f in (identity, mirror) for k in turns]
+
+
+@dataclass(frozen=True)
+class Copies:
+    """How near samples lie to training images, in one space (pixels or features).
+
+    nearest    int64 `[N]`: the nearest training image of each sample
+    distance   `[N]`: root mean square distance to it
+    score      `[N]`: d1 / d2, small for a copy
+    threshold  the score that 1 % of unseen images fall below
+    share      of the samples below the threshold: 0.01 is expected of a model that copies nothing
+    """
+
+    nearest: Tensor
+    distance: Tensor
+    score: Tensor
+    threshold: float
+    share: float
+
+
+def nearest_two(queries: Tensor, views: Sequence[Tensor], leave_out: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    """Distances and indices of the two nearest rows: float and int64 `[N, 2]`, ascending.
+
+    queries    `[N, D]`
+    views      the training set under each augmentation, each `[M, D]`; the same row counts once, at its nearest view
+    leave_out  int64 `[N]`: a row that does not count for each query, itself for instance
+    """
+    distances, indices = [], []
+    norms = [view.square().sum(1) for view in views]
+    for start in range(0, len(queries), 500):
+        block = queries[start : start + 500]
+        best = torch.full((len(block), len(views[0])), torch.inf)
+        for view, norm in zip(views, norms, strict=True):
+            best = torch.minimum(best, torch.addmm(norm, block, view.T, alpha=-2))
+        best = (best + block.square().sum(1, keepdim=True)).clamp(min=0)
+        if leave_out is not None:
+            best[torch.arange(len(block)), leave_out[start : start + 500]] = torch.inf
+        two = best.topk(2, largest=False)
+        distances.append((two.values / queries.shape[1]).sqrt())
+        indices.append(two.indices)
+    return torch.cat(distances), torch.cat(indices)
+
+
+def find_copies(samples: Tensor, views: Sequence[Tensor], unseen: Tensor | None, limit: int = 2000) -> Copies:
+    """The nearest training image of each sample, and how many samples are suspiciously near.
+
+    samples   `[N, D]` float
+    views     the training set `[M, D]` under each augmentation, the plain one first
+    unseen    `[K, D]` images that the model did not see; None leaves each training image out in turn instead
+    limit     how many unseen images calibrate the threshold
+
+    Raises DataError for fewer than 3 training images, among which nearest and second nearest mean nothing.
+    """
+    if len(views[0]) < 3:
+        raise DataError(f"a search for copies needs at least 3 training images, not {len(views[0])}")
+    distances, indices = nearest_two(samples, views)
+    if unseen is None:
+        unseen_distances, _ = nearest_two(views[0][:limit], views, leave_out=torch.arange(len(views[0]))[:limit])
+    else:
+        unseen_distances, _ = nearest_two(unseen[:limit], views)
+    score, unseen_score = ratio(distances), ratio(unseen_distances)
+    threshold = unseen_score.quantile(0.01).item()
+    share = (score < threshold).double().mean().item()
+    return Copies(indices[:, 0], distances[:, 0], score, threshold, share)
+
+
+def ratio(distances: Tensor) -> Tensor:
+    """d1 / d2 of `[N, 2]`; two equal zeros (a training image that stands twice) are a copy too: 0."""
+    return distances[:, 0] / distances[:, 1].clamp(min=1e-12)

@@ -1,0 +1,197 @@
+"""Reference extractors: the classifier that turns images into the features and logits that metrics are computed from.
+
+A metric's value belongs to its extractor, so each has a name: that of weights shipped in `weights/`, made once by
+`simple-diffusion classifier`, or one that holds the fingerprint of the data it was trained on at first use.
+"""
+
+import json
+import re
+import shlex
+import sys
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save as to_bytes
+from torch import Tensor
+
+from .classification import accuracy, infer, train_classifier
+from .data.idx import _cache
+from .data.images import Images
+from .errors import CheckpointError, DataError, ResourceError
+from .files import write_atomic
+from .networks.classifier import Classifier
+
+FORMAT = 1
+VERSION = 1  # of the training; one that changes what it yields is another version
+SHIPPED = Path(__file__).parent / "weights"
+
+Features = Callable[[Tensor], tuple[Tensor, Tensor]]
+"""uint8 images `[N, C, H, W]` -> features float32 `[N, F]`, logits float32 `[N, K]`: what metrics are computed from."""
+
+
+@dataclass(frozen=True)
+class Record:
+    """What is known of an extractor: it stands in its file beside the weights.
+
+    name                 that numbers are printed with
+    data, fingerprint    of the training set
+    classes              that the logits stand for, 0 where they tell symmetries apart: no sense in an Inception score
+    validation_accuracy  on the part of the training set that was held out
+    test_accuracy        on the test set, None if there was none
+    command              that makes the same
+    """
+
+    name: str
+    data: str
+    fingerprint: str
+    classes: int
+    architecture: dict[str, int]
+    seed: int
+    epochs: int
+    validation_accuracy: float
+    test_accuracy: float | None
+    command: str
+    torch: str
+
+
+@dataclass(frozen=True, eq=False)
+class Extractor:
+    """uint8 `[N, C, H, W]`, any N, H and W -> features float32 `[N, F]` and logits float32 `[N, K]`.
+
+    Runs on the CPU in float32 and in batches of one size, so that numbers of different machines and counts compare.
+    """
+
+    record: Record
+    net: Classifier
+
+    @property
+    def name(self) -> str:
+        return self.record.name
+
+    @property
+    def classes(self) -> int:
+        """Number of classes that the logits stand for, 0 if they stand for none."""
+        return self.record.classes
+
+    @property
+    def channels(self) -> int:
+        return self.record.architecture["channels"]
+
+    def __call__(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        """Raises DataError for what is not uint8 `[N, C, H, W]` with N > 0 and the channels of the training data."""
+        if images.dtype != torch.uint8 or images.ndim != 4 or not images.numel():
+            raise DataError(
+                f"{self.name} takes uint8 images [N, C, H, W], not {images.dtype} of shape {tuple(images.shape)}"
+            )
+        if images.shape[1] != self.channels:
+            raise DataError(f"{self.name} knows images of {self.channels} channels, not of {images.shape[1]}")
+        return infer(self.net, images)
+
+
+def extractor_for(
+    images: Images, *, seed: int = 0, device: str = "auto", cache: Path | None = None, quiet: bool = False
+) -> Extractor:
+    """The reference extractor of a training set: shipped, cached, or trained now and cached.
+
+    seed    of the training; another one than 0 is never shipped
+    device  that a training runs on
+    cache   folder of the extractors trained here, by default in the user's cache
+    quiet   do not say on stderr what takes minutes
+    """
+
+    def say(text: str) -> None:
+        if not quiet:
+            print(text, file=sys.stderr, flush=True)
+
+    if seed == 0 and (found := shipped(images)):
+        return found
+    name = name_of(images, seed)
+    path = (cache or _cache() / "extractors") / f"{name}.safetensors"
+    if path.exists():
+        try:
+            found = read_extractor(path)
+            if found.record.fingerprint == images.fingerprint:
+                return found
+            say(f"{path} was trained on other data and is replaced.")
+        except CheckpointError as error:
+            say(f"{error}; it is replaced.")
+    say(f"Training the extractor {name} on {len(images):,} images: minutes on two cores, once, then kept in {path}.")
+    made = make_extractor(images, name, seed=seed, device=device)
+    try:
+        save_extractor(path, made)
+    except ResourceError as error:
+        say(f"{error}; the extractor is used this time and not kept.")
+    return made
+
+
+def shipped(images: Images) -> Extractor | None:
+    """The extractor in the package for this data: the same by its loader's name or, from any file, by fingerprint."""
+    for path in sorted(SHIPPED.glob("*.safetensors")):
+        found = read_extractor(path)
+        if images.name == found.record.data or images.fingerprint == found.record.fingerprint:
+            return found
+    return None
+
+
+def name_of(images: Images, seed: int) -> str:
+    """`<data>-cnn-1-<fingerprint>`, or `<data>-symmetry-1-...` where there are no classes to tell apart."""
+    data = re.sub(r"[^\w.-]+", "-", Path(images.name).resolve().stem)
+    task = "cnn" if images.classes > 1 else "symmetry"
+    return f"{data}-{task}-{VERSION}-{images.fingerprint[:8]}" + (f"-seed{seed}" if seed else "")
+
+
+def make_extractor(
+    images: Images,
+    name: str,
+    *,
+    test: Images | None = None,
+    seed: int = 0,
+    epochs: int | None = None,
+    device: str = "auto",
+) -> Extractor:
+    """Train an extractor on a training set; `test` is looked at once, when all is done. Raises DataError."""
+    net, report = train_classifier(images, seed=seed, epochs=epochs, device=device)
+    words = ["simple-diffusion", "classifier", images.name, "--seed", str(seed)]
+    record = Record(
+        name=name,
+        data=images.name,
+        fingerprint=images.fingerprint,
+        classes=images.classes if images.classes > 1 else 0,
+        architecture=net.architecture,
+        seed=seed,
+        epochs=report.epochs,
+        validation_accuracy=report.accuracy,
+        test_accuracy=None if test is None else accuracy(net, test),
+        command=shlex.join(words + (["--epochs", str(epochs)] if epochs else [])),
+        torch=torch.__version__,
+    )
+    return Extractor(record, net.requires_grad_(False))
+
+
+def save_extractor(path: Path, extractor: Extractor) -> None:
+    """Write weights and record to one file, whole or not at all. Raises ResourceError."""
+    about = {"format": FORMAT, "extractor": asdict(extractor.record)}
+    tensors = {name: tensor.contiguous() for name, tensor in extractor.net.state_dict().items()}
+    write_atomic(path, to_bytes(tensors, {"simple-diffusion": json.dumps(about)}))
+
+
+def read_extractor(path: Path) -> Extractor:
+    """The extractor in a file. Raises CheckpointError, naming the path, if there is none."""
+    try:
+        with safe_open(path, framework="pt") as content:
+            about = json.loads((content.metadata() or {})["simple-diffusion"])
+            tensors = {name: content.get_tensor(name) for name in content.keys()}  # noqa: SIM118  not a dict
+        if about["format"] > FORMAT:
+            raise CheckpointError(f"{path} was made by a newer version: upgrade simple-diffusion")
+        record = Record(**about["extractor"])
+        with torch.device("meta"):  # shapes are compared before a byte is spent on them
+            net = Classifier(**record.architecture)
+        net.load_state_dict(tensors, assign=True)
+    except (SafetensorError, OSError, KeyError, TypeError, ValueError, RuntimeError, RecursionError) as error:
+        reason = " ".join(str(error).split())[:160] or type(error).__name__
+        raise CheckpointError(f"{path} is not an extractor of simple-diffusion, or is damaged: {reason}") from error
+    net = net.to(memory_format=torch.channels_last)  # pyrefly: ignore[no-matching-overload]
+    return Extractor(record, net.eval().requires_grad_(False))

@@ -1,0 +1,109 @@
+import math
+
+import pytest
+import torch
+from oracles import close
+from torch import nn
+
+from simple_diffusion.ema import EMA, constant_decay, power_decay
+
+
+def model(*values):
+    made = nn.Module()
+    made.weight = nn.Parameter(torch.tensor(values, dtype=torch.float64))
+    made.register_buffer("count", torch.tensor(0))
+    made.register_buffer("scale", torch.tensor([1.0]))
+    return made
+
+
+def follow(values, decay):
+    """The average after every update, where the weight runs through `values`."""
+    fast, kept = model(-100.0), []
+    ema = EMA(fast, decay)
+    for n, value in enumerate(values, 1):
+        with torch.no_grad():
+            fast.weight.fill_(value)
+        ema.update(fast, n)
+        kept.append(ema.model.weight.item())
+    return kept
+
+
+def profile(decay, n):
+    """How much each of n updates counts in the average, `[n]`."""
+    decays = torch.tensor([decay(i) for i in range(1, n + 1)], dtype=torch.float64)
+    later = decays.flip(0).cumprod(0).flip(0)  # what the updates i ... n leave of what stood before
+    return (1 - decays) * torch.cat([later[1:], torch.ones(1, dtype=torch.float64)])
+
+
+@pytest.mark.parametrize("decay", [power_decay(), power_decay(0.2), constant_decay(), constant_decay(0.9)])
+def test_first_update_copies_and_the_average_is_that_of_its_profile(decay):
+    values = torch.randn(300, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    kept = follow(values, decay)
+    assert kept[0] == values[0]
+    for n in (2, 50, 300):
+        weights = profile(decay, n)
+        assert (weights >= 0).all()
+        assert weights.sum().item() == pytest.approx(1, abs=1e-12)  # nothing of the start is left
+        assert kept[n - 1] == pytest.approx((weights * values[:n]).sum().item(), abs=1e-12)
+
+
+def test_constant_decay_forgets_its_start_and_then_is_constant():
+    decay = constant_decay(0.9)
+    assert [decay(n) for n in (1, 2, 11)] == [0, 1 / 11, 0.5]
+    assert {decay(n) for n in range(91, 1000)} == {0.9}
+    kept = follow([0.0] * 100 + [1.0] * 200, decay)
+    for k in (1, 10, 200):
+        assert kept[99 + k] == pytest.approx(1 - 0.9**k, abs=1e-12)
+    assert constant_decay()(10**6) == 0.999
+
+
+@pytest.mark.parametrize("width", [0.01, 0.05, 0.1, 0.2, 0.279])
+def test_width_is_the_deviation_of_the_profile_relative_to_the_run(width):
+    n = 20_000
+    weights, place = profile(power_decay(width), n), torch.arange(1, n + 1, dtype=torch.float64) / n
+    mean = (weights * place).sum()
+    deviation = (weights * (place - mean) ** 2).sum().sqrt().item()
+    assert deviation == pytest.approx(width, rel=1e-3)
+    assert mean > 0.5  # the later weights count for more
+
+
+def test_power_average_of_a_ramp_is_its_integral():
+    """Profile (g + 1) t^g on [0, 1] has mean (g + 1)/(g + 2); g = 6.94 is EDM2's exponent for a width of 0.10."""
+    n = 5000
+    assert follow(torch.arange(1, n + 1) / n, power_decay(0.1))[-1] == pytest.approx(7.94 / 8.94, abs=1e-3)
+
+
+@pytest.mark.parametrize("width", [0, -0.1, 0.28, 1, math.nan])
+def test_power_decay_refuses_widths_that_no_profile_has(width):
+    with pytest.raises(ValueError, match="width"):
+        power_decay(width)
+
+
+@pytest.mark.parametrize("decay", [power_decay(), constant_decay()])
+def test_weights_that_stand_still_stay_bitwise(decay):
+    fast = model(0.1, 1e-30, -3e5, 1 / 3)
+    ema = EMA(fast, decay)
+    for n in range(1, 200):
+        ema.update(fast, n)
+    assert torch.equal(ema.model.weight, fast.weight)
+
+
+def test_buffers_are_copied_and_the_copy_is_no_part_of_training():
+    fast = nn.Sequential(model(1.0), nn.Dropout())
+    ema = EMA(fast)
+    fast[0].count += 7
+    fast[0].scale *= 0.25
+    ema.update(fast, 1000)
+    assert ema.model[0].count.item() == 7
+    assert ema.model[0].scale.item() == 0.25
+    assert not any(m.training for m in ema.model.modules())
+    assert all(m.training for m in fast.modules())
+    assert not any(p.requires_grad for p in ema.model.parameters())
+    assert all(p.requires_grad for p in fast.parameters())
+    with torch.no_grad():
+        fast[0].weight.zero_()
+    close(ema.model[0].weight, torch.ones(1, dtype=torch.float64))  # shares no memory with the model
+
+
+def test_default_is_a_power_function_of_5_percent():
+    assert [EMA(model(0.0)).decay(n) for n in (1, 2, 500)] == [power_decay(0.05)(n) for n in (1, 2, 500)]

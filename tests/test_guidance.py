@@ -1,0 +1,119 @@
+import math
+
+import pytest
+import torch
+from checks import Spy, Z
+from oracles import ALL, Mixture, close, f64
+
+from simple_diffusion.guidance import Guided, drop_labels
+from simple_diffusion.randomness import Draws
+from simple_diffusion.schedules import Karras
+
+T, NULL = f64(0.5), 2
+COND = torch.arange(9) % 2
+every_schedule = pytest.mark.parametrize("schedule", ALL.values(), ids=ALL)
+
+
+def guided(scale, schedule=None, t=T, x=Z, cond=COND):
+    spy = Spy(Mixture(schedule or Karras()))
+    return Guided(spy, scale, NULL)(x, t, cond), spy.calls
+
+
+# --- sampling --------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("scale", "label"), [(1.0, COND), (1, COND), (0.0, torch.full((9,), NULL)), (0, None)])
+def test_both_ends_are_exact_and_cost_one_evaluation(scale, label):
+    out, calls = guided(scale)
+    assert torch.equal(out, Mixture(Karras())(Z, T, label))
+    assert [len(x) for x, _, _ in calls] == [9]
+
+
+@every_schedule
+@pytest.mark.parametrize("scale", [-1.0, 0.3, 1.5, 4.0])
+def test_guidance_moves_from_the_unconditional_mean_past_the_conditional_one(schedule, scale):
+    oracle = Mixture(schedule)
+    d_null, d_cond = oracle(Z, T), oracle(Z, T, COND)
+    assert not torch.allclose(d_null, d_cond, atol=0.01)
+    out, calls = guided(scale, schedule)
+    close(out, d_null + scale * (d_cond - d_null))
+    ((x, _, labels),) = calls  # both halves at once
+    assert x.shape == (18, 1)
+    assert labels.tolist() == [NULL] * 9 + COND.tolist()
+
+
+def test_guidance_is_affine_in_scale():
+    scales = (-1.0, 0.0, 0.25, 1.0, 3.0)
+    outs = [guided(scale)[0] for scale in scales]
+    for scale, out in zip(scales, outs, strict=True):
+        close(out, outs[1] + scale * (outs[3] - outs[1]))
+
+
+@pytest.mark.parametrize("scale", [0, 1, 2.5])
+def test_guidance_takes_a_time_for_each_image_or_one_for_all(scale):
+    t = torch.linspace(0.1, 0.9, 9, dtype=torch.float64)
+    whole = guided(scale, t=t)[0]
+    for i in range(9):
+        close(whole[i : i + 1], guided(scale, t=t[i], x=Z[i : i + 1], cond=COND[i : i + 1])[0])
+    for one in (t[3], t[3:4]):
+        close(guided(scale, t=one)[0], guided(scale, t=t[3].expand(9))[0])
+
+
+def test_guidance_asks_for_labels_and_keeps_the_schedule():
+    oracle = Mixture(Karras())
+    assert Guided(oracle, 2.0, NULL).schedule is oracle.schedule
+    with pytest.raises(ValueError, match="label"):
+        Guided(oracle, 2.0, NULL)(Z, T)
+
+
+# --- training --------------------------------------------------------------------------------------------------------
+
+
+def kept(p, steps, size=8, seed=0, samples=None):
+    """Labels that the loss gets to see in each step: `[steps, size]`, of images whose label is their number."""
+    samples = samples or range(size)
+    seen = drop_labels(lambda denoiser, x0, cond, draws: cond, null=99, p=p)
+    cond = torch.tensor(list(samples))
+    return torch.stack([seen(None, None, cond, Draws(seed, step, samples, total=size)) for step in range(steps)])
+
+
+def test_labels_are_dropped_sample_by_sample_at_their_rate():
+    n, size, p = 3000, 8, 0.2
+    labels = kept(p, n)
+    dropped = labels == 99
+    assert torch.equal(labels[~dropped], torch.arange(size).expand(n, size)[~dropped])
+    for rate in (dropped.double().mean(0) - p).abs():  # every place of the batch
+        assert rate < 5 * math.sqrt(p * (1 - p) / n)
+    assert abs(dropped.double().mean() - p) < 5 * math.sqrt(p * (1 - p) / n / size)
+    assert (dropped.double().T.corrcoef() - torch.eye(size)).abs().max() < 5 / math.sqrt(n)
+
+
+def test_dropping_is_a_function_of_the_draws():
+    whole = kept(0.5, 50)
+    assert torch.equal(whole, kept(0.5, 50))
+    assert torch.equal(whole[:, [6, 1]], kept(0.5, 50, samples=[6, 1]))
+    assert not torch.equal(whole, kept(0.5, 50, seed=1))
+    assert len(set(map(tuple, whole.tolist()))) > 40
+
+
+@pytest.mark.parametrize(("p", "share"), [(0.0, 0), (1.0, 1)])
+def test_never_and_always_are_exact(p, share):
+    assert ((kept(p, 200) == 99).double() == share).all()
+
+
+def test_the_loss_is_called_with_everything_else_as_it_was():
+    def loss(*args):
+        return args
+
+    denoiser, x0, draws = object(), torch.zeros(3, 1), Draws(0, 1, range(3), total=3)
+    got = drop_labels(loss, null=5, p=1.0)(denoiser, x0, torch.arange(3), draws)
+    assert (got[0], got[1], got[3]) == (denoiser, x0, draws)
+    assert got[2].tolist() == [5, 5, 5]
+    assert got[2].dtype == torch.int64
+    assert drop_labels(loss, null=5, p=1.0)(denoiser, x0, None, draws)[2] is None
+
+
+def test_labels_stay_on_their_device():
+    cond = torch.zeros(3, dtype=torch.int64, device="meta")
+    got = drop_labels(lambda denoiser, x0, cond, draws: cond, null=5)(None, None, cond, Draws(0, 1, range(3)))
+    assert got.device.type == "meta"

@@ -1,0 +1,162 @@
+import math
+
+import pytest
+import torch
+from oracles import ALL, WIDE, Affine, Bayes, Gaussian, close, f64, normal
+from scipy.stats import norm
+
+from simple_diffusion.denoiser import Denoiser
+from simple_diffusion.losses import LogNormal, MinSNR, denoising_loss, uniform
+from simple_diffusion.randomness import Draws
+from simple_diffusion.schedules import Cosine, Flow, Karras
+from simple_diffusion.targets import TARGETS, clean, flow, noise, velocity
+
+every_schedule = pytest.mark.parametrize("schedule", ALL.values(), ids=ALL)
+every_target = pytest.mark.parametrize("target", TARGETS.values(), ids=TARGETS)
+MEAN, STD, DATA_STD = 0.2, 0.3, 0.5
+
+
+def always(t):
+    return lambda u, schedule: torch.full_like(u, t)
+
+
+def losses(denoiser, n=64, size=1000, step=1, **options):
+    """The loss of Gaussian data, for each of n samples."""
+    x0 = MEAN + STD * normal(n, size, seed=step)
+    return denoising_loss(denoiser, x0, None, Draws(0, step, range(n), total=n), **options)
+
+
+def assert_mean_is(values, want):
+    """Within 5 standard errors, which are small."""
+    error = values.std().item() / math.sqrt(len(values))
+    assert error < 0.05 * want
+    assert abs(values.mean().item() - want) < 5 * error
+
+
+def expected(denoiser, gain, t):
+    """The loss of the network `gain * x`, averaged over the times t `[n]`."""
+    alpha, sigma, a, b = denoiser.coefficients(t, torch.zeros_like(t))
+    unit = gain / (alpha**2 + sigma**2).sqrt()
+    moment = (MEAN**2 + STD**2) / DATA_STD**2  # of z0
+    return ((unit * alpha - a) ** 2 * moment + (unit * sigma - b) ** 2).mean().item()
+
+
+@every_schedule
+@every_target
+@pytest.mark.parametrize("t", [0.1, 0.6])
+def test_loss_of_a_linear_network(schedule, target, t):
+    denoiser = Denoiser(Affine(gain=0.4), schedule, target, DATA_STD)
+    assert_mean_is(losses(denoiser, times=always(t)), expected(denoiser, 0.4, f64(t)))
+
+
+@every_schedule
+def test_loss_over_uniform_times(schedule):
+    denoiser = Denoiser(Affine(gain=0.4), schedule, velocity, DATA_STD)
+    want = expected(denoiser, 0.4, 0.001 + 0.999 * (torch.arange(10_000, dtype=torch.float64) + 0.5) / 10_000)
+    found = torch.stack([losses(denoiser, n=64, size=50, step=step).mean() for step in range(1, 41)])
+    assert_mean_is(found, want)
+
+
+@every_schedule
+@every_target
+@pytest.mark.parametrize("t", [0.1, 0.6])
+def test_the_best_network_reaches_the_bayes_floor_and_no_other_does(schedule, target, t):
+    mean, std = MEAN / DATA_STD, STD / DATA_STD
+    best, other = (
+        losses(Denoiser(Bayes(target, Gaussian(WIDE, mean, s)), schedule, target, DATA_STD), times=always(t))
+        for s in (std, 3 * std)
+    )
+    ratio = schedule.ratio(f64(t)) / DATA_STD
+    a, b = target(1 / (1 + ratio**2).sqrt(), ratio / (1 + ratio**2).sqrt())
+    variance = std**2 * ratio**2 / (std**2 + ratio**2)  # of z0 given x_t, and eps = (x_t / alpha - z0) / ratio
+    assert_mean_is(best, ((a - b / ratio) ** 2 * variance).item())
+    assert other.mean() > best.mean()
+
+
+# --- weights ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("gamma", [1.0, 5.0])
+@pytest.mark.parametrize(
+    ("target", "table"),
+    [
+        (noise, lambda snr, least: least / snr),
+        (clean, lambda snr, least: least),
+        (velocity, lambda snr, least: least / (snr + 1)),
+        (flow, lambda snr, least: least / (snr.sqrt() + 1) ** 2),
+    ],
+)
+def test_min_snr_is_the_table_of_its_paper(target, table, gamma):
+    denoiser, times = Denoiser(Affine(gain=0.4), Cosine(), target), []
+
+    def record(u, schedule):
+        times.append(uniform(u, schedule))
+        return times[-1]
+
+    got = losses(denoiser, times=record, weight=MinSNR(gamma)) / losses(denoiser, times=record)
+    snr = Cosine().ratio(times[0]) ** -2
+    assert (snr < gamma).any()
+    assert (snr > gamma).any()
+    torch.testing.assert_close(got, table(snr, snr.clamp(max=gamma)), rtol=1e-10, atol=0)
+
+
+@every_schedule
+@every_target
+def test_weight_1_measures_the_image_itself(schedule, target):
+    """With weight 1 the loss is |x0_hat - x0|^2 / data_std^2, whatever the target."""
+    denoiser, seen = Denoiser(Affine(gain=0.4), schedule, target, DATA_STD), []
+    predict = denoiser.predict
+    denoiser.predict = lambda x, t, cond: seen.append((x, t)) or predict(x, t, cond)
+    got = losses(denoiser, n=8, size=4, weight=torch.ones_like)
+    x0 = MEAN + STD * normal(8, 4, seed=1)
+    ((x, t),) = seen
+    torch.testing.assert_close(got, ((denoiser(x, t) - x0) / DATA_STD).square().mean(1), rtol=1e-8, atol=0)
+
+
+# --- times -----------------------------------------------------------------------------------------------------------
+
+
+@every_schedule
+@pytest.mark.parametrize("times", [LogNormal(), LogNormal(0.0, 1.0)])
+def test_log_normal_has_the_quantiles_of_its_name(schedule, times):
+    u = torch.linspace(0.002, 0.998, 999, dtype=torch.float64)
+    want = torch.from_numpy(norm.ppf(u.numpy(), times.mean, times.std))
+    close(schedule.ratio(times(u, schedule)).log(), want, 1e-9)
+    ends = times(f64(0, 1 - 2**-53), schedule)
+    assert (ends >= 0).all()
+    assert (ends <= 1).all()
+    assert (schedule.sigma(ends) > 0).all()
+
+
+def test_log_normal_is_logit_normal_on_the_straight_line():
+    u = torch.linspace(0.01, 0.99, 99, dtype=torch.float64)
+    t = LogNormal(0.5, 0.8)(u, Flow())
+    torch.testing.assert_close(
+        t.logit(), torch.from_numpy(norm.ppf(u.numpy(), 0.5, 0.8)), rtol=0, atol=0.01
+    )  # but for alpha's end
+
+
+def test_uniform_times_cover_0_to_1_evenly():
+    t = uniform(Draws(0, 1, range(1000), total=1000).stratified("time"), Karras())
+    assert t.max() <= 1
+    assert t.min() >= 0.001
+    inner = ((t - 0.001) / 0.999).sort().values * 1000  # one in each of the thousand equal parts
+    assert torch.equal(inner.ceil().long(), torch.arange(1, 1001))
+
+
+# --- samples and their batch -----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("times", [uniform, LogNormal()])
+def test_loss_of_a_sample_does_not_depend_on_its_batch(times):
+    denoiser, x0 = Denoiser(Affine(gain=0.4), Karras(), velocity, DATA_STD), normal(8, 1, 3, 3)
+    whole = denoising_loss(denoiser, x0, None, Draws(5, 7, range(8), total=8), times=times)
+    assert whole.shape == (8,)
+    for part in ([3], [6, 1, 4]):
+        close(denoising_loss(denoiser, x0[part], None, Draws(5, 7, part, total=8), times=times), whole[part])
+
+
+def test_labels_reach_the_network():
+    net, cond = Affine(), torch.arange(4)
+    denoising_loss(Denoiser(net, Karras(), velocity), normal(4, 2), cond, Draws(0, 1, range(4), total=4))
+    assert net.seen[2] is cond

@@ -1,0 +1,205 @@
+import math
+from copy import deepcopy
+from functools import partial
+from itertools import islice
+
+import pytest
+import torch
+from oracles import WIDE, Bayes, Mixture, close, normal
+from torch import nn
+
+from simple_diffusion.data.batches import Batch
+from simple_diffusion.denoiser import Clipped, Denoiser
+from simple_diffusion.ema import EMA
+from simple_diffusion.errors import DivergedError
+from simple_diffusion.guidance import Guided, drop_labels
+from simple_diffusion.losses import LogNormal, denoising_loss, uniform
+from simple_diffusion.randomness import Draws, permutation
+from simple_diffusion.samplers import karras_grid, sample
+from simple_diffusion.schedules import Cosine, Flow, Karras, Linear
+from simple_diffusion.targets import flow, noise, velocity
+from simple_diffusion.training import adamw, train, warmup_linear
+
+ROWS = {  # what the papers pair: schedule, target, training times
+    "ddpm": (Linear(), noise, uniform),
+    "cosine": (Cosine(), velocity, uniform),
+    "flow": (Flow(), flow, uniform),
+    "edm": (Karras(), velocity, LogNormal()),
+}
+
+
+# --- the update, on the loss (w x0 - 1)^2 ----------------------------------------------------------------------------
+
+
+class Line(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.w = nn.Parameter(torch.tensor([0.5, -2.0], dtype=torch.float64))
+
+
+def square(model, x0, cond, draws):
+    return ((x0 * model.w).sum(1) - 1) ** 2
+
+
+def points(n, batch=4):
+    return [Batch(normal(batch, 2, seed=step), None, Draws(0, step, range(batch))) for step in range(n)]
+
+
+def by_hand(batches, lr, betas, clip, start=0):
+    """AdamW without weight decay and with clipped gradients, from its paper."""
+    w, m, v = Line().w.detach().clone(), 0.0, 0.0
+    for n, batch in enumerate(batches, 1):
+        losses = (batch.x0 @ w - 1) ** 2
+        grad = (2 * (batch.x0 @ w - 1)[:, None] * batch.x0).mean(0)
+        norm = grad.norm()
+        grad = grad * min(1.0, clip / (norm.item() + 1e-6))
+        m = betas[0] * m + (1 - betas[0]) * grad
+        v = betas[1] * v + (1 - betas[1]) * grad**2
+        w = w - lr(start + n) * (m / (1 - betas[0] ** n)) / ((v / (1 - betas[1] ** n)).sqrt() + 1e-8)
+        yield w, losses, norm
+
+
+@pytest.mark.parametrize("clip", [1e9, 1.0, 0.01])
+@pytest.mark.parametrize("start", [0, 100])
+def test_training_is_adamw(clip, start):
+    model = Line()
+    lr = lambda n: 0.1 / n  # noqa: E731
+    steps = train(model, points(20), adamw(model, betas=(0.8, 0.95)), loss=square, lr=lr, clip=clip, start=start)
+    for n, (step, hand) in enumerate(zip(steps, by_hand(points(20), lr, (0.8, 0.95), clip, start), strict=True), 1):
+        w, losses, norm = hand
+        close(model.w.detach(), w, 1e-10)
+        close(step.losses, losses, 1e-10)
+        close(step.grad_norm, norm, 1e-10)  # before it is clipped
+        assert (step.n, step.lr) == (start + n, lr(start + n))
+        assert step.loss == pytest.approx(losses.mean().item())
+        assert not step.losses.requires_grad
+
+
+def test_default_optimizer_is_adamw_without_decay():
+    (group,) = adamw(Line()).param_groups
+    assert (group["lr"], group["betas"], group["weight_decay"], group["eps"]) == (3e-3, (0.9, 0.99), 0.0, 1e-8)
+
+
+def test_caller_may_stop_and_the_model_is_in_training_mode():
+    model, batches = Line().eval(), iter(points(10))
+    assert len(list(islice(train(model, batches, adamw(model), loss=square, lr=lambda n: 0.1), 3))) == 3
+    assert model.training
+    assert len(list(batches)) >= 6  # no more were taken than are needed
+
+
+def same(a, b):
+    """Equal bit by bit, through dictionaries and lists."""
+    if isinstance(a, dict):
+        return a.keys() == b.keys() and all(same(a[key], b[key]) for key in a)
+    if isinstance(a, list):
+        return len(a) == len(b) and all(map(same, a, b))
+    return torch.equal(a, b) if isinstance(a, torch.Tensor) else a == b
+
+
+@pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf, 1e200])
+def test_a_gradient_that_is_not_finite_stops_before_anything_is_changed(bad):
+    model, batches = Line(), points(5)
+    batches[3].x0[1, 0] = bad  # 1e200: the loss overflows though the input does not
+    optimizer = adamw(model)
+    steps = train(model, batches, optimizer, loss=square, lr=lambda n: 0.1 / n, start=10)
+    done = list(islice(steps, 3))
+    assert [step.n for step in done] == [11, 12, 13]
+    weights, state = model.w.detach().clone(), deepcopy(optimizer.state_dict())
+    with pytest.raises(DivergedError, match="step 14"):
+        next(steps)
+    assert torch.equal(model.w, weights)
+    assert same(optimizer.state_dict(), state)
+    assert model.w.isfinite().all()
+
+
+# --- the learning rate -----------------------------------------------------------------------------------------------
+
+
+def test_warmup_rises_to_1_and_falls_to_0_in_straight_lines():
+    assert [warmup_linear(p, 0.2) for p in (0.0, 0.2, 1.0)] == [0.0, 1.0, 0.0]
+    for p, want in ((0.05, 0.25), (0.1, 0.5), (0.4, 0.75), (0.6, 0.5), (0.9, 0.125)):
+        assert warmup_linear(p, 0.2) == pytest.approx(want)
+    assert warmup_linear(0.03) == 1
+
+
+# --- end to end: two labelled clusters on the line -------------------------------------------------------------------
+
+
+class MLP(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.label = nn.Embedding(3, 8)
+        self.layers = nn.Sequential(nn.Linear(11, 64), nn.SiLU(), nn.Linear(64, 64), nn.SiLU(), nn.Linear(64, 1))
+
+    def forward(self, x, noise_level, cond):
+        level = noise_level[:, None]
+        return self.layers(torch.cat([x, level, (4 * level).sin(), self.label(cond)], 1))
+
+
+def clusters(start=0, size=128):
+    """Label 0 about -1, label 1 about 1, both with deviation 0.1."""
+    step = start
+    while True:
+        step += 1
+        draws = Draws(0, step, range(size), total=size)
+        labels = permutation(size, 0, "labels", step) % 2
+        yield Batch((2.0 * labels - 1)[:, None] + 0.1 * draws.normal("data", (1,)), labels, draws)
+
+
+def objective(row):
+    return drop_labels(partial(denoising_loss, times=ROWS[row][2]), null=2)
+
+
+def learner(row, seed=0):
+    torch.manual_seed(seed)
+    denoiser = Denoiser(MLP(), *ROWS[row][:2])
+    return denoiser, adamw(denoiser)
+
+
+@pytest.mark.parametrize("row", ROWS)
+def test_two_clusters_are_learnt(row):
+    denoiser, optimizer = learner(row)
+    average, steps = EMA(denoiser), []
+    for step in train(denoiser, islice(clusters(), 400), optimizer, loss=objective(row), lr=lambda n: 3e-3):
+        average.update(denoiser, step.n)
+        steps.append(step)
+    average = average.model
+    exact = Denoiser(Bayes(denoiser.target, Mixture(WIDE, (-1.0, 1.0), (0.5, 0.5), 0.1)), *ROWS[row][:2])
+    floor, found = (
+        sum(objective(row)(model, batch.x0.to(dtype), batch.cond, batch.draws).mean().item() for batch in fresh) / 20
+        for fresh in [list(islice(clusters(start=9000), 20))]
+        for model, dtype in ((exact, torch.float64), (average, torch.float32))
+    )
+    assert floor < found < 1.75 * floor  # below the floor nothing can be, unless it sees what it must not
+    assert steps[0].loss > 3 * floor
+    labels, times = torch.arange(256) % 2, karras_grid(denoiser.schedule, 12)
+    x = sample(Clipped(Guided(average, 1.5, null=2)), (256, 1), times, labels)
+    for label, mean in ((0, -1), (1, 1)):
+        drawn = x[labels == label]
+        assert abs(drawn.mean() - mean) < 0.15
+        assert ((drawn - mean).abs() < 0.5).float().mean() > 0.95
+    x = sample(average, (256, 1), times, torch.full((256,), 2))  # without a label: both
+    assert abs((x > 0).float().mean() - 0.5) < 0.2
+
+
+def test_training_goes_on_bitwise_where_it_stopped():
+    def lr(n):
+        return 3e-3 * warmup_linear(n / 31)
+
+    def run(denoiser, optimizer, start, n):
+        return list(train(denoiser, islice(clusters(start), n), optimizer, loss=objective("edm"), lr=lr, start=start))
+
+    whole, optimizer = learner("edm")
+    steps = run(whole, optimizer, 0, 30)
+    half, first = learner("edm")
+    run(half, first, 0, 11)
+    rest, second = learner("edm", seed=1)
+    rest.load_state_dict(deepcopy(half.state_dict()))
+    second.load_state_dict(deepcopy(first.state_dict()))
+    torch.randn(100)  # no state of any generator matters
+    more = run(rest, second, 11, 19)
+    assert [step.n for step in more] == list(range(12, 31))
+    assert same(dict(rest.state_dict()), dict(whole.state_dict()))
+    assert same(second.state_dict(), optimizer.state_dict())
+    assert torch.equal(more[-1].losses, steps[-1].losses)
+    assert not same(dict(half.state_dict()), dict(whole.state_dict()))
