@@ -19,6 +19,12 @@ if SHARED.is_dir():
 TINY = [f"--set={pair}" for pair in ("widths=8,16", "blocks=1,1", "batch=16", "sampler_steps=4")]
 
 
+@pytest.fixture(scope="session", autouse=True)
+def _own_cache(tmp_path_factory) -> None:
+    """Nothing is read from or left in the user's cache."""
+    os.environ["XDG_CACHE_HOME"] = str(tmp_path_factory.mktemp("cache"))
+
+
 @pytest.fixture(scope="session")
 def squares(tmp_path_factory) -> Path:
     """An .npz of 96 colour images, 12 x 16, in three classes: a square at the left, in the middle, at the right."""

@@ -151,6 +151,7 @@ def test_network_computes_in_its_dtype_and_the_rest_in_the_images():
     rough = Denoiser(net, Cosine(), velocity, dtype=torch.bfloat16)(x, TIMES)
     assert net.seen == (torch.float32, torch.bfloat16)
     assert rough.dtype == exact.dtype == torch.float32
+    assert Denoiser(net, Cosine(), velocity, dtype=torch.bfloat16).predict(x, TIMES).dtype == torch.float32
     assert not torch.equal(rough, exact)
     torch.testing.assert_close(rough, exact, rtol=0, atol=0.05)
 

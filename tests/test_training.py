@@ -112,6 +112,17 @@ def test_a_gradient_that_is_not_finite_stops_before_anything_is_changed(bad):
     assert model.w.isfinite().all()
 
 
+def test_a_finite_loss_does_not_excuse_its_gradient():
+    def root(model, x0, cond, draws):
+        return (model.w * 0).abs().sum().sqrt() + square(model, x0, cond, draws)  # finite, with an infinite slope
+
+    model = Line()
+    before = model.w.detach().clone()
+    with pytest.raises(DivergedError, match="step 1 "):
+        next(train(model, points(1), adamw(model), loss=root, lr=lambda n: 0.1))
+    assert torch.equal(model.w, before)
+
+
 # --- the learning rate -----------------------------------------------------------------------------------------------
 
 

@@ -69,6 +69,8 @@ def train_classifier(
         train, held_out = symmetries(train, size), symmetries(held_out, size)
     if epochs is None:
         epochs = min(max(round(SEEN / size**2 / len(train)), 1), 200)
+    if patience is None:
+        patience = -(-epochs // 3)
     where = pick_device(device)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
@@ -86,7 +88,7 @@ def train_classifier(
                 weights = {name: tensor.clone() for name, tensor in net.state_dict().items()}
             bar.set_postfix_str(f"validation loss {loss:.3f}, accuracy {right:.2%}")
             bar.update()
-            if done - best.epoch >= (patience or -(-epochs // 3)):
+            if done - best.epoch >= patience:
                 break
     net.load_state_dict(weights)
     return net.cpu().eval(), replace(best, epochs=done, seconds=time.perf_counter() - began)

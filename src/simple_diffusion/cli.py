@@ -14,7 +14,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NoReturn
 
-from .errors import SimpleDiffusionError, UsageError
+from .errors import DataError, SimpleDiffusionError, UsageError
 
 STARTED = time.perf_counter()
 
@@ -102,6 +102,19 @@ def parser() -> Parser:
     sub.add_argument("--seed", type=whole, default=0, metavar="N", help="of the noise (default 0)")
     sub.add_argument("--out", type=Path, metavar="PATH", help=".png a grid, .npz arrays, else a folder of PNGs")
     sub.add_argument("--dry-run", action="store_true", help="say what would be drawn; write nothing")
+    device_options(sub)
+
+    sub = command("evaluate", evaluate, "score a model or an .npz of samples against real images")
+    sub.add_argument("what", metavar="WHAT", help="a run folder, a .safetensors file, or an .npz or .npy of samples")
+    sub.add_argument("--data", metavar="DATA", help="what to compare with (default the data the model was trained on)")
+    sub.add_argument("--n", type=positive, help="samples to draw (default 10000, or twice a small data set)")
+    sub.add_argument("--guidance", type=float, metavar="SCALE", help="as for sample")
+    sub.add_argument("--steps", type=positive, metavar="N", help="as for sample")
+    sub.add_argument("--sampler", metavar="NAME", help="as for sample")
+    sub.add_argument("--seed", type=whole, default=0, metavar="N", help="of the noise (default 0)")
+    sub.add_argument("--extractor-seeds", type=positive, default=1, metavar="K", help="classifiers to score with")
+    sub.add_argument("--out", type=Path, metavar="FOLDER", help="pictures and scores (default in the run folder)")
+    data_options(sub)
     device_options(sub)
 
     sub = command("data", show_data, "say what is in a data set, and draw some of it; downloads what is missing")
@@ -294,6 +307,62 @@ def sample(args: argparse.Namespace) -> dict[str, Any]:
             write_atomic(out / name, png(grid(image[None], 1, gap=0, scale=1)))
     say(args, f"Drew {sampling_text(model, args.n)}, in {seconds:.1f} s ({args.n / seconds:,.0f} images/s): {out}")
     return {"n": args.n, "seconds": round(seconds, 2), "out": str(out)}
+
+
+def evaluate(args: argparse.Namespace) -> dict[str, Any]:
+    """simple-diffusion evaluate"""
+    if Path(args.what).suffix in (".npz", ".npy") and args.data is None:
+        raise UsageError(f"{args.what} does not say what it imitates: add --data, for instance --data fashion-mnist")
+
+    from .data.images import Images
+    from .data.sources import held_out
+    from .evaluation import evaluate as score
+    from .evaluation import labels_like, pictures
+    from .extractors import extractor_for
+    from .files import write_atomic
+    from .run import draw
+
+    model, samples = None, None
+    if Path(args.what).suffix in (".npz", ".npy"):
+        samples = load(args, args.what, args.size)
+        source, size, out = args.data, args.size, Path(args.what).with_suffix("")
+    else:
+        args.model = args.what
+        model = opened(args)
+        source, size = args.data or model.card.name, args.size or model.config.size
+        out = Path(args.what) if Path(args.what).is_dir() else Path(args.what).with_suffix("")
+    out = args.out or out / "evaluation"
+    train = load(args, source, size)
+    if model is not None and args.data is None and train.fingerprint != model.card.fingerprint:
+        raise DataError(f"{source} is not what the model was trained on any more: name the data with --data")
+    test = held_out(source, root=args.data_root, size=size or None)
+    extractors = [extractor_for(train, seed=seed, quiet=args.json) for seed in range(args.extractor_seeds)]
+
+    seconds = 0.0
+    if samples is None:
+        assert model is not None
+        n = args.n or min(10000, 2 * len(train))
+        labels = labels_like(train, n, args.seed) if model.card.classes else None
+        began = time.perf_counter()
+        draw(model, min(n, 64), labels, args.seed)
+        estimate = (time.perf_counter() - began) * math.ceil(n / 64)
+        say(args, f"Drawing {sampling_text(model, n)}: about {estimate:.0f} s.")
+        began = time.perf_counter()
+        samples = Images(train.name, draw(model, n, labels, args.seed, quiet=args.json), labels, train.class_names)
+        seconds = time.perf_counter() - began
+    elif args.n is not None and args.n < len(samples):
+        labels = None if samples.labels is None else samples.labels[: args.n]
+        samples = Images(samples.name, samples.pixels[: args.n], labels, samples.class_names)
+    results = [score(samples, train, test, extractor, extractor.name) for extractor in extractors]
+    for result in results:
+        say(args, str(result))
+    answer = {"what": args.what, "data": train.name, "n": len(samples), "sampling_seconds": round(seconds, 1)}
+    answer |= {"extractors": [result.as_dict() for result in results]}
+    write_atomic(out / "scores.json", json.dumps(answer, indent=1).encode())
+    for name, picture in pictures(results[0], samples, train, test, model).items():
+        write_atomic(out / name, picture)
+    say(args, f"Scores and pictures: {out}")
+    return answer
 
 
 def show_data(args: argparse.Namespace) -> dict[str, Any]:

@@ -1,8 +1,9 @@
 """Are the samples copies of training images? Each one's nearest neighbours, and a score calibrated on unseen images.
 
-A copy lies much nearer to one training image than to any other. The score is that ratio, d1 / d2: the distance to the
-nearest training image over that to the second nearest one (Yoon et al. 2023, section 3). What ratio is suspicious depends
-on the data, so the threshold is the ratio that only one unseen image in a hundred falls below.
+A copy lies much nearer to one training image than to its neighbours. The score is that ratio: the distance to the
+nearest training image over that to the tenth nearest (Yoon et al. 2023, section 3, take the second, which an image that
+stands twice in the training set blinds). What ratio is suspicious depends on the data, so the threshold is the ratio
+that only one unseen image in a hundred falls below.
 """
 
 from collections.abc import Callable, Sequence
@@ -12,6 +13,8 @@ import torch
 from torch import Tensor
 
 from .errors import DataError
+
+NEIGHBOUR = 10
 
 Augmentation = Callable[[Tensor], Tensor]
 
@@ -37,7 +40,7 @@ class Copies:
 
     nearest    int64 `[N]`: the nearest training image of each sample
     distance   `[N]`: root mean square distance to it
-    score      `[N]`: d1 / d2, small for a copy
+    score      `[N]`: that distance over the one to the NEIGHBOUR-th nearest; small for a copy
     threshold  the score that 1 % of unseen images fall below
     share      of the samples below the threshold: 0.01 is expected of a model that copies nothing
     """
@@ -49,8 +52,10 @@ class Copies:
     share: float
 
 
-def nearest_two(queries: Tensor, views: Sequence[Tensor], leave_out: Tensor | None = None) -> tuple[Tensor, Tensor]:
-    """Distances and indices of the two nearest rows: float and int64 `[N, 2]`, ascending.
+def nearest(
+    queries: Tensor, views: Sequence[Tensor], k: int, leave_out: Tensor | None = None
+) -> tuple[Tensor, Tensor]:
+    """Root mean square distances and indices of the k nearest rows: float and int64 `[N, k]`, ascending.
 
     queries    `[N, D]`
     views      the training set under each augmentation, each `[M, D]`; the same row counts once, at its nearest view
@@ -66,9 +71,9 @@ def nearest_two(queries: Tensor, views: Sequence[Tensor], leave_out: Tensor | No
         best = (best + block.square().sum(1, keepdim=True)).clamp(min=0)
         if leave_out is not None:
             best[torch.arange(len(block)), leave_out[start : start + 500]] = torch.inf
-        two = best.topk(2, largest=False)
-        distances.append((two.values / queries.shape[1]).sqrt())
-        indices.append(two.indices)
+        found = best.topk(k, largest=False)
+        distances.append((found.values / queries.shape[1]).sqrt())
+        indices.append(found.indices)
     return torch.cat(distances), torch.cat(indices)
 
 
@@ -80,15 +85,16 @@ def find_copies(samples: Tensor, views: Sequence[Tensor], unseen: Tensor | None,
     unseen    `[K, D]` images that the model did not see; None leaves each training image out in turn instead
     limit     how many unseen images calibrate the threshold
 
-    Raises DataError for fewer than 3 training images, among which nearest and second nearest mean nothing.
+    Raises DataError for fewer than 12 training images, among which near and far mean nothing.
     """
-    if len(views[0]) < 3:
-        raise DataError(f"a search for copies needs at least 3 training images, not {len(views[0])}")
-    distances, indices = nearest_two(samples, views)
+    count = len(views[0])
+    if count < NEIGHBOUR + 2:
+        raise DataError(f"a search for copies needs at least {NEIGHBOUR + 2} training images, not {count}")
+    distances, indices = nearest(samples, views, NEIGHBOUR)
     if unseen is None:
-        unseen_distances, _ = nearest_two(views[0][:limit], views, leave_out=torch.arange(len(views[0]))[:limit])
+        unseen_distances, _ = nearest(views[0][:limit], views, NEIGHBOUR, leave_out=torch.arange(count)[:limit])
     else:
-        unseen_distances, _ = nearest_two(unseen[:limit], views)
+        unseen_distances, _ = nearest(unseen[:limit], views, NEIGHBOUR)
     score, unseen_score = ratio(distances), ratio(unseen_distances)
     threshold = unseen_score.quantile(0.01).item()
     share = (score < threshold).double().mean().item()
@@ -96,5 +102,5 @@ def find_copies(samples: Tensor, views: Sequence[Tensor], unseen: Tensor | None,
 
 
 def ratio(distances: Tensor) -> Tensor:
-    """d1 / d2 of `[N, 2]`; two equal zeros (a training image that stands twice) are a copy too: 0."""
-    return distances[:, 0] / distances[:, 1].clamp(min=1e-12)
+    """The first over the last of ascending distances `[N, k]`; 0 where both are."""
+    return distances[:, 0] / distances[:, -1].clamp(min=1e-12)

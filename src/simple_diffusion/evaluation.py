@@ -4,10 +4,10 @@ The floor of a score is what unseen real images get at the same count: the best 
 """
 
 import math
-from collections.abc import Callable
-from dataclasses import dataclass, field
+from contextlib import suppress
+from dataclasses import asdict, dataclass, field
 from functools import cached_property
-from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors import SafetensorError
@@ -15,14 +15,19 @@ from safetensors.torch import load_file
 from safetensors.torch import save as to_bytes
 from torch import Tensor
 
-from .copies import Copies, find_copies, identity, symmetries
+from .checkpoint import Model
+from .copies import NEIGHBOUR, Copies, find_copies, identity, symmetries
 from .data.images import Images, to_unit
+from .denoiser import Denoiser
 from .errors import DataError, ResourceError
 from .extractors import Features
+from .figures import grid, level_curves, png
 from .files import cache_folder, write_atomic
+from .levels import LEVELS, gaussian_error, memorised_error, model_error
 from .metrics import (
     FrechetByCount,
     Moments,
+    PrecisionRecall,
     frechet_by_count,
     frechet_distance,
     inception_score,
@@ -85,12 +90,17 @@ class Score:
         versus = f" vs {self.against}" if self.against else ""
         return f"{self.name}[{self.extractor}, n={self.n}{versus}]"
 
-    def __str__(self) -> str:
+    @property
+    def short(self) -> str:
+        """The value with its interval and floor, or the note."""
         if self.value is None:
-            return f"{self.title}  {self.note}"
+            return self.note
         interval = "" if self.error is None else f" ± {1.96 * self.error:.2g}"
-        floor = "" if self.floor is None else f"   real images: {self.floor:.4g}"
-        return f"{self.title}  {self.value:.4g}{interval}{floor}"
+        floor = "" if self.floor is None else f" (real images {self.floor:.4g})"
+        return f"{self.value:.4g}{interval}{floor}"
+
+    def __str__(self) -> str:
+        return f"{self.title}  {self.short}"
 
 
 @dataclass(frozen=True, eq=False)
@@ -100,13 +110,38 @@ class Evaluation:
     scores     of all samples together
     by_class   class name -> its accuracy and FID; empty without labels
     by_count   FID at n/4, n/2, n and extrapolated, None with too few samples
-    copies     "pixels" and "features" -> nearest training images
+    copies     "pixels" and "features" -> nearest training images; empty with too few of them
     """
 
     scores: list[Score]
     by_class: dict[str, list[Score]] = field(default_factory=dict)
     by_count: FrechetByCount | None = None
     copies: dict[str, Copies] = field(default_factory=dict)
+
+    def __str__(self) -> str:
+        lines = [str(score) for score in self.scores]
+        if self.by_count is not None:
+            steps = ", ".join(
+                f"{v:.4g} at {n}" for n, v in zip(self.by_count.counts, self.by_count.values, strict=True)
+            )
+            lines.append(f"FID by count: {steps}; extrapolated to infinity {self.by_count.limit:.4g}")
+        for name, scores in self.by_class.items():
+            lines.append(f"  {name:<14} " + ", ".join(f"{score.name} {score.short}" for score in scores))
+        for space, copies in self.copies.items():
+            lines.append(
+                f"copies in {space}: {copies.share:.1%} of {len(copies.score)} samples are nearer to one training "
+                "image than 99 % of unseen images are (1 % is expected by chance)"
+            )
+        return "\n".join(lines)
+
+    def as_dict(self) -> dict[str, Any]:
+        """Plain values, for JSON."""
+        return {
+            "scores": [asdict(score) for score in self.scores],
+            "by_class": {name: [asdict(score) for score in scores] for name, scores in self.by_class.items()},
+            "by_count": None if self.by_count is None else self.by_count._asdict(),
+            "copies": {space: {"share": c.share, "threshold": c.threshold} for space, c in self.copies.items()},
+        }
 
 
 def featured(images: Images, extractor: Features, name: str) -> Featured:
@@ -119,10 +154,8 @@ def featured(images: Images, extractor: Features, name: str) -> Featured:
     except (OSError, SafetensorError, KeyError):
         pass  # not there, or damaged: made anew
     made = Featured(*extractor(images.pixels))
-    try:
+    with suppress(ResourceError):  # a cache that can't be written costs time alone
         write_atomic(path, to_bytes({"features": made.features.contiguous(), "logits": made.logits.contiguous()}))
-    except ResourceError:
-        pass  # a cache that can't be written costs time alone
     return made
 
 
@@ -130,22 +163,16 @@ def check(samples: Images, train: Images) -> None:
     """Raise DataError unless the samples are of the data's shape and have labels that the data knows."""
     if samples.shape != train.shape:
         given, wanted = (" x ".join(map(str, shape)) for shape in (samples.shape, train.shape))
-        raise DataError(f"the samples are {given} (channels, height, width) and the data {wanted}: bring one to the other")
+        raise DataError(
+            f"the samples are {given} (channels, height, width) and the data {wanted}: bring one to the other"
+        )
     if len(samples) < 2:
         raise DataError("one sample has no distribution: draw more with --n")
     if samples.labels is not None and train.classes and samples.labels.max() >= train.classes:
         raise DataError(f"the samples hold the label {samples.labels.max()} and the data has {train.classes} classes")
 
 
-def evaluate(
-    samples: Images,
-    train: Images,
-    test: Images | None,
-    extractor: Features,
-    name: str,
-    *,
-    report: Callable[[str], None] = lambda text: None,
-) -> Evaluation:
+def evaluate(samples: Images, train: Images, test: Images | None, extractor: Features, name: str) -> Evaluation:
     """Score samples against a training set.
 
     samples    uint8, of the data's shape; with labels, if they were asked for by class
@@ -153,77 +180,87 @@ def evaluate(
     test       unseen images for floors and for the calibration of copies; without, half the training set stands in
     extractor  uint8 images -> (features, logits)
     name       of the extractor, printed with each number
-    report     is told what is being done
 
     Raises DataError.
     """
     check(samples, train)
-    report("features")
-    fake = Featured(*extractor(samples.pixels))
-    real = featured(train, extractor, name)
-    unseen = featured(test, extractor, name) if test is not None else None
+    fake, real = Featured(*extractor(samples.pixels)), featured(train, extractor, name)
+    unseen = None if test is None else featured(test, extractor, name)
     if unseen is None:  # two halves of the training set are unseen to each other
-        halves = permutation(len(real), 0, "halves").tensor_split(2)
-        floor_real, floor_fake = real[halves[0]], real[halves[1]]
+        floor_real, floor_fake = (real[half] for half in permutation(len(real), 0, "halves").tensor_split(2))
     else:
         floor_real, floor_fake = real, unseen
-    n, classes = len(samples), samples.classes or train.classes
-    floor_fake = floor_fake[permutation(len(floor_fake), 0, "floor")[:n]]
+    floor_fake = floor_fake[permutation(len(floor_fake), 0, "floor")[: len(fake)]]
 
-    def score(kind: str, count: int, value: float, error: float | None, floor: float | None, against: str) -> Score:
-        return Score(kind, name, count, against, value, error, floor)
-
-    scores = []
-    report("FID")
-    width = real.features.shape[1]
-    scores.append(fid_score(name, real, fake, floor_real, floor_fake))
-    by_count = frechet_by_count(real.features, fake.features) if n >= 16 * width else None
-
-    report("KID, precision and recall")
-    few = min(n, len(real), NEIGHBOURS)
-    if few < 50:
-        scores.append(Score("KID", name, few, "train", None, note="needs 50 samples and 50 real images to mean anything"))
-    else:
-        some_real = real.features[permutation(len(real), 0, "neighbours")[:few]]
-        some_fake = fake.features[permutation(n, 0, "neighbours")[:few]]
-        rest = floor_fake.features[: min(few, len(floor_fake))]
-        less_real = floor_real.features[permutation(len(floor_real), 0, "neighbours")[: len(rest)]]
-        value, error = kernel_distance(some_real, some_fake)
-        floor, _ = kernel_distance(less_real, rest)
-        scores.append(score("KID", few, value, error, floor, "train"))
-        values, floors = precision_recall(some_real, some_fake), precision_recall(less_real, rest)
-        errors = jackknife(lambda keep: tuple(precision_recall(some_real, some_fake[keep])), few, PAIR_GROUPS)
-        for kind, one, wrong, best in zip(values._fields, values, errors.tolist(), floors, strict=True):
-            scores.append(score(kind, few, one, wrong, best, "train"))
-
-    report("inception score and accuracy")
-    if train.classes > 1 and fake.logits.shape[1] == train.classes:
-        if n < 10 * train.classes:
-            note = f"needs {10 * train.classes} samples, ten a class, to mean anything"
-            scores.append(Score("IS", name, n, "", None, note=note))
-        else:
-            value, _ = inception_score(fake.logits, splits=1)
-            error = jackknife(lambda keep: inception_score(fake.logits[keep], splits=1)[0], n, GROUPS).item()
-            floor, _ = inception_score(floor_fake.logits, splits=1)
-            scores.append(score("IS", n, value, error, floor, ""))
+    scores = [fid_score(name, real, fake, floor_real, floor_fake)]
+    scores += neighbour_scores(name, real, fake, floor_real, floor_fake)
     by_class: dict[str, list[Score]] = {}
-    if samples.labels is not None and classes and fake.logits.shape[1] == train.classes:
-        known = test if test is not None else train
-        known_featured = unseen if unseen is not None else real
-        scores.append(accuracy_score(name, fake, samples.labels, known_featured, known.labels))
-        assert train.labels is not None
-        for c, class_name in enumerate(train.class_names):
-            mine, theirs, others = samples.labels == c, train.labels == c, known.labels == c
-            if mine.sum() < 2 or theirs.sum() < 2:
-                continue
-            by_class[class_name] = [
-                accuracy_score(name, fake[mine], samples.labels[mine], known_featured[others], known.labels[others]),
-                fid_score(name, real[theirs], fake[mine], real[theirs], known_featured[others][: int(mine.sum())]),
-            ]
+    if train.labels is not None and fake.logits.shape[1] == train.classes > 1:  # the logits tell these classes apart
+        scores.append(inception(name, fake, floor_fake))
+        if samples.labels is not None:
+            # Accuracy's floor is that of unseen images, whose labels are known.
+            known, labels = (unseen, test.labels) if unseen is not None and test is not None else (real, train.labels)
+            assert labels is not None
+            scores.append(accuracy_score(name, fake, samples.labels, known, labels))
+            by_class = class_scores(name, train, real, fake, samples.labels, known, labels)
+    enough = min(len(fake), len(real)) >= 16 * real.features.shape[1]  # a quarter is four times the features
+    by_count = frechet_by_count(real.features, fake.features) if enough else None
+    return Evaluation(scores, by_class, by_count, search_copies(samples, train, test, fake, real, unseen, extractor))
 
-    report("copies")
-    copies = search_copies(samples, train, test, fake, real, unseen, extractor)
-    return Evaluation(scores, by_class, by_count, copies)
+
+def neighbour_scores(
+    name: str, real: Featured, fake: Featured, floor_real: Featured, floor_fake: Featured
+) -> list[Score]:
+    """KID, precision, recall, density and coverage, on equally many images of both sides."""
+    n = min(len(fake), len(real), NEIGHBOURS)
+    if n < 50:
+        note = "needs 50 samples and 50 real images to mean anything"
+        return [Score(kind, name, n, "train", None, note=note) for kind in ("KID", *PrecisionRecall._fields)]
+
+    def some(side: Featured, count: int) -> Tensor:
+        return side.features[permutation(len(side), 0, "neighbours")[:count]]
+
+    reals, fakes = some(real, n), some(fake, n)
+    few = min(n, len(floor_real), len(floor_fake))
+    floor_reals, floor_fakes = some(floor_real, few), some(floor_fake, few)
+    value, error = kernel_distance(reals, fakes)
+    floor, _ = kernel_distance(floor_reals, floor_fakes)
+    scores = [Score("KID", name, n, "train", value, error, floor)]
+    errors = jackknife(lambda keep: tuple(precision_recall(reals, fakes[keep])), n, PAIR_GROUPS).tolist()
+    values, floors = precision_recall(reals, fakes), precision_recall(floor_reals, floor_fakes)
+    for kind, value, error, floor in zip(PrecisionRecall._fields, values, errors, floors, strict=True):
+        scores.append(Score(kind, name, n, "train", value, error, floor))
+    return scores
+
+
+def inception(name: str, fake: Featured, floor_fake: Featured) -> Score:
+    """The inception score over all samples at once, with the error of their draw."""
+    n, classes = fake.logits.shape
+    if n < 10 * classes:
+        return Score("IS", name, n, "", None, note=f"needs {10 * classes} samples, ten a class, to mean anything")
+
+    def of(logits: Tensor) -> float:
+        return inception_score(logits, splits=1)[0]
+
+    error = jackknife(lambda keep: of(fake.logits[keep]), n, GROUPS).item()
+    return Score("IS", name, n, "", of(fake.logits), error, of(floor_fake.logits))
+
+
+def class_scores(
+    name: str, train: Images, real: Featured, fake: Featured, asked: Tensor, known: Featured, labels: Tensor
+) -> dict[str, list[Score]]:
+    """Accuracy and FID of each class that has at least two samples and two real images."""
+    assert train.labels is not None
+    scores = {}
+    for c, class_name in enumerate(train.class_names):
+        mine, theirs, others = (of.eq(c) for of in (asked, train.labels, labels))
+        if min(mine.sum(), theirs.sum(), others.sum()) >= 2:
+            reals, fakes, floor_fakes = real[theirs], fake[mine], known[others]
+            scores[class_name] = [
+                accuracy_score(name, fakes, asked[mine], floor_fakes, labels[others]),
+                fid_score(name, reals, fakes, reals, floor_fakes[slice(len(fakes))]),
+            ]
+    return scores
 
 
 def fid_score(name: str, real: Featured, fake: Featured, floor_real: Featured, floor_fake: Featured) -> Score:
@@ -239,12 +276,11 @@ def fid_score(name: str, real: Featured, fake: Featured, floor_real: Featured, f
     return Score("FID", name, n, "train", value, error, floor, note)
 
 
-def accuracy_score(name: str, fake: Featured, asked: Tensor, known: Featured, labels: Tensor | None) -> Score:
+def accuracy_score(name: str, fake: Featured, asked: Tensor, known: Featured, labels: Tensor) -> Score:
     """How often the extractor's classifier sees the label that was asked for; floor: real images of known label."""
     hit = (fake.logits.argmax(1) == asked).double().mean().item()
-    error = math.sqrt(hit * (1 - hit) / len(fake))  # binomial
-    floor = None if labels is None else (known.logits.argmax(1) == labels).double().mean().item()
-    return Score("accuracy", name, len(fake), "asked labels", hit, error, floor)
+    floor = (known.logits.argmax(1) == labels).double().mean().item()
+    return Score("accuracy", name, len(fake), "asked labels", hit, math.sqrt(hit * (1 - hit) / len(fake)), floor)
 
 
 def search_copies(
@@ -257,6 +293,8 @@ def search_copies(
     extractor: Features,
 ) -> dict[str, Copies]:
     """Nearest training images of up to COPY_SAMPLES samples, in pixels and in features."""
+    if len(train) < NEIGHBOUR + 2:
+        return {}
     _, height, width = train.shape
     views = symmetries(height == width) if len(train) <= FEW_IMAGES else [identity]
     pixels = [to_unit(view(train.pixels)).flatten(1) for view in views]
@@ -270,3 +308,46 @@ def search_copies(
             fake.features[:COPY_SAMPLES], features, None if unseen is None else unseen.features[:COPY_SAMPLES]
         ),
     }
+
+
+def labels_like(train: Images, n: int, seed: int) -> Tensor:
+    """n labels in the frequencies of the data, to the nearest whole image, in a derived order: int64 `[n]`."""
+    assert train.labels is not None
+    share = train.labels.bincount(minlength=train.classes).double() / len(train)
+    ends = (share.cumsum(0) * n).round().long()
+    labels = torch.repeat_interleave(torch.arange(train.classes), ends.diff(prepend=ends.new_zeros(1)))
+    return labels[permutation(n, seed, "labels")]
+
+
+def pictures(
+    evaluation: Evaluation, samples: Images, train: Images, test: Images | None, model: Model | None
+) -> dict[str, bytes]:
+    """PNG files by name: the closest pairs of sample and training image and, for a model, the error by noise level."""
+    files = {}
+    for space, copies in evaluation.copies.items():
+        closest = copies.score.argsort()[:30]
+        rows = zip(samples.pixels[closest].split(10), train.pixels[copies.nearest[closest]].split(10), strict=True)
+        files[f"closest-in-{space}.png"] = png(grid(torch.cat([half for row in rows for half in row]), 10))
+    if model is not None:
+        files["levels.png"] = level_curves(LEVELS, level_errors(model.denoiser, train, test))
+    return files
+
+
+def level_errors(denoiser: Denoiser, train: Images, test: Images | None, n: int = 500) -> dict[str, Tensor]:
+    """The denoising error at each of LEVELS, on training images and unseen ones, between its two bounds."""
+    device = next(denoiser.parameters()).device
+    chosen = permutation(len(train), 0, "levels")[:n]
+
+    def of_model(images: Images, some: Tensor) -> Tensor:
+        labels = None if images.labels is None else images.labels[some].to(device)
+        return model_error(denoiser, to_unit(images.pixels[some]).to(device), labels)
+
+    flat = to_unit(train.pixels).flatten(1)
+    errors = {
+        "mean and covariance only": gaussian_error(flat),
+        "model, training images": of_model(train, chosen),
+        "training set by heart": memorised_error(flat, chosen),
+    }
+    if test is not None:
+        errors["model, unseen images"] = of_model(test, permutation(len(test), 0, "levels")[:n])
+    return errors

@@ -69,6 +69,25 @@ def schedule_curves(schedules: dict[str, Schedule]) -> bytes:
     return buffer.getvalue()
 
 
+def level_curves(levels: Tensor, errors: dict[str, Tensor]) -> bytes:
+    """Mean squared errors by noise level, `[L]` each, on logarithmic axes: a PNG file's content."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(6.4, 4.2), layout="constrained")
+    axes = figure.subplots()
+    styles = {"mean and covariance only": ("0.6", "--"), "training set by heart": ("0.3", ":")}
+    for name, error in errors.items():
+        colour, line = styles.get(name, (None, "-"))
+        axes.plot(levels, error.clamp(min=1e-7), line, color=colour, label=name)
+    axes.set(xscale="log", yscale="log", xlabel=r"noise level  $\sigma/\alpha$", ylabel="squared error a pixel")
+    axes.set(title="Denoising error between what is possible by heart and what a Gaussian knows")
+    axes.grid(alpha=0.3)
+    axes.legend(frameon=False)
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png", dpi=120)
+    return buffer.getvalue()
+
+
 def npz(pixels: Tensor, labels: Tensor | None) -> bytes:
     """An .npz file's content: `images` uint8 `[N, H, W, C]` and, with labels, `labels` int64 `[N]`."""
     arrays = {"images": pixels.permute(0, 2, 3, 1).contiguous().numpy()}

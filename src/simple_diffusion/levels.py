@@ -1,8 +1,8 @@
 """The denoising error at each noise level, and the two curves it lies between.
 
-Below runs the optimal denoiser of the training set, which knows every image by heart; above, the best denoiser of data of
-the same mean and covariance, which knows nothing else. A model that learns lies between them on unseen images; one that
-falls below the upper curve knows more than a Gaussian, one that hugs the lower curve on training images alone memorises.
+Below runs the optimal denoiser of the training set, which knows every image by heart; above, the best denoiser of data
+of the same mean and covariance, which knows nothing else. A model that learns falls below the upper curve on unseen
+images; one that hugs the lower curve on training images alone memorises.
 """
 
 import math

@@ -42,6 +42,11 @@ def load_images(
     return _resized(load_array(path), size) if is_array else load_folder(path, size)
 
 
+def held_out(source: str, *, root: str | Path | None = None, size: int | None = None) -> Images | None:
+    """The test set of a data set of `SOURCES`; None for folders and arrays, which have none."""
+    return load_images(source, split="test", root=root, size=size) if source in SOURCES else None
+
+
 def _resized(images: Images, size: int | None) -> Images:
     """What `load_folder` does for a given size, for images already in memory."""
     _, height, width = images.shape

@@ -1,0 +1,64 @@
+"""The search for copies against brute force, and on sets with planted copies."""
+
+import pytest
+import torch
+
+from simple_diffusion.copies import find_copies, identity, nearest, symmetries
+from simple_diffusion.errors import DataError
+
+
+def images(n: int, seed: int, side: int = 8) -> torch.Tensor:
+    """Smooth random images `[n, 1, side, side]` in [-1, 1]."""
+    x = torch.randn(n, 1, side // 2, side // 2, generator=torch.Generator().manual_seed(seed))
+    return torch.nn.functional.interpolate(x, size=(side, side), mode="bilinear").tanh()
+
+
+def views(x: torch.Tensor, of) -> list[torch.Tensor]:
+    return [view(x).flatten(1) for view in of]
+
+
+def test_nearest_is_brute_force():
+    train, queries = images(40, 0), images(12, 1)
+    of = symmetries(square=True)
+    distances, indices = nearest(queries.flatten(1), views(train, of), k=3)
+    for query, distance, index in zip(queries, distances, indices, strict=True):
+        brute = torch.stack([(view(train) - query).square().mean((1, 2, 3)).sqrt() for view in of]).min(0).values
+        expected = brute.sort()
+        torch.testing.assert_close(distance, expected.values[:3], atol=1e-5, rtol=0)
+        assert index.tolist() == expected.indices[:3].tolist()
+
+
+def test_the_symmetries_are_eight_different_ones_that_keep_the_pixels():
+    x = torch.arange(16.0).view(1, 1, 4, 4)
+    square = [view(x) for view in symmetries(square=True)]
+    assert len({tuple(view.flatten().tolist()) for view in square}) == 8
+    assert all(view.flatten().sort().values.tolist() == list(range(16)) for view in square)
+    assert all(view(torch.zeros(1, 3, 4, 6)).shape == (1, 3, 4, 6) for view in symmetries(square=False))
+
+
+@pytest.mark.parametrize("calibrated_on", ["unseen images", "the training set itself"])
+def test_planted_copies_are_found_and_nothing_else(calibrated_on):
+    train, honest, unseen = images(300, 0), images(100, 1), images(500, 2)
+    noise = 0.03 * torch.randn(30, 1, 8, 8, generator=torch.Generator().manual_seed(3))
+    turned = torch.rot90(train[:30].flip(-1), 1, (-2, -1)) + noise  # copies under a symmetry, slightly noised
+    samples = torch.cat([honest, turned]).flatten(1)
+    calibration = unseen.flatten(1) if calibrated_on == "unseen images" else None
+    found = find_copies(samples, views(train, symmetries(square=True)), calibration)
+    copied = found.score < found.threshold
+    assert copied[100:].all()
+    assert copied[:100].sum() <= 5  # 1 % is expected by chance
+    assert found.nearest[100:].tolist() == list(range(30))
+    assert found.share == pytest.approx(copied.double().mean().item())
+    plain = find_copies(samples, views(train, [identity]), calibration)
+    assert (plain.score[100:] < plain.threshold).double().mean() < 0.2  # turned, they pass for new
+
+
+def test_a_training_image_that_stands_twice_is_still_copied():
+    train = torch.cat([images(50, 0), images(50, 0)])
+    found = find_copies(train[:3].flatten(1), views(train, [identity]), images(100, 2).flatten(1))
+    assert found.share == 1
+
+
+def test_a_handful_of_training_images_is_too_few():
+    with pytest.raises(DataError, match="12 training images"):
+        find_copies(torch.zeros(2, 4), [torch.zeros(11, 4)], None)

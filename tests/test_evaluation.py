@@ -1,0 +1,163 @@
+"""Evaluation end to end: its scores order what they should, and it refuses what it can't score."""
+
+import json
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from test_cli import fails
+
+from simple_diffusion.cli import main
+from simple_diffusion.data.images import Images
+from simple_diffusion.data.sources import load_images
+from simple_diffusion.errors import DataError
+from simple_diffusion.evaluation import evaluate, featured, labels_like
+
+
+def blobs(n: int, seed: int, classes: int = 2) -> Images:
+    """Grey 8 x 8 images of a bright bar, upright or lying, at a random place."""
+    rng = np.random.default_rng(seed)
+    labels = np.arange(n) % classes
+    pixels = rng.integers(0, 60, (n, 1, 8, 8), dtype=np.uint8)
+    for image, label, place in zip(pixels, labels, rng.integers(1, 7, n), strict=True):
+        bar = image[0] if label == 0 else image[0].T
+        bar[:, place] = rng.integers(150, 255)
+    return Images(f"blobs{seed}", torch.from_numpy(pixels), torch.from_numpy(labels), ("upright", "lying")[:classes])
+
+
+def extractor(pixels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Row and column means: 16 features; the larger spread tells the class."""
+    x = pixels[:, 0].float() / 255
+    columns, rows = x.mean(1), x.mean(2)
+    logits = 40 * torch.stack([columns.std(1), rows.std(1)], 1)
+    return torch.cat([columns, rows], 1), logits
+
+
+@pytest.fixture(scope="module")
+def scored():
+    train, test = blobs(1200, 0), blobs(600, 1)
+    honest = blobs(600, 2)
+    noise = torch.randint(0, 80, honest.pixels.shape, generator=torch.Generator().manual_seed(0))
+    noisy = (honest.pixels.int() + noise).clamp(max=255).to(torch.uint8)
+    one_class = replace(honest, pixels=honest.pixels[::2].repeat(2, 1, 1, 1), labels=honest.labels[::2].repeat(2))
+    mislabelled = replace(honest, labels=1 - honest.labels)
+    sets = {"honest": honest, "noisy": replace(honest, pixels=noisy), "one class": one_class, "mislabelled": mislabelled}
+    return {name: evaluate(samples, train, test, extractor, "bars") for name, samples in sets.items()}
+
+
+def value(evaluation, name: str):
+    return next(score for score in evaluation.scores if score.name == name)
+
+
+def test_honest_samples_reach_the_floor(scored):
+    for kind in ("FID", "KID", "IS", "precision", "recall", "coverage", "accuracy"):
+        score = value(scored["honest"], kind)
+        room = 5 * score.error + 1e-9 + (score.floor if kind == "FID" else 0)
+        assert abs(score.value - score.floor) < room, kind
+
+
+def test_each_score_sees_what_it_should(scored):
+    assert value(scored["noisy"], "FID").value > 5 * value(scored["noisy"], "FID").floor
+    assert value(scored["noisy"], "KID").value > 10 * value(scored["noisy"], "KID").error
+    assert value(scored["noisy"], "precision").value < value(scored["noisy"], "precision").floor - 0.1
+    assert value(scored["one class"], "recall").value < value(scored["one class"], "recall").floor - 0.3
+    assert value(scored["one class"], "IS").value < 1.2 < value(scored["honest"], "IS").value
+    assert value(scored["mislabelled"], "accuracy").value < 0.1 < 0.9 < value(scored["honest"], "accuracy").value
+    by_class = scored["mislabelled"].by_class["upright"]
+    assert by_class[0].value < 0.1
+    assert by_class[1].value > 20 * by_class[1].floor
+
+
+def test_no_number_goes_without_its_extractor_and_count(scored):
+    text = str(scored["honest"])
+    assert "FID[bars, n=600 vs train]" in text
+    assert "real images" in text
+    for line in text.splitlines():
+        assert "±" in line or "copies" in line or "count" in line, line
+
+
+def test_too_few_samples_give_a_sentence_and_no_number():
+    few = blobs(20, 3)
+    result = evaluate(few, blobs(1200, 0), None, extractor, "bars")
+    assert value(result, "FID").value is None
+    assert "32 samples" in str(value(result, "FID"))
+    assert value(result, "KID").value is None
+    assert value(result, "recall").value is None
+    assert value(result, "IS").value is not None  # ten a class are there
+    assert result.by_count is None
+
+
+def test_the_cache_is_kept_by_the_datas_identity():
+    train = blobs(100, 7)
+    calls = []
+
+    def counted(pixels):
+        calls.append(len(pixels))
+        return extractor(pixels)
+
+    first = featured(train, counted, "counted")
+    again = featured(replace(train, name="other name"), counted, "counted")
+    assert calls == [100]
+    assert torch.equal(first.features, again.features)
+    changed = replace(train, pixels=train.pixels.flip(0))
+    featured(changed, counted, "counted")
+    featured(train, counted, "another extractor")
+    assert calls == [100, 100, 100]
+
+
+def test_labels_follow_the_frequencies():
+    train = replace(blobs(100, 0), labels=torch.tensor([0] * 75 + [1] * 25))
+    labels = labels_like(train, 1000, seed=0)
+    assert labels.bincount().tolist() == [750, 250]
+    assert labels[:100].bincount()[0] < 95  # and stand in no order
+    assert torch.equal(labels, labels_like(train, 1000, seed=0))
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"pixels": torch.zeros(9, 1, 8, 9, dtype=torch.uint8)}, "1 x 8 x 9"),
+        ({"pixels": torch.zeros(9, 3, 8, 8, dtype=torch.uint8)}, "3 x 8 x 8"),
+        ({"pixels": torch.zeros(1, 1, 8, 8, dtype=torch.uint8), "labels": torch.zeros(1, dtype=torch.long)}, "one sample"),
+        ({"labels": torch.full((9,), 5)}, "label 5"),
+    ],
+)
+def test_what_can_not_be_scored_is_refused(change, words):
+    with pytest.raises(DataError, match=words):
+        evaluate(replace(blobs(9, 0), **change), blobs(100, 1), None, extractor, "bars")
+
+
+def test_the_command_scores_a_model_and_its_samples_alike(run_folder, squares, tmp_path, capsys):
+    main(["evaluate", str(run_folder), "--n", "60", "--out", str(tmp_path / "of-run"), "--json"])
+    of_run = json.loads(capsys.readouterr().out)
+    assert sorted(p.name for p in (tmp_path / "of-run").iterdir()) == [
+        "closest-in-features.png",
+        "closest-in-pixels.png",
+        "levels.png",
+        "scores.json",
+    ]
+    assert json.loads((tmp_path / "of-run" / "scores.json").read_text()) == of_run
+    names = [score["name"] for score in of_run["extractors"][0]["scores"]]
+    assert names == ["FID", "KID", "precision", "recall", "density", "coverage", "IS", "accuracy"]
+    assert set(of_run["extractors"][0]["by_class"]) == {"0", "1", "2"}
+    # The training images themselves, from an .npz, score better than a model of twenty steps.
+    main(["evaluate", str(squares), "--data", str(squares), "--out", str(tmp_path / "of-data"), "--json"])
+    of_data = json.loads(capsys.readouterr().out)
+    precision = {result["what"]: result["extractors"][0]["scores"][2]["value"] for result in (of_run, of_data)}
+    assert precision[str(squares)] == 1 > precision[str(run_folder)]
+    assert of_data["extractors"][0]["copies"]["pixels"]["share"] == 1
+
+
+def test_wrong_use(capsys, run_folder, squares, tmp_path):
+    np.savez(tmp_path / "wide.npz", images=np.zeros((60, 12, 18, 3), np.uint8))
+    np.save(tmp_path / "nan.npy", np.full((60, 12, 16, 3), np.nan, np.float32))
+    np.save(tmp_path / "bright.npy", np.full((60, 12, 16, 3), 7.0, np.float32))
+    fails(capsys, ["evaluate", tmp_path / "wide.npz"], 2, "--data")
+    fails(capsys, ["evaluate", tmp_path / "wide.npz", "--data", squares], 3, "3 x 12 x 18")
+    fails(capsys, ["evaluate", tmp_path / "nan.npy", "--data", squares], 3, "nan.npy")
+    fails(capsys, ["evaluate", tmp_path / "bright.npy", "--data", squares], 3, "bright.npy")
+    fails(capsys, ["evaluate", tmp_path / "gone.npz", "--data", squares], 3, "gone.npz")
+    fails(capsys, ["evaluate", tmp_path / "gone"], 5, "gone")
+    assert len(load_images(str(squares))) == 96
+    assert not (tmp_path / "wide").exists()
