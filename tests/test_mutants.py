@@ -73,7 +73,7 @@ MUTANTS = {
     "sample: noise without the seed": ("Draws(seed, step, numbers)", "Draws(0, step, numbers)"),
     "sample: start without the seed": ("Draws(seed, 0, numbers)", "Draws(0, 0, numbers)"),
     "sample: the step's noise is the start's": ('normal("sampler"', 'normal("start"'),
-}  # fmt: skip
+}
 
 SOME = {name: ALL[name] for name in ("flow", "karras")}
 

@@ -72,17 +72,18 @@ class Cosine(Schedule):
     s: float = 0.008
 
     def _angles(self, t: Tensor) -> tuple[float, Tensor]:
+        """a and b - a."""
         quarter = math.pi / 2 / (1 + self.s)
-        return quarter * self.s, quarter * (self.s + 0.9999 * t)
+        return quarter * self.s, quarter * 0.9999 * t
 
     def alpha(self, t: Tensor) -> Tensor:
-        a, b = self._angles(t)
-        return b.cos() / math.cos(a)
+        a, turn = self._angles(t)
+        return (a + turn).cos() / math.cos(a)
 
     def sigma(self, t: Tensor) -> Tensor:
-        a, b = self._angles(t)
+        a, turn = self._angles(t)
         # cos(a)^2 - cos(b)^2 = sin(b - a) sin(b + a): no cancellation near t = 0.
-        return ((b - a).sin() * (b + a).sin()).sqrt() / math.cos(a)
+        return (turn.sin() * (2 * a + turn).sin()).sqrt() / math.cos(a)
 
 
 @dataclass(frozen=True)
