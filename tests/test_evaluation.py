@@ -42,7 +42,12 @@ def scored():
     noisy = (honest.pixels.int() + noise).clamp(max=255).to(torch.uint8)
     one_class = replace(honest, pixels=honest.pixels[::2].repeat(2, 1, 1, 1), labels=honest.labels[::2].repeat(2))
     mislabelled = replace(honest, labels=1 - honest.labels)
-    sets = {"honest": honest, "noisy": replace(honest, pixels=noisy), "one class": one_class, "mislabelled": mislabelled}
+    sets = {
+        "honest": honest,
+        "noisy": replace(honest, pixels=noisy),
+        "one class": one_class,
+        "mislabelled": mislabelled,
+    }
     return {name: evaluate(samples, train, test, extractor, "bars") for name, samples in sets.items()}
 
 
@@ -119,7 +124,10 @@ def test_labels_follow_the_frequencies():
     [
         ({"pixels": torch.zeros(9, 1, 8, 9, dtype=torch.uint8)}, "1 x 8 x 9"),
         ({"pixels": torch.zeros(9, 3, 8, 8, dtype=torch.uint8)}, "3 x 8 x 8"),
-        ({"pixels": torch.zeros(1, 1, 8, 8, dtype=torch.uint8), "labels": torch.zeros(1, dtype=torch.long)}, "one sample"),
+        (
+            {"pixels": torch.zeros(1, 1, 8, 8, dtype=torch.uint8), "labels": torch.zeros(1, dtype=torch.long)},
+            "one sample",
+        ),
         ({"labels": torch.full((9,), 5)}, "label 5"),
     ],
 )

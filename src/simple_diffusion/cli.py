@@ -18,6 +18,10 @@ from .errors import DataError, SimpleDiffusionError, UsageError
 
 STARTED = time.perf_counter()
 
+# A thread that waits for another one sleeps instead of spinning. It must be said before torch is imported. On two quiet
+# cores it costs a tenth; beside one other busy program spinning costs nine tenths (docs/notes/network.md).
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+
 
 class Parser(argparse.ArgumentParser):
     """argparse whose errors are ours: one sentence, exit code 2."""

@@ -52,9 +52,7 @@ class Copies:
     share: float
 
 
-def nearest(
-    queries: Tensor, views: Sequence[Tensor], k: int, leave_out: Tensor | None = None
-) -> tuple[Tensor, Tensor]:
+def nearest(queries: Tensor, views: Sequence[Tensor], k: int, leave_out: Tensor | None = None) -> tuple[Tensor, Tensor]:
     """Root mean square distances and indices of the k nearest rows: float and int64 `[N, k]`, ascending.
 
     queries    `[N, D]`
