@@ -18,10 +18,9 @@ from safetensors.torch import save as to_bytes
 from torch import Tensor
 
 from .classification import accuracy, infer, train_classifier
-from .data.idx import _cache
 from .data.images import Images
 from .errors import CheckpointError, DataError, ResourceError
-from .files import write_atomic
+from .files import cache_folder, write_atomic
 from .networks.classifier import Classifier
 
 FORMAT = 1
@@ -109,7 +108,7 @@ def extractor_for(
     if seed == 0 and (found := shipped(images)):
         return found
     name = name_of(images, seed)
-    path = (cache or _cache() / "extractors") / f"{name}.safetensors"
+    path = (cache or cache_folder() / "extractors") / f"{name}.safetensors"
     if path.exists():
         try:
             found = read_extractor(path)

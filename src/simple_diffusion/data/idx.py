@@ -4,7 +4,6 @@ import gzip
 import math
 import os
 import struct
-import sys
 import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -15,6 +14,7 @@ import torch
 from torch import Tensor
 
 from ..errors import DataError
+from ..files import cache_folder
 from .download import download
 from .images import Images
 
@@ -128,19 +128,9 @@ def _folders(name: str, root: str | Path | None) -> Iterator[Path]:
     if given := os.environ.get("SIMPLE_DIFFUSION_DATA"):
         yield Path(given, name)
     yield SYSTEM / name
-    yield _cache() / name
+    yield cache_folder() / name
 
 
 def _home(root: str | Path | None) -> Path:
     """The folder that downloads go to."""
-    return Path(root or os.environ.get("SIMPLE_DIFFUSION_DATA") or _cache())
-
-
-def _cache() -> Path:
-    if sys.platform == "win32":
-        base = os.environ.get("LOCALAPPDATA") or Path.home() / "AppData" / "Local"
-    elif sys.platform == "darwin":
-        base = Path.home() / "Library" / "Caches"
-    else:
-        base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    return Path(base, "simple-diffusion")
+    return Path(root or os.environ.get("SIMPLE_DIFFUSION_DATA") or cache_folder())
