@@ -41,7 +41,7 @@ def test_every_cut_and_foreign_file_is_refused(run_folder, tmp_path):
         with pytest.raises(CheckpointError, match=r"m\.safetensors"):
             read(path)
     save_file({"weight": torch.zeros(3)}, path)
-    with pytest.raises(CheckpointError, match="not a model"):
+    with pytest.raises(CheckpointError, match="not a file of simple-diffusion"):
         read(path)
 
 

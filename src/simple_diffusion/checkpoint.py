@@ -1,24 +1,20 @@
-"""A model on disk: one safetensors file that holds the weights and, as JSON in its header, everything else.
+"""A model on disk: one file that holds the weights and everything needed to use them.
 
-Reading one executes nothing: safetensors is numbers, JSON is checked against the closed list of settings.
+What its header says is checked against the closed list of settings: data, never code.
 """
 
-import json
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save as to_bytes
 
 from .config import Card, Config, build, fitted, memory_format
 from .denoiser import Denoiser
 from .errors import CheckpointError, UsageError
-from .files import write_atomic
+from .files import damaged, read_tensors, write_tensors
 from .hardware import pick_device
 
-FORMAT = 1
 MODEL_FILE = "model.safetensors"
 
 
@@ -35,15 +31,9 @@ class Model:
 
 def save(path: Path, model: Model) -> None:
     """Write the model to one file, whole or not at all. Raises ResourceError."""
-    about = {
-        "format": FORMAT,
-        "config": asdict(model.config),
-        "card": asdict(model.card),
-        "step": model.step,
-        "seconds": round(model.seconds, 1),
-    }
-    tensors = {name: tensor.contiguous() for name, tensor in model.denoiser.state_dict().items()}
-    write_atomic(path, to_bytes(tensors, {"simple-diffusion": json.dumps(about)}))
+    record = {"config": asdict(model.config), "card": asdict(model.card)}
+    record |= {"step": model.step, "seconds": round(model.seconds, 1)}
+    write_tensors(path, model.denoiser.state_dict(), record)
 
 
 def read(path: str | Path, device: str = "auto", precision: str = "auto") -> Model:
@@ -55,30 +45,16 @@ def read(path: str | Path, device: str = "auto", precision: str = "auto") -> Mod
     if not file.is_file():
         raise CheckpointError(f"there is no model at {file}: name a run folder or a .safetensors file of `train`")
     where = pick_device(device)
+    tensors, record = read_tensors(file)
     try:
-        with safe_open(file, framework="pt") as content:
-            about = json.loads((content.metadata() or {})["simple-diffusion"])
-            tensors = {name: content.get_tensor(name) for name in content.keys()}  # noqa: SIM118  not a dict
-        if about["format"] > FORMAT:
-            raise CheckpointError(f"{file} was made by a newer version: upgrade simple-diffusion")
-        config = fitted(replace(_record(Config, about["config"]), precision=precision), where)
-        card = _record(Card, about["card"])
+        config = fitted(replace(_record(Config, record["config"]), precision=precision), where)
+        card = _record(Card, record["card"])
         with torch.device("meta"):  # shapes are compared before a byte is spent on them
             denoiser = build(config, card)
         denoiser.load_state_dict(tensors, assign=True)
-        step, seconds = int(about["step"]), float(about["seconds"])
-    except (
-        SafetensorError,
-        OSError,
-        KeyError,
-        TypeError,
-        ValueError,
-        RuntimeError,
-        UsageError,
-        RecursionError,
-    ) as error:
-        reason = " ".join(str(error).split())[:160] or type(error).__name__
-        raise CheckpointError(f"{file} is not a model of simple-diffusion, or is damaged: {reason}") from error
+        step, seconds = int(record["step"]), float(record["seconds"])
+    except (KeyError, TypeError, ValueError, RuntimeError, UsageError) as error:
+        raise damaged(file, error) from error
     denoiser = denoiser.to(where).to(memory_format=memory_format(config))  # pyrefly: ignore[no-matching-overload]
     denoiser = denoiser.eval().requires_grad_(False)
     return Model(denoiser, config, card, step, seconds)

@@ -320,8 +320,8 @@ def evaluate(args: argparse.Namespace) -> dict[str, Any]:
 
     from .data.images import Images
     from .data.sources import held_out
+    from .evaluation import check, labels_like, pictures
     from .evaluation import evaluate as score
-    from .evaluation import labels_like, pictures
     from .extractors import extractor_for
     from .files import write_atomic
     from .run import draw
@@ -339,6 +339,8 @@ def evaluate(args: argparse.Namespace) -> dict[str, Any]:
     train = load(args, source, size)
     if model is not None and args.data is None and train.fingerprint != model.card.fingerprint:
         raise DataError(f"{source} is not what the model was trained on any more: name the data with --data")
+    if samples is not None:
+        check(samples, train)  # before minutes go into an extractor
     test = held_out(source, root=args.data_root, size=size or None)
     extractors = [extractor_for(train, seed=seed, quiet=args.json) for seed in range(args.extractor_seeds)]
 

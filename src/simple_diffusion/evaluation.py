@@ -10,19 +10,16 @@ from functools import cached_property
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file
-from safetensors.torch import save as to_bytes
 from torch import Tensor
 
 from .checkpoint import Model
 from .copies import NEIGHBOUR, Copies, find_copies, identity, symmetries
 from .data.images import Images, to_unit
 from .denoiser import Denoiser
-from .errors import DataError, ResourceError
+from .errors import CheckpointError, DataError, ResourceError
 from .extractors import Features
 from .figures import grid, level_curves, png
-from .files import cache_folder, write_atomic
+from .files import cache_folder, read_tensors, write_tensors
 from .levels import LEVELS, gaussian_error, memorised_error, model_error
 from .metrics import (
     FrechetByCount,
@@ -147,15 +144,15 @@ class Evaluation:
 def featured(images: Images, extractor: Features, name: str) -> Featured:
     """Real images through an extractor, kept in the user's cache under the identity of both."""
     path = cache_folder() / "features" / f"{name}-{images.fingerprint[:16]}.safetensors"
-    try:
-        tensors = load_file(path)
-        if len(tensors["features"]) == len(images):
+    if path.is_file():
+        with suppress(CheckpointError):  # damaged: made anew
+            tensors, _ = read_tensors(path)
             return Featured(tensors["features"], tensors["logits"])
-    except (OSError, SafetensorError, KeyError):
-        pass  # not there, or damaged: made anew
     made = Featured(*extractor(images.pixels))
     with suppress(ResourceError):  # a cache that can't be written costs time alone
-        write_atomic(path, to_bytes({"features": made.features.contiguous(), "logits": made.logits.contiguous()}))
+        write_tensors(
+            path, {"features": made.features, "logits": made.logits}, {"extractor": name, "data": images.fingerprint}
+        )
     return made
 
 

@@ -4,7 +4,6 @@ A metric's value belongs to its extractor, so each has a name: that of weights s
 `simple-diffusion classifier`, or one that holds the fingerprint of the data it was trained on at first use.
 """
 
-import json
 import re
 import shlex
 import sys
@@ -13,17 +12,14 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save as to_bytes
 from torch import Tensor
 
 from .classification import accuracy, infer, train_classifier
 from .data.images import Images
 from .errors import CheckpointError, DataError, ResourceError
-from .files import cache_folder, write_atomic
+from .files import cache_folder, damaged, read_tensors, write_tensors
 from .networks.classifier import Classifier
 
-FORMAT = 1
 VERSION = 1  # of the training; one that changes what it yields is another version
 SHIPPED = Path(__file__).parent / "weights"
 
@@ -172,25 +168,18 @@ def make_extractor(
 
 def save_extractor(path: Path, extractor: Extractor) -> None:
     """Write weights and record to one file, whole or not at all. Raises ResourceError."""
-    about = {"format": FORMAT, "extractor": asdict(extractor.record)}
-    tensors = {name: tensor.contiguous() for name, tensor in extractor.net.state_dict().items()}
-    write_atomic(path, to_bytes(tensors, {"simple-diffusion": json.dumps(about)}))
+    write_tensors(path, extractor.net.state_dict(), {"extractor": asdict(extractor.record)})
 
 
 def read_extractor(path: Path) -> Extractor:
     """The extractor in a file. Raises CheckpointError, naming the path, if there is none."""
+    tensors, about = read_tensors(path)
     try:
-        with safe_open(path, framework="pt") as content:
-            about = json.loads((content.metadata() or {})["simple-diffusion"])
-            tensors = {name: content.get_tensor(name) for name in content.keys()}  # noqa: SIM118  not a dict
-        if about["format"] > FORMAT:
-            raise CheckpointError(f"{path} was made by a newer version: upgrade simple-diffusion")
         record = Record(**about["extractor"])
         with torch.device("meta"):  # shapes are compared before a byte is spent on them
             net = Classifier(**record.architecture)
         net.load_state_dict(tensors, assign=True)
-    except (SafetensorError, OSError, KeyError, TypeError, ValueError, RuntimeError, RecursionError) as error:
-        reason = " ".join(str(error).split())[:160] or type(error).__name__
-        raise CheckpointError(f"{path} is not an extractor of simple-diffusion, or is damaged: {reason}") from error
+    except (KeyError, TypeError, ValueError, RuntimeError) as error:
+        raise damaged(path, error) from error
     net = net.to(memory_format=torch.channels_last)  # pyrefly: ignore[no-matching-overload]
     return Extractor(record, net.eval().requires_grad_(False))
