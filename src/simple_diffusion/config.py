@@ -46,7 +46,7 @@ class Config:
         0.05, "memory of the averaged weights, relative to the length of the run", low=0.001, high=0.27
     )
 
-    widths: tuple[int, ...] = setting((64, 128), "channels of each level of the U-Net", low=8, high=4096)
+    widths: tuple[int, ...] = setting((48, 96), "channels of each level of the U-Net", low=8, high=4096)
     blocks: tuple[int, ...] = setting((1, 2), "residual blocks of each level", low=1, high=64)
     patch: int = setting(2, "pixels a side folded into channels at the door", low=1, high=16)
     dropout: float = setting(0.0, "dropout inside the residual blocks", low=0, high=0.9)
@@ -134,8 +134,8 @@ def settings_help() -> str:
 
 PRESETS: dict[str, tuple[str, dict[str, Any]]] = {
     "tiny": ("0.3 M parameters, for a minute or two", {"widths": (32, 64), "lr": 4e-3}),
-    "small": ("0.7 M parameters, for some minutes on two cores", {"widths": (48, 96)}),
-    "base": ("1.2 M parameters", {"widths": (64, 128)}),
+    "small": ("0.7 M parameters, for some minutes on two cores: the default", {}),
+    "base": ("1.2 M parameters, for half an hour on two cores", {"widths": (64, 128)}),
     "large": (
         "9 M parameters, for an hour or a GPU",
         {"widths": (128, 256), "blocks": (2, 4), "lr": 1e-3, "batch": 128},
