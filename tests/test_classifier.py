@@ -70,7 +70,7 @@ def same_weights(a: nn.Module, b: nn.Module) -> bool:
 
 @pytest.fixture(scope="module")
 def trained() -> tuple[Classifier, Report]:
-    return train_classifier(bars(400, 0), epochs=6)
+    return train_classifier(bars(200, 0), epochs=6)
 
 
 @pytest.fixture(scope="module")
@@ -130,8 +130,8 @@ def test_images_of_the_right_size_pass_unchanged_and_others_keep_their_ramps():
     # Column j lies at 28 / 32 (j + 1/2) - 1/2 of the original; a ramp stays one, up to the edge.
     at = 28 / 32 * (torch.arange(2, 30) + 0.5) - 0.5
     assert torch.allclose(ramp[..., 2:30], (8 * at / 127.5 - 1).expand(2, 3, 32, 28), atol=1e-5)
-    fine = (torch.arange(64) % 2 * 255).to(torch.uint8).expand(1, 1, 64, 64)
-    assert sized(fine, 32)[..., 1:-1].abs().max() < 0.02  # averaged, not skipped over
+    fine = ((torch.arange(64) + 1) // 2 % 2 * 255).to(torch.uint8).expand(1, 1, 64, 64)
+    assert sized(fine, 16)[..., 1:-1].abs().max() < 0.2  # averaged, not skipped over
 
 
 def test_shifts_move_each_image_by_its_own_and_repeat_the_edge():
@@ -175,6 +175,24 @@ def test_the_same_seed_gives_the_same_bits_and_another_one_others():
     assert not same_weights(runs[0][0], runs[2][0])
 
 
+def test_the_first_weights_the_order_and_the_shifts_each_follow_the_seed(monkeypatch):
+    def after_a_pass(seed: int) -> Classifier:
+        torch.manual_seed(0)
+        net = Classifier(1, 3, 32, 2, 4)
+        next(passes(net, bars(48, 0), 1, seed, torch.float32))
+        return net
+
+    with monkeypatch.context() as patch:
+        patch.setattr(classification, "SHIFT", 0)
+        assert not same_weights(after_a_pass(1), after_a_pass(2))  # by the order alone
+    with monkeypatch.context() as patch:
+        patch.setattr(classification, "permutation", lambda n, *_: torch.arange(n))
+        assert not same_weights(after_a_pass(1), after_a_pass(2))  # by the shifts alone
+    monkeypatch.setattr(classification, "passes", lambda *_: iter([1]))
+    nets = [train_classifier(bars(30, 0), epochs=1, seed=seed)[0] for seed in (1, 2)]
+    assert not same_weights(*nets)
+
+
 def test_training_leaves_the_global_generator_alone():
     torch.manual_seed(5)
     before = torch.get_rng_state()
@@ -213,10 +231,9 @@ def test_what_is_held_out_is_never_trained_on_nor_are_its_symmetries(monkeypatch
 
 
 def test_the_best_weights_are_returned_and_not_the_last():
-    images = bars(200, 0)
     rng = np.random.default_rng(0)
-    noise = replace(images, labels=torch.from_numpy(rng.integers(0, 3, 200)))  # nothing to learn: it must overfit
-    epochs, seed = 30, 0
+    noise = replace(bars(80, 0), labels=torch.from_numpy(rng.integers(0, 3, 80)))  # nothing to learn: it must overfit
+    epochs, seed, made = 20, 0, 10
     rest, held_out = split(noise, 0.1, seed)
     with torch.random.fork_rng():
         torch.manual_seed(seed)
@@ -224,25 +241,26 @@ def test_the_best_weights_are_returned_and_not_the_last():
     losses = []
     for _ in passes(net, rest, epochs, seed, torch.float32):
         losses.append(score(net, held_out)[0])
-        if len(losses) == 12:
+        if len(losses) == made:
             break
-    best = min(range(12), key=losses.__getitem__)
-    assert best < 11
+    best = min(range(made), key=losses.__getitem__)
     assert losses[-1] > losses[best]
 
     def train(patience: int) -> tuple[Classifier, Report]:
         return train_classifier(noise, epochs=epochs, seed=seed, patience=patience, precision="fp32", device="cpu")
 
-    found, report = train(patience=11 - best)
-    assert (report.epoch, report.epochs) == (best + 1, 12)
+    found, report = train(patience=made - 1 - best)
+    assert (report.epoch, report.epochs) == (best + 1, made)
     assert report.loss == losses[best]
     assert score(found, held_out) == (report.loss, report.accuracy)
 
 
 def test_data_without_classes_learns_which_way_up_things_are():
-    net, report = train_classifier(bars(120, 0, labelled=False), epochs=12)
+    index = torch.arange(0, 120, 3)  # bars at the left, which no symmetry maps to themselves
+    left = replace(subset(bars(120, 0), index), labels=None, class_names=())
+    net, report = train_classifier(left, epochs=5)
     assert net.architecture["classes"] == 8
-    assert report.accuracy > 0.5  # a middle bar cannot be told from its mirror image: 5/6 at best
+    assert report.accuracy > 0.8
 
 
 def test_large_images_are_seen_at_twice_the_size():
@@ -369,7 +387,9 @@ def test_other_data_trains_once_and_is_cached(quick, tmp_path, capsys):
     assert quick == [first.name]
     assert same_weights(first.net, second.net)
     assert capsys.readouterr().err == ""
-    assert extractor_for(images, cache=tmp_path, seed=2).name == f"{first.name}-seed2"
+    other = extractor_for(images, cache=tmp_path, seed=2)
+    assert other.name == f"{first.name}-seed2"
+    assert not same_weights(first.net, other.net)
     assert extractor_for(bars(40, 1), cache=tmp_path).name not in quick[:2]
     assert len(quick) == 3
 
@@ -398,10 +418,10 @@ def test_a_cached_file_that_cannot_be_used_is_made_anew(quick, tmp_path, capsys,
 
 
 def test_a_cache_that_cannot_be_written_costs_the_file_and_not_the_training(quick, tmp_path, monkeypatch, capsys):
-    def full(path: Path, content: bytes) -> None:
+    def full(path: Path, *_) -> None:
         raise ResourceError(f"{path} can't be written")
 
-    monkeypatch.setattr(extractors, "write_atomic", full)
+    monkeypatch.setattr(extractors, "write_tensors", full)
     assert extractor_for(bars(40, 0), cache=tmp_path).classes == 3
     assert "not kept" in capsys.readouterr().err
 

@@ -117,3 +117,29 @@ def test_labels_stay_on_their_device():
     cond = torch.zeros(3, dtype=torch.int64, device="meta")
     got = drop_labels(lambda denoiser, x0, cond, draws: cond, null=5)(None, None, cond, Draws(0, 1, range(3)))
     assert got.device.type == "meta"
+
+
+def test_outside_its_interval_guidance_is_the_conditional_mean_at_one_evaluation():
+    mixture = Mixture(Karras())
+    calls = []
+
+    class Counted:
+        schedule = mixture.schedule
+
+        def __call__(self, x_t, t, cond=None):
+            calls.append(len(x_t))
+            return mixture(x_t, t, cond)
+
+    x, cond = torch.randn(6, 1, dtype=torch.float64), torch.arange(6) % 2
+    guided, always = Guided(Counted(), 2.0, 2, interval=(0.5, 3.0)), Guided(mixture, 2.0, 2)
+    for level, inside in ((0.1, False), (0.499, False), (0.501, True), (2.999, True), (3.001, False), (50.0, False)):
+        t = mixture.schedule.time_of(torch.tensor([level], dtype=torch.float64))
+        calls.clear()
+        out = guided(x, t, cond)
+        assert torch.equal(out, always(x, t, cond) if inside else mixture(x, t, cond))
+        assert calls == ([12] if inside else [6])
+    levels = torch.tensor([0.1, 1.0, 9.0, 1.0, 0.2, 2.0], dtype=torch.float64)  # each sample at its own level
+    t = mixture.schedule.time_of(levels)
+    inside = ((levels > 0.5) & (levels < 3))[:, None]
+    expected = torch.where(inside, always(x, t, cond), mixture(x, t, cond))
+    torch.testing.assert_close(guided(x, t, cond), expected, rtol=0, atol=1e-15)

@@ -61,8 +61,11 @@ class Config:
 
     sampler: str = setting("dpmpp", "sampler that `sample` uses", among=SAMPLERS)
     grid: str = setting("karras", "spacing of the sampler's steps", among=GRIDS)
-    sampler_steps: int = setting(12, "steps of the sampler", low=1, high=10000)
+    sampler_steps: int = setting(10, "steps of the sampler", low=1, high=10000)
     guidance: float = setting(1.5, "classifier-free guidance: 1 is none, above 1 stronger", low=0, high=100)
+
+    guidance_low: float = setting(0.1, "least sigma/alpha at which guidance acts", low=0, high=1e4)
+    guidance_high: float = setting(5.0, "largest sigma/alpha at which guidance acts", low=0, high=1e4)
 
     precision: str = setting("auto", "arithmetic of the network", among=("auto", *PRECISIONS))
     memory_format: str = setting("channels_last", "layout of images and weights", among=("channels_last", "contiguous"))
@@ -210,6 +213,7 @@ def build_loss(config: Config, card: Card) -> Loss:
 def build_sampler(config: Config, card: Card, denoiser: PosteriorMean) -> tuple[PosteriorMean, Tensor, Sampler]:
     """(denoiser with guidance and clipping, grid of times, sampler): what `samples` takes."""
     if card.classes:
-        denoiser = Guided(denoiser, config.guidance, null=card.classes)
+        interval = config.guidance_low, config.guidance_high
+        denoiser = Guided(denoiser, config.guidance, card.classes, interval)
     times = GRIDS[config.grid](denoiser.schedule, config.sampler_steps)
     return Clipped(denoiser), times, SAMPLERS[config.sampler]

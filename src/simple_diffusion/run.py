@@ -54,6 +54,10 @@ class Budget:
     def elapsed(self) -> float:
         return time.perf_counter() - self.started
 
+    def expect(self, seconds: float) -> None:
+        """Keep so much in reserve, but never more than would end the run early by over 3 %."""
+        self.reserve = min(seconds, 0.03 * self.config.seconds)
+
     def progress(self, step: int) -> float:
         """Share of the run that is over after `step` updates, 1 at its end."""
         if self.config.steps:
@@ -197,7 +201,7 @@ def train_run(
             path = folder / "samples" / f"step-{n:08d}.png"
             count = 64 if labels is None else len(labels)
             write_atomic(path, png(grid(draw(model, count, labels, config.seed), 8 if labels is None else 10)))
-            budget.reserve = 1.1 * (time.perf_counter() - began) + 0.3
+            budget.expect(1.1 * (time.perf_counter() - began) + 0.3)
         return path
 
     pictures = list(PICTURES)
