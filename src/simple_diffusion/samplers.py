@@ -8,6 +8,7 @@ The coefficients of a step are Python floats, exact in float64 whatever the imag
 import math
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 
 import torch
@@ -161,7 +162,6 @@ def dpmpp(
 SAMPLERS: dict[str, Sampler] = {"ddpm": ddpm, "ddim": ddim, "heun": heun, "dpmpp": dpmpp}
 
 
-@torch.no_grad()
 def samples(
     denoiser: PosteriorMean,
     shape: Sequence[int],
@@ -176,7 +176,7 @@ def samples(
     """Draw images from noise, `batch` at a time: float `[<= batch, ...]` about [-1, 1], on `device`.
 
     Image i of a seed depends on (seed, i) and its label alone: every batch is filled up to the full size, because
-    the last bits of a convolution depend on how many images share it.
+    the last bits of a convolution depend on how many images share it. On a CPU each core draws a batch of its own.
 
     shape    (N, C, H, W), or any shape that the network takes
     times    a grid; x starts at its first level
@@ -185,16 +185,42 @@ def samples(
     n, first = shape[0], times[:1].double()
     schedule = denoiser.schedule
     start = math.hypot(schedule.alpha(first).item(), schedule.sigma(first).item())
-    for i in range(0, n, batch):
+
+    @torch.no_grad()
+    def drawn(i: int) -> Tensor:
+        """The images numbered i, i + 1, ... of one batch."""
         numbers = range(i, i + batch)
         labels = None if cond is None else cond[[min(number, n - 1) for number in numbers]].to(device)
 
-        def noise(step: int, x: Tensor, numbers: range = numbers) -> Tensor:
+        def noise(step: int, x: Tensor) -> Tensor:
             return Draws(seed, step, numbers).normal("sampler", x.shape[1:]).to(x)
 
         x = start * Draws(seed, 0, numbers).normal("start", shape[1:]).to(device)
         (x,) = deque(sampler(denoiser, x, times, labels, noise), maxlen=1)  # the last state is the image
-        yield x[: n - i]
+        return x[: n - i]
+
+    firsts = range(0, n, batch)
+    return on_all_cores(drawn, firsts) if torch.device(device).type == "cpu" else map(drawn, firsts)
+
+
+def on_all_cores(work: Callable[[int], Tensor], items: Sequence[int]) -> Iterator[Tensor]:
+    """`map(work, items)` in order, one thread a core, each computing on that core alone.
+
+    Cores that share the work on one small batch mostly wait for each other.
+    """
+    cores = torch.get_num_threads()
+    pool = ThreadPoolExecutor(cores, initializer=torch.set_num_threads, initargs=(1,))
+    try:
+        ahead: deque[Future[Tensor]] = deque()
+        for item in items:
+            ahead.append(pool.submit(work, item))
+            if len(ahead) > 2 * cores:  # enough to keep all busy, and no more results than that in memory
+                yield ahead.popleft().result()
+        while ahead:
+            yield ahead.popleft().result()
+    finally:
+        pool.shutdown(cancel_futures=True)
+        torch.set_num_threads(cores)
 
 
 def sample(
