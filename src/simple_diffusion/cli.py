@@ -350,8 +350,9 @@ def evaluate(args: argparse.Namespace) -> dict[str, Any]:
         n = args.n or min(10000, 2 * len(train))
         labels = labels_like(train, n, args.seed) if model.card.classes else None
         began = time.perf_counter()
-        draw(model, min(n, 64), labels, args.seed)
-        estimate = (time.perf_counter() - began) * math.ceil(n / 64)
+        few = min(n, 128)
+        draw(model, few, labels, args.seed)
+        estimate = (time.perf_counter() - began) * n / few
         say(args, f"Drawing {sampling_text(model, n)}: about {estimate:.0f} s.")
         began = time.perf_counter()
         samples = Images(train.name, draw(model, n, labels, args.seed, quiet=args.json), labels, train.class_names)
