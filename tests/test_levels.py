@@ -39,3 +39,17 @@ def test_the_exact_denoisers_error_is_the_gaussian_curve(schedule):
     error = model_error(Gaussian(schedule, mean=0.1, std=0.4), x0, None)
     truth = 0.16 * LEVELS**2 / (0.16 + LEVELS**2)
     torch.testing.assert_close(error, truth, rtol=0.06, atol=0)  # 8,000 numbers: 5 standard errors
+
+
+def test_told_the_label_both_bounds_are_those_of_the_label():
+    generator = torch.Generator().manual_seed(0)
+    parts = [torch.randn(40, 3, generator=generator), 0.2 * torch.randn(20, 3, generator=generator) + 5]
+    train, labels = torch.cat(parts), torch.tensor([0] * 40 + [1] * 20)
+    expected = (40 * gaussian_error(parts[0]) + 20 * gaussian_error(parts[1])) / 60
+    torch.testing.assert_close(gaussian_error(train, labels), expected)
+    told = memorised_error(train, torch.arange(60), labels)
+    # At the highest level only the label's own mean is left, at the lowest each image by itself.
+    spread = sum((part - part.mean(0)).double().square().sum() for part in parts) / train.numel()
+    assert told[-1].item() == pytest.approx(spread.item(), rel=0.05)
+    assert (told <= memorised_error(train, torch.arange(60)) + 1e-3).all()
+    assert told[0] < 1e-6

@@ -341,9 +341,9 @@ def level_errors(denoiser: Denoiser, train: Images, test: Images | None, n: int 
 
     flat = to_unit(train.pixels).flatten(1)
     errors = {
-        "mean and covariance only": gaussian_error(flat),
+        "mean and covariance only": gaussian_error(flat, train.labels),
         "model, training images": of_model(train, chosen),
-        "training set by heart": memorised_error(flat, chosen),
+        "training set by heart": memorised_error(flat, chosen, train.labels),
     }
     if test is not None:
         errors["model, unseen images"] = of_model(test, permutation(len(test), 0, "levels")[:n])

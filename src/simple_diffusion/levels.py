@@ -43,13 +43,15 @@ def model_error(denoiser: Denoiser, x0: Tensor, cond: Tensor | None, batch: int 
     return torch.tensor(errors, dtype=torch.float64)
 
 
-def memorised_error(train: Tensor, chosen: Tensor) -> Tensor:
+def memorised_error(train: Tensor, chosen: Tensor, labels: Tensor | None = None) -> Tensor:
     """Error of the optimal denoiser of the training set on its own images, at each of LEVELS: float64 `[13]`.
 
-    The denoiser is sum_i w_i x_i with w = softmax(-|x - x_i|^2 / (2 sigma^2)), in closed form.
+    The denoiser is sum_i w_i x_i with w = softmax(-|x - x_i|^2 / (2 sigma^2)), in closed form; told the label, the sum
+    runs over the images of that label.
 
     train   `[M, D]`, all training images
     chosen  int64 `[N]`: those that are noised
+    labels  int64 `[M]` for the denoiser that is told them
     """
     norms, errors = train.square().sum(1), []
     for number, level in enumerate(LEVELS.tolist()):
@@ -57,17 +59,23 @@ def memorised_error(train: Tensor, chosen: Tensor) -> Tensor:
         x = noised(train[chosen], level, number)
         for i in range(0, len(chosen), 250):
             logits = torch.addmm(norms, x[i : i + 250], train.T, alpha=-2).mul_(-1 / (2 * level**2))
+            if labels is not None:
+                logits.masked_fill_(labels != labels[chosen[i : i + 250], None], -torch.inf)
             x0_hat = logits.softmax(1) @ train
             total += (x0_hat - train[chosen[i : i + 250]]).double().square().sum().item()
         errors.append(total / (len(chosen) * train.shape[1]))
     return torch.tensor(errors, dtype=torch.float64)
 
 
-def gaussian_error(train: Tensor) -> Tensor:
+def gaussian_error(train: Tensor, labels: Tensor | None = None) -> Tensor:
     """Error of the best denoiser of N(mean, covariance of the data), at each of LEVELS: float64 `[13]`.
 
-    The mean over the eigenvalues l of the covariance of l s^2 / (l + s^2). train `[M, D]`.
+    The mean over the eigenvalues l of the covariance of l s^2 / (l + s^2). train `[M, D]`; with labels `[M]`, the mean
+    over the images of what the best denoiser of each label's own mean and covariance leaves.
     """
+    if labels is not None:
+        parts = [train[labels == label] for label in labels.unique()]
+        return torch.stack([len(part) / len(train) * gaussian_error(part) for part in parts]).sum(0)
     centred = train.double() - train.double().mean(0)
     values = torch.linalg.eigvalsh(centred.T @ centred / len(train)).clamp(min=0)  # [D]
     square = LEVELS[:, None] ** 2
