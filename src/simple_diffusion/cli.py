@@ -363,6 +363,8 @@ def evaluate(args: argparse.Namespace) -> dict[str, Any]:
     results = [score(samples, train, test, extractor, extractor.name) for extractor in extractors]
     for result in results:
         say(args, str(result))
+    if len(results) > 1:
+        say(args, spread_text(results))
     answer = {"what": args.what, "data": train.name, "n": len(samples), "sampling_seconds": round(seconds, 1)}
     answer |= {"extractors": [result.as_dict() for result in results]}
     write_atomic(out / "scores.json", json.dumps(answer, indent=1).encode())
@@ -370,6 +372,16 @@ def evaluate(args: argparse.Namespace) -> dict[str, Any]:
         write_atomic(out / name, picture)
     say(args, f"Scores and pictures: {out}")
     return answer
+
+
+def spread_text(results: list) -> str:
+    """How far several extractors disagree, score by score."""
+    lines = [f"Over {len(results)} extractors:"]
+    for scores in zip(*(result.scores for result in results), strict=True):
+        values = [score.value for score in scores if score.value is not None]
+        if values:
+            lines.append(f"  {scores[0].name}: {min(values):.4g} to {max(values):.4g}")
+    return "\n".join(lines)
 
 
 def show_data(args: argparse.Namespace) -> dict[str, Any]:
@@ -459,7 +471,7 @@ def classify(args: argparse.Namespace) -> dict[str, Any]:
 
 
 def main(argv: list[str] | None = None) -> None:
-    """Run a command; exit with the code of `docs/`'s table: 0 ok, 2 usage, 3 data, 4 diverged, 5 checkpoint, 6 disk."""
+    """Run a command and exit: 0 ok, 2 usage, 3 data, 4 diverged, 5 model file, 6 disk, 130 and 143 by a signal."""
     argv = sys.argv[1:] if argv is None else argv
     try:
         args = parser().parse_args(argv)
@@ -479,8 +491,13 @@ def main(argv: list[str] | None = None) -> None:
         print(f"simple-diffusion: {error}", file=sys.stderr)
         raise SystemExit(error.exit_code) from None
     except KeyboardInterrupt:
-        print("simple-diffusion: stopped; nothing was written", file=sys.stderr)
+        print("simple-diffusion: stopped", file=sys.stderr)
         raise SystemExit(130) from None
     except BrokenPipeError:  # the reader of our output went away
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         raise SystemExit(0) from None
+    except OSError as error:
+        if "--debug" in argv:
+            raise
+        print(f"simple-diffusion: {error}: free the disk or choose another place", file=sys.stderr)
+        raise SystemExit(6) from None

@@ -207,6 +207,7 @@ def train_run(
     pictures = list(PICTURES)
     unlogged: list[Tensor] = []
     loss, speed, rows, row_step, row_time = math.nan, 0.0, 0, 0, budget.elapsed
+    idle = budget.elapsed  # time that was not training: before it, and drawing
     form = "{desc} {percentage:3.0f}%|{bar}| {postfix}"
     with (
         stop_on_signals() as stopped,
@@ -235,15 +236,17 @@ def train_run(
                     pictures = [share for share in pictures if share > progress]
                     paused = budget.elapsed
                     keep(picture=True)
-                    row_time += budget.elapsed - paused  # drawing is no training
+                    idle += budget.elapsed - paused
+                    row_time += budget.elapsed - paused
                     if bar.disable and not quiet:
                         print(f"{progress:4.0%}  step {n}, loss {loss:.4f}, {speed:,.0f} images/s", file=sys.stderr)
         except DivergedError:
             keep(picture=False)
             raise
+        average = n * config.batch / max(budget.elapsed - idle, 1e-9)
         picture = keep(picture=stopped.number is None)
     write_atomic(folder / "config.toml", config_toml(config, 0 if config.steps else n))
-    return Result(folder, n, n * config.batch, budget.elapsed, loss, speed, stopped.number, picture)
+    return Result(folder, n, n * config.batch, budget.elapsed, loss, average, stopped.number, picture)
 
 
 def forecast(config: Config, images: Images, device: torch.device, seconds: float = 4.0) -> dict:
