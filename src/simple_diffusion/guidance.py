@@ -48,7 +48,7 @@ class Guided:
             raise ValueError("guidance needs a label for each image: pass cond [B]")
         no_label = torch.full_like(cond, self.null)
         low, high = self.interval
-        ratio = self.schedule.ratio(t.double())
+        ratio = self.schedule.ratio(t.cpu().double())
         inside = (low <= ratio) & (ratio <= high)  # as many as there are times
         if self.scale == 1 or not inside.any():
             return self.denoiser(x_t, t, cond)
