@@ -96,3 +96,29 @@ def test_samples_come_batch_by_batch():
     parts = list(samplers.samples(Gaussian(Linear()), (10, 2), times, batch=4))
     assert [len(part) for part in parts] == [4, 4, 2]
     assert torch.equal(torch.cat(parts), samplers.sample(Gaussian(Linear()), (10, 2), times, batch=4))
+
+
+def test_the_number_of_cores_does_not_show_and_is_left_as_it_was():
+    torch.manual_seed(0)
+    net = UNet(1, 0, widths=(8, 16), blocks=(1, 1))
+    torch.nn.init.normal_(net.head.weight, std=0.1)
+    denoiser = Denoiser(net, Karras(), velocity, 0.5).eval()
+    grid, before, drawn = samplers.karras_grid(denoiser.schedule, 4), torch.get_num_threads(), []
+    try:
+        for cores in (1, 2, 3):
+            torch.set_num_threads(cores)
+            drawn.append(samplers.sample(denoiser, (37, 1, 8, 8), grid, batch=8))
+            assert torch.get_num_threads() == cores
+    finally:
+        torch.set_num_threads(before)
+    assert torch.equal(drawn[0], drawn[1])
+    assert torch.equal(drawn[0], drawn[2])
+
+
+def test_an_error_in_a_batch_reaches_the_caller():
+    def broken(x_t, t, cond=None):
+        raise ArithmeticError("broken")
+
+    broken.schedule = Karras()
+    with pytest.raises(ArithmeticError, match="broken"):
+        samplers.sample(broken, (100, 1), samplers.karras_grid(broken.schedule, 3))
