@@ -172,16 +172,15 @@ def train(args: argparse.Namespace) -> dict[str, Any]:
     if args.epochs:
         values["steps"] = 1  # until the size of the data is known
     config = Config(**values)
-    out = args.out
-    if out is not None and out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise UsageError(f"{out} exists already: choose another --out, or remove it")
 
     from dataclasses import replace
 
     import torch
 
-    from .run import forecast, free_folder, train_run
+    from .run import forecast, free_folder, refuse_taken, train_run
 
+    if args.out is not None:
+        refuse_taken(args.out)  # before the data is loaded
     device = pick_device(args.device)
     config = fitted(config, device)
     images = load(args, config.data, config.size)
@@ -192,7 +191,7 @@ def train(args: argparse.Namespace) -> dict[str, Any]:
         result = forecast(config, images, device)
         say(args, result["text"])
         return result
-    folder = out or free_folder(Path("runs"), Path(images.name).resolve().stem)
+    folder = args.out or free_folder(Path("runs"), Path(images.name).resolve().stem)
     length = f"{config.steps:,} steps" if config.steps else f"{config.seconds:g} s"
     say(args, f"Training for {length} on {device.type} in {config.precision}, into {folder}.")
     result = train_run(config, images, folder, device, STARTED, quiet=args.json)
@@ -254,12 +253,7 @@ def opened(args: argparse.Namespace):
     from dataclasses import replace
 
     from .checkpoint import read
-    from .config import SAMPLERS
 
-    if args.sampler is not None and args.sampler not in SAMPLERS:
-        raise UsageError(f"no sampler is called {args.sampler!r}: choose one of {', '.join(SAMPLERS)}")
-    if args.guidance is not None and not 0 <= args.guidance <= 100:
-        raise UsageError(f"--guidance lies in 0 .. 100, not at {args.guidance}")
     model = read(args.model, args.device, args.precision)
     given: dict[str, Any] = {"guidance": args.guidance, "sampler_steps": args.steps, "sampler": args.sampler}
     config = replace(model.config, **{key: value for key, value in given.items() if value is not None})
@@ -449,12 +443,11 @@ def classify(args: argparse.Namespace) -> dict[str, Any]:
 
     from dataclasses import asdict
 
-    from .data.sources import SOURCES, load_images
+    from .data.sources import held_out
     from .extractors import make_extractor, name_of, save_extractor
 
     images = load(args, args.data, args.size)
-    named = args.data in SOURCES and images.classes > 1
-    test = load_images(args.data, split="test", root=args.data_root, size=args.size) if named else None
+    test = held_out(args.data, root=args.data_root, size=args.size)
     out = args.out or Path(f"{name_of(images, args.seed)}.safetensors")
     say(args, card_text(images))
     made = make_extractor(images, out.stem, test=test, seed=args.seed, epochs=args.epochs, device=args.device)

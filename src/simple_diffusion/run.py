@@ -120,10 +120,15 @@ def start_training(config: Config, card: Card, images: Images, device: torch.dev
     return denoiser, steps
 
 
-def new_folder(path: Path) -> None:
-    """Create the folder of a run. Raises UsageError if something is there."""
+def refuse_taken(path: Path) -> None:
+    """Raise UsageError unless a run can have this folder: nothing is there, or it is empty."""
     if path.exists() and (not path.is_dir() or any(path.iterdir())):
         raise UsageError(f"{path} exists already: choose another --out, or remove it")
+
+
+def new_folder(path: Path) -> None:
+    """Create the folder of a run. Raises UsageError if something is there."""
+    refuse_taken(path)
     try:
         (path / "samples").mkdir(parents=True, exist_ok=True)
     except OSError as error:
