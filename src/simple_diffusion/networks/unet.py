@@ -11,6 +11,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from .embedding import Labels
+
 Layer = TypeVar("Layer", nn.Conv2d, nn.Linear)
 
 
@@ -28,21 +30,16 @@ def zeroed(layer: Layer) -> Layer:
 class Embedding(nn.Module):
     """Noise level `[B]` and label `[B]` -> one vector `[B, width]`."""
 
-    def __init__(self, width: int, classes: int):
+    def __init__(self, width: int, classes: int, views: int):
         super().__init__()
         frequencies = math.pi * 2 ** torch.linspace(-1, 4, 32)  # noise levels span about [-2, 1.5]
         self.register_buffer("frequencies", frequencies)
         self.level = nn.Sequential(nn.Linear(64, width), nn.SiLU(), nn.Linear(width, width))
-        self.label = nn.Embedding(classes + 1, width) if classes else None  # the last row means "no label"
+        self.labels = Labels(classes, width, views)
 
     def forward(self, noise_level: Tensor, cond: Tensor | None) -> Tensor:
         angles = noise_level[:, None] * self.frequencies  # [B] -> [B, 32]
-        emb = self.level(torch.cat([angles.cos(), angles.sin()], 1))
-        if self.label is not None:
-            if cond is None:
-                cond = torch.full_like(noise_level, self.label.num_embeddings - 1, dtype=torch.long)
-            emb = emb + self.label(cond)
-        return F.silu(emb)
+        return F.silu(self.level(torch.cat([angles.cos(), angles.sin()], 1)) + self.labels(cond))
 
 
 class ResBlock(nn.Module):
@@ -110,6 +107,7 @@ class UNet(nn.Module):
     blocks    residual blocks of each level, the same number on the way down and up (the last level counts once)
     patch     pixels folded into channels at the door (pixel-unshuffle)
     dropout   inside the residual blocks
+    views     augmentations that it may be told of (`Labels`), 1 for none
 
     x `[B, channels, H, W]`, noise_level `[B]`, cond `[B]` int64 or None -> `[B, channels, H, W]`.
     """
@@ -122,13 +120,14 @@ class UNet(nn.Module):
         blocks: tuple[int, ...] = (1, 2),
         patch: int = 2,
         dropout: float = 0.0,
+        views: int = 1,
     ):
         super().__init__()
         if len(widths) != len(blocks):
             raise ValueError(f"widths and blocks need one number a level each, not {widths} and {blocks}")
         self.patch, self.stride = patch, patch * 2 ** (len(widths) - 1)
         emb, (*upper, lowest) = 2 * widths[-1], widths
-        self.embedding = Embedding(emb, classes)
+        self.embedding = Embedding(emb, classes, views)
         self.stem = nn.Conv2d(channels * patch**2, widths[0], 3, padding=1, bias=False)
         self.down, self.shrink, self.grow, self.up = (nn.ModuleList() for _ in range(4))
         for width, below, depth in zip(upper, widths[1:], blocks, strict=False):

@@ -1,0 +1,92 @@
+"""`simple-diffusion evaluate`: score a model or an .npz of samples against real images."""
+
+import argparse
+import json
+import time
+from pathlib import Path
+from typing import Any
+
+from ..errors import DataError, UsageError
+from .options import command, data_options, device_options, load, opened, positive, sampling_options, sampling_text, say
+
+
+def add(commands: Any) -> None:
+    sub = command(commands, "evaluate", run, "score a model or an .npz of samples against real images")
+    sub.add_argument("what", metavar="WHAT", help="a run folder, a .safetensors file, or an .npz or .npy of samples")
+    sub.add_argument("--data", metavar="DATA", help="what to compare with (default the data the model was trained on)")
+    sub.add_argument("--n", type=positive, help="samples to draw (default 10000, or twice a small data set)")
+    sampling_options(sub)
+    sub.add_argument("--extractor-seeds", type=positive, default=1, metavar="K", help="classifiers to score with")
+    sub.add_argument("--out", type=Path, metavar="FOLDER", help="pictures and scores (default in the run folder)")
+    data_options(sub)
+    device_options(sub)
+
+
+def run(args: argparse.Namespace) -> dict[str, Any]:
+    if Path(args.what).suffix in (".npz", ".npy") and args.data is None:
+        raise UsageError(f"{args.what} does not say what it imitates: add --data, for instance --data fashion-mnist")
+
+    from ..data.images import Images
+    from ..data.sources import held_out
+    from ..evaluation import check, labels_like, pictures
+    from ..evaluation import evaluate as score
+    from ..extractors import extractor_for
+    from ..files import write_atomic
+    from ..run import draw
+
+    model, samples = None, None
+    if Path(args.what).suffix in (".npz", ".npy"):
+        samples = load(args, args.what, args.size)
+        source, size, out = args.data, args.size, Path(args.what).with_suffix("")
+    else:
+        args.model = args.what
+        model = opened(args)
+        source, size = args.data or model.card.name, args.size or model.config.size
+        out = Path(args.what) if Path(args.what).is_dir() else Path(args.what).with_suffix("")
+    out = args.out or out / "evaluation"
+    train = load(args, source, size)
+    if model is not None and args.data is None and train.fingerprint != model.card.fingerprint:
+        raise DataError(f"{source} is not what the model was trained on any more: name the data with --data")
+    if samples is not None:
+        check(samples, train)  # before minutes go into an extractor
+    test = held_out(source, root=args.data_root, size=size or None)
+    extractors = [extractor_for(train, seed=seed, quiet=args.json) for seed in range(args.extractor_seeds)]
+
+    seconds = 0.0
+    if samples is None:
+        assert model is not None
+        n = args.n or min(10000, 2 * len(train))
+        labels = labels_like(train, n, args.seed) if model.card.classes else None
+        began = time.perf_counter()
+        few = min(n, 128)
+        draw(model, few, labels, args.seed)
+        estimate = (time.perf_counter() - began) * n / few
+        say(args, f"Drawing {sampling_text(model, n)}: about {estimate:.0f} s.")
+        began = time.perf_counter()
+        samples = Images(train.name, draw(model, n, labels, args.seed, quiet=args.json), labels, train.class_names)
+        seconds = time.perf_counter() - began
+    elif args.n is not None and args.n < len(samples):
+        labels = None if samples.labels is None else samples.labels[: args.n]
+        samples = Images(samples.name, samples.pixels[: args.n], labels, samples.class_names)
+    results = [score(samples, train, test, extractor, extractor.name) for extractor in extractors]
+    for result in results:
+        say(args, str(result))
+    if len(results) > 1:
+        say(args, spread_text(results))
+    answer = {"what": args.what, "data": train.name, "n": len(samples), "sampling_seconds": round(seconds, 1)}
+    answer |= {"extractors": [result.as_dict() for result in results]}
+    write_atomic(out / "scores.json", json.dumps(answer, indent=1).encode())
+    for name, picture in pictures(results[0], samples, train, test, model).items():
+        write_atomic(out / name, picture)
+    say(args, f"Scores and pictures: {out}")
+    return answer
+
+
+def spread_text(results: list) -> str:
+    """How far several extractors disagree, score by score."""
+    lines = [f"Over {len(results)} extractors:"]
+    for scores in zip(*(result.scores for result in results), strict=True):
+        values = [score.value for score in scores if score.value is not None]
+        if values:
+            lines.append(f"  {scores[0].name}: {min(values):.4g} to {max(values):.4g}")
+    return "\n".join(lines)

@@ -1,0 +1,125 @@
+"""What all commands share: types of options, groups of options, words to the user."""
+
+import argparse
+import re
+import sys
+import time
+from collections.abc import Callable
+from typing import Any, NoReturn
+
+from ..errors import UsageError
+
+STARTED = time.perf_counter()
+"""When the command began: the clock of `train --for` counts from here."""
+
+
+class Parser(argparse.ArgumentParser):
+    """argparse whose errors are ours: one sentence, exit code 2."""
+
+    def error(self, message: str) -> NoReturn:
+        message = message.replace("unrecognized arguments:", "no such option:")
+        raise UsageError(f"{message}: see {self.prog} --help")
+
+
+def duration(text: str) -> float:
+    """`90s`, `10min`, `1.5h` or plain seconds -> seconds."""
+    match = re.fullmatch(r"(\d+(?:\.\d+)?)(s|min|m|h)?", text)
+    seconds = float(match[1]) * {None: 1, "s": 1, "m": 60, "min": 60, "h": 3600}[match[2]] if match else 0.0
+    if not 0 < seconds <= 1e8:
+        raise argparse.ArgumentTypeError(f"{text!r} is no length of time like 90s, 10min or 2h")
+    return seconds
+
+
+def positive(text: str) -> int:
+    """A whole number from 1 up."""
+    if not re.fullmatch(r"[0-9]{1,9}", text) or int(text) == 0:
+        raise argparse.ArgumentTypeError(f"{text!r} is no whole number from 1 to 999999999")
+    return int(text)
+
+
+def whole(text: str) -> int:
+    """A whole number from 0 up, below 2^63."""
+    if not re.fullmatch(r"[0-9]{1,19}", text) or int(text) >= 2**63:
+        raise argparse.ArgumentTypeError(f"{text!r} is no whole number from 0 to 2^63 - 1")
+    return int(text)
+
+
+def command(commands: Any, name: str, run: Callable, help: str) -> Parser:
+    """A command's parser, with the options that every command has."""
+    sub = commands.add_parser(name, help=help, description=help, allow_abbrev=False)
+    sub.set_defaults(run=run)
+    sub.add_argument("--json", action="store_true", help="print the result as JSON, everything else to stderr")
+    sub.add_argument("--debug", action="store_true", help="show the traceback of an error")
+    return sub
+
+
+def data_options(sub: Parser) -> None:
+    sub.add_argument("--data-root", metavar="PATH", help="where data sets lie and are downloaded to")
+    sub.add_argument("--size", type=positive, help="bring images to this height and width")
+
+
+def device_options(sub: Parser) -> None:
+    sub.add_argument("--device", default="auto", choices=("auto", "cpu", "cuda", "mps"))
+    sub.add_argument("--precision", default="auto", choices=("auto", "fp32", "bf16"))
+
+
+def sampling_options(sub: Parser) -> None:
+    sub.add_argument("--guidance", type=float, metavar="SCALE", help="1 is none, above 1 stronger")
+    sub.add_argument("--steps", type=positive, metavar="N", help="steps of the sampler")
+    sub.add_argument("--sampler", metavar="NAME", help="ddpm, ddim, heun or dpmpp")
+    sub.add_argument("--seed", type=whole, default=0, metavar="N", help="of the noise (default 0)")
+
+
+def say(args: argparse.Namespace, text: str) -> None:
+    """Human words: to stdout, or to stderr where stdout is for JSON."""
+    print(text, file=sys.stderr if args.json else sys.stdout, flush=True)
+
+
+def load(args: argparse.Namespace, source: str, size: int | None):
+    """The images of DATA, as the options say."""
+    from ..data.sources import load_images
+
+    return load_images(source, root=args.data_root, size=size or None)
+
+
+def card_text(images) -> str:
+    """What is in a data set, in a paragraph."""
+    channels, height, width = images.shape
+    kind = {1: "grey", 3: "colour"}[channels]
+    classes = f" in {images.classes} classes ({', '.join(images.class_names)})" if images.classes else ""
+    text = f"{images.name}: {len(images):,} {kind} images of {height} x {width} pixels{classes}; "
+    text += f"mean {images.mean:.3f}, deviation {images.std:.3f} in [-1, 1]."
+    return " ".join([text, *images.notes])
+
+
+def labels_of(text: str, class_names: tuple[str, ...]) -> list[int]:
+    """`3,5` or `Bag,Sneaker` -> numbers of classes. Raises UsageError."""
+    names = {name.casefold(): i for i, name in enumerate(class_names)}
+    labels = []
+    for word in text.split(","):
+        word = word.strip()
+        label = names.get(word.casefold(), int(word) if re.fullmatch(r"\d{1,9}", word) else -1)
+        if not 0 <= label < len(class_names):
+            known = ", ".join(f"{i} {name}" if name != str(i) else name for i, name in enumerate(class_names))
+            raise UsageError(f"the model has no label {word!r}: it knows {known or 'no labels'}")
+        labels.append(label)
+    return labels
+
+
+def opened(args: argparse.Namespace):
+    """The model of the command line, with its config as the options change it."""
+    from dataclasses import replace
+
+    from ..checkpoint import read
+
+    model = read(args.model, args.device, args.precision)
+    given: dict[str, Any] = {"guidance": args.guidance, "sampler_steps": args.steps, "sampler": args.sampler}
+    config = replace(model.config, **{key: value for key, value in given.items() if value is not None})
+    return replace(model, config=config)
+
+
+def sampling_text(model, n: int) -> str:
+    """What is drawn, and how."""
+    config = model.config
+    guidance = f", guidance {config.guidance:g}" if model.card.classes else ""
+    return f"{n:,} images of {model.card.name}, {config.sampler} in {config.sampler_steps} steps{guidance}"

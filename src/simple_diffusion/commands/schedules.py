@@ -1,0 +1,34 @@
+"""`simple-diffusion schedules`: draw noise schedules on common axes."""
+
+import argparse
+from pathlib import Path
+from typing import Any
+
+from ..errors import UsageError
+from .options import command, say
+
+
+def add(commands: Any) -> None:
+    sub = command(commands, "schedules", run, "draw noise schedules on common axes")
+    sub.add_argument("names", nargs="*", metavar="NAME", help="linear, cosine, flow, karras (default all)")
+    sub.add_argument("--out", type=Path, default=Path("schedules.png"), metavar="FILE.png")
+
+
+def run(args: argparse.Namespace) -> dict[str, Any]:
+    import torch
+
+    from ..figures import schedule_curves
+    from ..files import write_atomic
+    from ..schedules import SCHEDULES
+
+    for name in args.names:
+        if name not in SCHEDULES:
+            raise UsageError(f"no schedule is called {name!r}: choose among {', '.join(SCHEDULES)}")
+    chosen = {name: SCHEDULES[name]() for name in args.names or SCHEDULES}
+    write_atomic(args.out, schedule_curves(chosen))
+    say(args, f"{', '.join(chosen)}: {args.out}")
+    t = torch.linspace(0, 1, 11, dtype=torch.float64)[1:]
+    return {
+        name: {"t": t.tolist(), "alpha": s.alpha(t).tolist(), "sigma": s.sigma(t).tolist()}
+        for name, s in chosen.items()
+    }
