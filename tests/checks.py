@@ -12,7 +12,8 @@ from oracles import Gaussian, Mixture, close, f64, mixture_flow, normal
 from simple_diffusion.schedules import Discrete, Karras
 
 ORDERS = {"ddim": 1, "heun": 2, "dpmpp": 2}  # solvers of the ODE, and how their error falls with the step
-STOCHASTIC = {"ddpm"}
+STOCHASTIC = {"ddpm": "posterior", "ddpm-beta": "beta"}  # ancestral samplers, and the variance of their steps
+EXACT_FOR = {"posterior": 0.0, "beta": 1.0}  # the deviation of the data for which a step is exact
 COUNTS = (40, 80, 160)
 Z = torch.linspace(-2, 2, 9, dtype=torch.float64)[:, None]
 
@@ -180,33 +181,50 @@ def converges_in_order(samplers, schedule):
 
 
 def ddpm_is_bayes(samplers, schedule):
-    """A step draws from the product of the two Gaussians q(x_t | x_s) and q(x_s | x0_hat)."""
+    """The mean of a step is that of the product of the two Gaussians q(x_t | x_s) and q(x_s | x0_hat); its variance is
+    that of x_s given x_t, for the data for which it is exact.
+    """
     times, oracle = samplers.karras_grid(schedule, 8), Gaussian(schedule)
     for t, s in zip(times.tolist(), times[1:].tolist(), strict=False):
-        gain, shift, std = coefficients(samplers.ddpm, oracle, t, s)
         (a_t, a_s), (s_t, s_s) = schedule.alpha(f64(t, s)).tolist(), schedule.sigma(f64(t, s)).tolist()
         a, v = a_t / a_s, s_t**2 - (a_t / a_s * s_s) ** 2  # q(x_t | x_s) = N(a x_s, v)
-        precision = a**2 / v + 1 / s_s**2
         x0 = oracle(f64(0, 1)[:, None], f64(t)).flatten()
-        mean = (a / v * f64(0, 1) + a_s / s_s**2 * x0) / precision
-        close(f64(gain + shift, shift, std), f64(mean[1], mean[0], precision**-0.5), 1e-9)
+        mean = (a / v * f64(0, 1) + a_s / s_s**2 * x0) / (a**2 / v + 1 / s_s**2)
+        for name, variance in STOCHASTIC.items():
+            gain, shift, std = coefficients(samplers.SAMPLERS[name], oracle, t, s)
+            precision = a**2 / v + 1 / ((a_s * EXACT_FOR[variance]) ** 2 + s_s**2)
+            close(f64(gain + shift, shift, std), f64(mean[1], mean[0], precision**-0.5), 1e-9)
+
+
+def ddpm_is_exact_for_its_data(samplers, schedule):
+    """Where a variance is exact every step leads from one marginal to the next, however large the steps."""
+    times = samplers.karras_grid(schedule, 4)
+    for name, variance in STOCHASTIC.items():
+        oracle = Gaussian(schedule, std=EXACT_FOR[variance])
+        means, stds = oracle.at(torch.zeros_like(times), times).tolist(), oracle.marginal_std(times, times).tolist()
+        mean, square = means[0], stds[0] ** 2
+        for i in range(3):
+            gain, shift, std = coefficients(samplers.SAMPLERS[name], oracle, times[i].item(), times[i + 1].item())
+            mean, square = gain * mean + shift, gain**2 * square + std**2
+            close(f64(mean, square), f64(means[i + 1], stds[i + 1] ** 2), 1e-9)
 
 
 def ddpm_is_the_textbook_on_a_table(samplers, schedule, n=20):
-    """On a table of betas and all of its steps: equations 6 and 7 of Ho et al. 2020, from the betas themselves."""
+    """On a table of betas and all of its steps: algorithm 2 of Ho et al. 2020 with either variance, from the betas."""
     ratio = schedule.ratio(torch.arange(1, n + 1, dtype=torch.float64) / n)
     abar = torch.cat([f64(1), 1 / (1 + ratio**2)])
     betas = 1 - abar[1:] / abar[:-1]
     table = Discrete(betas)
-    oracle, x = Gaussian(table), Z
-    states = samplers.ddpm(oracle, x, samplers.uniform_grid(table, n), None, recorded())
-    for step, i in enumerate(range(n, 0, -1)):
-        x0, beta = oracle(x, f64(i / n)), betas[i - 1]
-        mean = abar[i - 1].sqrt() * beta / (1 - abar[i]) * x0
-        mean = mean + (1 - beta).sqrt() * (1 - abar[i - 1]) / (1 - abar[i]) * x
-        std = ((1 - abar[i - 1]) / (1 - abar[i]) * beta).sqrt()
-        x = next(states)
-        close(x, mean + std * recorded()(step, x), 1e-10)
+    oracle = Gaussian(table)
+    for name, variance in STOCHASTIC.items():
+        x, states = Z, samplers.SAMPLERS[name](oracle, Z, samplers.uniform_grid(table, n), None, recorded())
+        for step, i in enumerate(range(n, 0, -1)):
+            x0, beta = oracle(x, f64(i / n)), betas[i - 1]
+            mean = abar[i - 1].sqrt() * beta / (1 - abar[i]) * x0
+            mean = mean + (1 - beta).sqrt() * (1 - abar[i - 1]) / (1 - abar[i]) * x
+            kept = {"posterior": (1 - abar[i - 1]) / (1 - abar[i]), "beta": f64(float(i > 1))}[variance]
+            x = next(states)
+            close(x, mean + (kept * beta).sqrt() * recorded()(step, x), 1e-10)
 
 
 def eta_keeps_the_marginal(samplers, schedule):
@@ -234,11 +252,16 @@ def ancestral_moments(samplers, schedule, n, sampler):
 
 
 def ancestral_law_is_the_datas(samplers, schedule):
-    """The mean is the data's, and the variance tends to it from below in first order."""
+    """The mean is the data's, and the variance tends to it in first order: from below with too little noise in a step,
+    from above with too much.
+    """
     counts, oracle = (50, 100, 200), Gaussian(schedule)
-    for sampler in (samplers.ddpm, lambda *a: samplers.ddim(*a, eta=1.0)):
+    every = {name: samplers.SAMPLERS[name] for name in STOCHASTIC}
+    every["ddim"] = lambda *a: samplers.ddim(*a, eta=1.0)
+    for name, sampler in every.items():
         moments = [ancestral_moments(samplers, schedule, n, sampler) for n in counts]
-        missing = [1 - variance / oracle.std**2 for _, variance in moments]
+        side = 1 if EXACT_FOR[STOCHASTIC.get(name, "posterior")] < oracle.std else -1
+        missing = [side * (1 - variance / oracle.std**2) for _, variance in moments]
         assert 0 < missing[-1] < 0.1
         assert abs(slope(counts, missing) - 1) < 0.15
         assert all(abs(mean - oracle.mean) < 1e-10 for mean, _ in moments)
@@ -303,6 +326,20 @@ def images_belong_to_seed_and_number(samplers, schedule):
     assert abs(x.std().item() / std - 1) < 5 / math.sqrt(2 * x.numel())
 
 
+def a_film_ends_in_its_images(samplers, schedule):
+    """The states of a batch run from the noise that the first step meets to the images that `samples` draws."""
+    times, labels = samplers.karras_grid(schedule, 4), torch.arange(37) % 3
+    for sampler in samplers.SAMPLERS.values():
+        for cond in (None, labels):
+            whole = samplers.sample(Mixture(schedule), (37, 2), times, cond, sampler=sampler, seed=3, batch=16)
+            for first in (0, 16, 32):
+                spy = Spy(Mixture(schedule))
+                path = list(samplers.states(spy, (37, 2), times, cond, sampler=sampler, seed=3, batch=16, first=first))
+                assert [len(x) for x in path] == 5 * [min(16, 37 - first)]
+                assert torch.equal(path[-1], whole[first : first + 16])
+                assert torch.equal(path[0], spy.calls[0][0][: len(path[0])])
+
+
 def steps_hear_their_own_noise(samplers, schedule):
     """The noise of a step depends on the seed, the step and the image, and on nothing else."""
 
@@ -335,9 +372,11 @@ CHECKS = {
         ddim_is_euler,
         dpmpp_looks_half_a_step_ahead,
         ddpm_is_bayes,
+        ddpm_is_exact_for_its_data,
         ddpm_is_the_textbook_on_a_table,
         eta_keeps_the_marginal,
         schedule_is_a_clock,
+        a_film_ends_in_its_images,
         steps_hear_their_own_noise,
         images_belong_to_seed_and_number,
         ancestral_law_is_the_datas,

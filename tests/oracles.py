@@ -13,7 +13,7 @@ from simple_diffusion.targets import Target
 BETAS = torch.linspace(1e-4, 0.02, 1000, dtype=torch.float64)  # the table of DDPM
 ALL: dict[str, Schedule] = {**{name: make() for name, make in SCHEDULES.items()}, "discrete": Discrete(BETAS)}
 WIDE = Karras(1e-5, 1e5)  # reaches every level that the others do
-VARIANCE_PRESERVING = ("linear", "cosine", "discrete")
+VARIANCE_PRESERVING = tuple(name for name in ALL if name not in ("flow", "karras"))
 
 
 def normal(*shape, seed=0):

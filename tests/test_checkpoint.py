@@ -9,6 +9,7 @@ from safetensors.torch import load_file, save_file
 
 from simple_diffusion import load
 from simple_diffusion.checkpoint import read, save
+from simple_diffusion.config import Config
 from simple_diffusion.errors import CheckpointError, ResourceError
 
 
@@ -52,8 +53,8 @@ def test_every_cut_and_foreign_file_is_refused(run_folder, tmp_path):
         (lambda about: about["config"].update(widths=[4096, 4096]), "net"),
         (lambda about: about["config"].update(widths="os.system"), "widths"),
         (lambda about: about["config"].update(schedule="__class__"), "schedule"),
-        (lambda about: about["config"].update(extra=1), "keys"),
-        (lambda about: about["config"].pop("lr"), "keys"),
+        (lambda about: about["config"].update(extra=1), "extra"),
+        (lambda about: about["card"].pop("std"), "std"),
         (lambda about: about["card"].update(channels=1), "net"),
         (lambda about: about.update(format=2), "newer"),
         (lambda about: about.pop("step"), "step"),
@@ -67,6 +68,14 @@ def test_a_header_that_lies_is_refused(run_folder, tmp_path, change, word):
     save_file(load_file(file), path, {"simple-diffusion": json.dumps(about)})
     with pytest.raises(CheckpointError, match=word):
         read(path)
+
+
+def test_a_setting_that_came_later_than_the_file_has_its_default(run_folder, tmp_path):
+    file = run_folder / "model.safetensors"
+    about = json.loads(header(file)["simple-diffusion"])
+    del about["config"]["lr"]
+    save_file(load_file(file), tmp_path / "m.safetensors", {"simple-diffusion": json.dumps(about)})
+    assert read(tmp_path / "m.safetensors").config.lr == Config().lr
 
 
 def test_a_full_disk_leaves_the_old_file(run_folder, tmp_path, monkeypatch):

@@ -17,12 +17,12 @@ from simple_diffusion.classification import (
     accuracy,
     infer,
     passes,
+    pretext,
     score,
     shifted,
     sized,
     split,
     subset,
-    symmetries,
     train_classifier,
 )
 from simple_diffusion.cli import main
@@ -144,9 +144,9 @@ def test_shifts_move_each_image_by_its_own_and_repeat_the_edge():
         assert torch.equal(moved[b, :, i, j], source)
 
 
-def test_symmetries_are_the_eight_of_the_square_and_labelled():
+def test_the_pretext_is_the_eight_symmetries_of_the_square_labelled():
     image = torch.arange(9).to(torch.uint8).reshape(1, 1, 3, 3)
-    turned = symmetries(Images("one", torch.cat([image, image + 100])), 3)
+    turned = pretext(Images("one", torch.cat([image, image + 100])), 3)
     assert turned.labels is not None
     assert turned.labels.tolist() == [label for label in range(8) for _ in range(2)]
     assert turned.classes == 8
@@ -261,6 +261,24 @@ def test_data_without_classes_learns_which_way_up_things_are():
     net, report = train_classifier(left, epochs=5)
     assert net.architecture["classes"] == 8
     assert report.accuracy > 0.8
+
+
+@pytest.mark.parametrize(("seen", "chosen", "epochs"), [(4000, 100, 6), (800, 100, 1), (320, 40, 1)])
+def test_data_without_classes_looks_at_a_budget_of_images(monkeypatch, seen, chosen, epochs):
+    asked = []
+
+    def watch(net, images, epochs, *_):
+        asked.append((len(images), epochs, set(images.pixels.flatten().tolist())))
+        yield 1
+
+    monkeypatch.setattr(classification, "PRETEXT", seen * 32**2)
+    monkeypatch.setattr(classification, "passes", watch)
+    train_classifier(replace(greys(100), labels=None, class_names=()))
+    (count, passes_made, values), *_ = asked
+    assert count == 8 * (chosen - chosen // 10)  # eight views of what is not held out
+    assert passes_made == epochs
+    assert len(values) == chosen - chosen // 10
+    assert values != set(range(len(values)))  # drawn, not the first
 
 
 def test_large_images_are_seen_at_twice_the_size():
@@ -399,6 +417,9 @@ def test_without_classes_the_name_says_so_and_there_are_no_classes(quick, tmp_pa
         made = extractor_for(images, cache=tmp_path, quiet=True)
         assert made.name.startswith("0-symmetry-1-")
         assert made.classes == 0
+        features, logits = made(images.pixels)
+        assert features.shape == (24, 192)
+        assert logits.shape == (24, 0)  # symmetries are no classes
 
 
 @pytest.mark.parametrize("damage", ["text", "other data"])

@@ -18,7 +18,9 @@ from PIL import Image
 from simple_diffusion import load, samples
 from simple_diffusion.checkpoint import read
 from simple_diffusion.cli import main
-from simple_diffusion.config import build_sampler
+from simple_diffusion.config import build_loss, build_sampler
+from simple_diffusion.data.sources import load_images
+from simple_diffusion.validation import HeldOut, keep_out
 
 
 def pixels(path: Path) -> np.ndarray:
@@ -62,7 +64,7 @@ def test_train_leaves_a_whole_run_folder(run_folder):
     assert config["widths"] == [8, 16]
     assert config["precision"] in ("fp32", "bf16")  # decided, not "auto"
     rows = (run_folder / "log.csv").read_text().splitlines()
-    assert rows[0] == "step,images,seconds,loss,learning_rate,images_per_second"
+    assert rows[0] == "step,images,seconds,loss,learning_rate,images_per_second,held_out_loss"
     assert [int(row.split(",")[0]) for row in rows[1:]] == list(range(1, 21))
     assert [int(row.split(",")[1]) for row in rows[1:]] == [16 * n for n in range(1, 21)]
     pictures = sorted((run_folder / "samples").glob("step-*.png"))
@@ -84,6 +86,52 @@ def test_epochs_are_passes_over_the_data(squares, tmp_path, capsys):
     result = json.loads(capsys.readouterr().out)
     assert result["steps"] == 12  # 2 x 96 images in batches of 16
     assert result["images"] == 192
+
+
+DDPM = ("timesteps=50", "times=steps", "target=noise", "grid=uniform")
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        ("network=annotated", "measure=l1", "schedule=linear", "sampler=ddpm", *DDPM),
+        ("network=double-conv", "schedule=sigmoid", "sampler=ddpm-beta", "ema_decay=0.9", "ema_warmup=2", *DDPM),
+        ("augment=symmetries", "dropout=0.2", "held_out=0.1", "lr_shape=constant", "measure=huber"),
+        ("augment=mirror", "tell_augment=no", "schedule=quadratic", "times=uniform", "weight=min-snr"),
+    ],
+    ids=lambda settings: settings[0],
+)
+def test_every_kind_of_run_trains_the_same_twice_and_draws(squares, tmp_path, settings):
+    options = [*TINY, *(f"--set={pair}" for pair in settings)]
+    for name in ("once", "again"):
+        main(["train", str(squares), "--steps", "4", "--out", str(tmp_path / name), *options])
+    once, again = (read(tmp_path / name).denoiser.state_dict() for name in ("once", "again"))
+    assert all(torch.equal(tensor, again[key]) for key, tensor in once.items())
+    main(["sample", str(tmp_path / "once"), "--n", "3", "--out", str(tmp_path / "s.npz")])
+    assert arrays(tmp_path / "s.npz")["images"].shape == (3, 12, 16, 3)
+
+
+def test_a_run_stops_when_the_held_out_loss_stops_falling_and_keeps_the_best_weights(squares, tmp_path, capsys):
+    # At a learning rate this high the loss soon rises; the averaged weights of the best check are what is kept.
+    settings = ("held_out=0.2", "patience=0.1", "lr=0.3", "lr_shape=constant", "warmup=0.0001", "ema_decay=0.01")
+    options = [*TINY, *(f"--set={pair}" for pair in settings)]
+    main(["train", str(squares), "--steps", "80", "--out", str(tmp_path / "run"), "--json", *options])
+    result, said = json.loads(capsys.readouterr().out), tmp_path / "run" / "log.csv"
+    assert 8 <= result["steps"] < 80
+    losses = [float(row.split(",")[-1]) for row in said.read_text().splitlines()[1:] if row.split(",")[-1]]
+    assert result["held_out_loss"] == pytest.approx(min(losses), rel=1e-5)
+    model, images = read(tmp_path / "run"), load_images(str(squares))
+    _, kept = keep_out(images, 0.2, seed=0)
+    assert HeldOut(kept, build_loss(model.config, model.card), 0).measure(model.denoiser) == result["held_out_loss"]
+
+
+def test_the_last_word_on_the_length_of_a_run_counts(squares, capsys):
+    for options, steps in ((["--steps", "7"], 7), (["--epochs", "2"], 12), (["--for", "9s"], 0), ([], 64000)):
+        argv = ["train", str(squares), "--preset", "annotated-goldfish", *TINY, "--set=widths=8,16", "--size", "16"]
+        main([*argv, *options, "--dry-run", "--json"])
+        config = json.loads(capsys.readouterr().out)["config"]
+        assert (config["steps"], config["seconds"] > 0) == (steps, steps == 0)
+        assert config["network"] == "annotated"
 
 
 def test_dry_run_writes_nothing(squares, tmp_path, monkeypatch, capsys):
@@ -210,6 +258,12 @@ def test_a_signal_leaves_a_usable_model_and_says_where(squares, tmp_path, number
         (["train", "--set", "widths=8,16,32"], 2, ["widths", "blocks"]),
         (["train", "--set", "schedule=cosin"], 2, ["schedule", "cosine"]),
         (["train", "--set", "seconds=0"], 2, ["length"]),
+        (["train", "--set", "patience=0.3"], 2, ["patience", "held_out"]),
+        (["train", "--set", "times=steps"], 2, ["times=steps", "timesteps=1000"]),
+        (["train", "--set", "timesteps=100"], 2, ["karras", "cosine"]),
+        (["train", "--set", "timesteps=9", "--set", "schedule=linear"], 2, ["9", "linear"]),
+        (["train", "--set", "network=annotated", "--set", "widths=16,24"], 2, ["annotated", "(16, 24)"]),
+        (["train", "--set", "network=double-conv", "--set", "widths=16,48"], 2, ["double-conv", "(16, 48)"]),
         (["train", "--device", "tpu"], 2, ["tpu"]),
         (["train", "fashion-mnits"], 3, ["fashion-mnits", "fashion-mnist"]),
         (["train", "no/such/folder"], 3, ["no/such/folder"]),

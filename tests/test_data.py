@@ -19,8 +19,8 @@ from simple_diffusion.data import idx, sources
 from simple_diffusion.data.arrays import load_array
 from simple_diffusion.data.folder import fit, load_folder
 from simple_diffusion.data.idx import load_idx, read_idx
-from simple_diffusion.data.images import Images
-from simple_diffusion.data.sources import load_images
+from simple_diffusion.data.images import Images, select
+from simple_diffusion.data.sources import held_out, load_images
 from simple_diffusion.errors import DataError, UsageError
 
 DATA = Path(os.environ.get("SIMPLE_DIFFUSION_DATA") or Path(__file__).parents[2] / "shared" / "data")
@@ -578,15 +578,17 @@ def test_no_damage_to_an_array_file_escapes_as_another_error(tmp_path, name):
 def test_a_source_is_a_name_a_folder_or_an_array(tmp_path, monkeypatch):
     digits = Images("digits", torch.zeros(3, 1, 8, 8, dtype=torch.uint8))
     asked = []
-    monkeypatch.setitem(sources.SOURCES, "digits", lambda split, root: asked.append((split, root)) or digits)
-    assert load_images("digits", split="test", root="there") is digits
-    assert asked == [("test", "there")]
+    monkeypatch.setitem(sources.SOURCES, "digits", lambda *args: asked.append(args) or digits)
+    assert load_images("digits", split="test", root="there").pixels is digits.pixels
+    assert held_out("digits[3,4]").pixels is digits.pixels
+    assert asked == [("test", "there", None), ("test", None, "3,4")]
     save(tmp_path / "digits/1.png", noise(4, 4))
     assert len(load_images(str(tmp_path / "digits"))) == 1
     np.save(tmp_path / "x.npy", noise(2, 4, 4))
     array = (tmp_path / "x.npy").rename(tmp_path / "Y.NPY")
     assert len(load_images(str(array))) == 2
     for path in (tmp_path / "digits", array):
+        assert held_out(str(path)) is None
         with pytest.raises(DataError, match="no 'test' split"):
             load_images(str(path), split="test")
 
@@ -627,3 +629,128 @@ def test_size_does_the_same_to_every_source(tmp_path):
     assert load_images(str(tmp_path / "x.npy"), size=12).notes == ("took floats in [0, 1] to 0..255", *folder.notes)
     with pytest.raises(UsageError, match="--size 0"):
         load_images(str(tmp_path / "x.npy"), size=0)
+
+
+# Some classes of a source
+
+
+@pytest.fixture
+def pets(tmp_path, monkeypatch) -> Path:
+    """The current folder, with a folder of two readable cats, one fish, and a dog that no decoder can read."""
+    monkeypatch.chdir(tmp_path)
+    for number, name in enumerate(("cats/1.png", "cats/2.png", "fish/3.png"), 1):
+        save(tmp_path / "pets" / name, np.full((4, 4), number, np.uint8))
+    (tmp_path / "pets/dogs").mkdir()
+    (tmp_path / "pets/dogs/bad.png").write_bytes(b"not an image")
+    return tmp_path
+
+
+def values(images: Images) -> list[int]:
+    """The first pixel of every image."""
+    return images.pixels[:, 0, 0, 0].tolist()
+
+
+def test_one_class_of_a_folder_is_data_without_classes_and_no_other_file_is_decoded(pets):
+    cats = load_images("pets[Cats]")
+    assert (values(cats), cats.labels, cats.class_names) == ([1, 2], None, ())
+    assert values(load_images("pets[2]")) == [3]  # byte order: cats, dogs, fish
+    for source in ("pets", "pets[dogs]", "pets[cats,dogs]"):
+        with pytest.raises(DataError, match=r"dogs.bad\.png"):
+            load_images(source)
+
+
+def test_several_classes_are_numbered_in_the_order_asked_for(pets):
+    images = load_images("pets[fish, cats ,FISH]")
+    assert images.class_names == ("fish", "cats")
+    assert list(zip(values(images), images.labels.tolist(), strict=True)) == [(1, 1), (2, 1), (3, 0)]
+    assert images.labels.dtype == torch.int64
+
+
+def test_classes_of_idx_sets_and_arrays(nowhere, tmp_path):
+    labels = np.array([3, 8, 5, 8, 0], np.uint8)
+    pixels = np.arange(5, dtype=np.uint8)[:, None, None] * np.ones((1, 4, 6), np.uint8)
+    for stem, extra in (("train", 0), ("t10k", 100)):
+        put_set(nowhere / "fashion-mnist", pixels + np.uint8(extra), labels, stem)
+    np.savez(tmp_path / "x.npz", images=pixels, labels=labels)
+    for source in ("fashion-mnist", str(tmp_path / "x.npz")):
+        bags, both = load_images(f"{source}[8]", root=nowhere), load_images(f"{source}[8,5]", root=nowhere)
+        assert (values(bags), bags.labels, bags.class_names) == ([1, 3], None, ())
+        assert (values(both), both.labels.tolist()) == ([1, 2, 3], [0, 1, 0])
+    test = held_out("fashion-mnist[Bag,sandal]", root=nowhere)
+    assert (values(test), test.labels.tolist(), test.class_names) == ([101, 102, 103], [0, 1, 0], ("Bag", "Sandal"))
+    small = load_images("fashion-mnist[Bag]", root=nowhere, size=3)
+    assert (small.shape, values(small)) == ((1, 3, 3), [1, 3])
+    assert small.notes == ("cropped to squares and resized 4 x 6 to 3 x 3",)  # of which 2, not 5, were looked at
+
+
+def test_whether_floats_have_a_sign_is_a_matter_of_the_whole_array(tmp_path):
+    np.savez(tmp_path / "x.npz", images=np.array([-1.0, 1.0]).reshape(2, 1, 1) * np.ones((2, 4, 4)), labels=[0, 1])
+    assert values(load_images(f"{tmp_path}/x.npz[1]")) == [255]
+    np.savez(tmp_path / "x.npz", images=np.array([-1.0, 0.0]).reshape(2, 1, 1) * np.ones((2, 4, 4)), labels=[0, 1])
+    assert values(load_images(f"{tmp_path}/x.npz[1]")) == [128]  # of a class in [0, 1] alone, 0 would be black
+
+
+def test_the_name_of_images_loads_them_again(pets):
+    np.savez("x.npz", images=noise(3, 4, 4), labels=[0, 1, 1])
+    save(Path("digits/1.png"), noise(4, 4))  # called as a named set is
+    for source in ("./pets[cats]", "pets[fish,cats]", "x.npz", "x.npz[1]", "./digits", "pets/../pets/[fish]"):
+        images = load_images(source)
+        assert images.name == source
+        assert load_images(images.name).fingerprint == images.fingerprint
+
+
+def test_a_folder_whose_name_ends_in_brackets_is_that_folder(pets):
+    save(Path("pets[cats]/9.png"), np.full((4, 4), 9, np.uint8))
+    assert values(load_images("pets[cats]")) == [9]
+    save(Path("a[1]/b[2]/c/9.png"), np.full((4, 4), 9, np.uint8))
+    assert values(load_images("a[1]/b[2][c]")) == [9]
+
+
+@pytest.mark.parametrize(
+    ("source", "message"),
+    [
+        ("pets[cat]", "'pets' has no class 'cat': it has 0 cats, 1 dogs, 2 fish; did you mean 'cats'?"),
+        ("pets[cats,3]", "'pets' has no class '3': it has 0 cats, 1 dogs, 2 fish"),
+        ("pets[-1]", "'pets' has no class '-1': it has 0 cats, 1 dogs, 2 fish"),
+        ("pets[]", "'pets' has no class '': it has 0 cats, 1 dogs, 2 fish"),
+        ("pets/cats[1]", "'pets/cats' has no classes to choose from: leave out [1]"),
+        ("x.npz[1]", "'x.npz' has no image of its class '1': choose another"),
+        ("x.npz[2,1]", "'x.npz' has no image of its class '1': choose another"),
+        ("many.npz[500]", f"'many.npz' has no class '500': it has {', '.join(map(str, range(12)))} and 8 more"),
+    ],
+)
+def test_classes_that_are_not_there_are_refused_with_those_that_are(pets, source, message):
+    np.savez("x.npz", images=ZEROS, labels=[0, 2])
+    np.savez("many.npz", images=noise(20, 4, 4), labels=np.arange(20))
+    with pytest.raises(DataError) as error:
+        load_images(source)
+    assert str(error.value) == message
+
+
+def test_names_come_before_numbers_and_may_hold_commas():
+    names = ("10", "tench, Tinca tinca", "shark", "Shark", "1")
+    labels = torch.arange(5)
+
+    def chosen(wanted: str) -> list[int]:
+        return select("x", wanted, labels, names)[0].tolist()
+
+    assert chosen("10") == [0]
+    assert chosen("1") == [4]
+    assert chosen("2") == [2]
+    assert chosen("Tench, Tinca tinca") == [1]
+    assert [chosen(word) for word in ("shark", "Shark", "SHARK")] == [[2], [3], [2]]
+    assert chosen("2,0") == [0, 2]
+
+
+@pytest.mark.parametrize(
+    ("name", "stem"),
+    [
+        ("fashion-mnist", "fashion-mnist"),
+        ("fashion-mnist[T-shirt/top, Bag]", "fashion-mnist-T-shirt-top-Bag"),
+        ("../data/x.npz[2]", "x-2"),
+        ("hub:owner/some-set[n01443537]", "some-set-n01443537"),
+        ("my photos/", "my-photos"),
+    ],
+)
+def test_the_stem_of_a_name_can_be_part_of_a_path(name, stem):
+    assert Images(name, torch.zeros(1, 1, 2, 2, dtype=torch.uint8)).stem == stem

@@ -81,6 +81,21 @@ def test_bits_do_not_depend_on_chunks(few, monkeypatch):
     assert digits("test").fingerprint == expected
 
 
+def test_some_classes_are_the_same_images_and_no_others_are_drawn(few, monkeypatch):
+    whole, drawn, render = digits("test"), [], module._render
+    monkeypatch.setattr(module, "_render", lambda ends, radius: drawn.append(len(ends)) or render(ends, radius))
+    seven, both = digits("test", classes="7"), digits("test", classes="4,0")
+    assert torch.equal(seven.pixels, whole.pixels[whole.labels == 7])
+    assert (seven.labels, seven.class_names) == (None, ())
+    rows = (whole.labels == 4) | (whole.labels == 0)
+    assert torch.equal(both.pixels, whole.pixels[rows])
+    assert torch.equal(both.labels, (whole.labels[rows] == 0).long())
+    assert both.class_names == ("4", "0")
+    assert sum(drawn) == 300
+    with pytest.raises(DataError, match="no class '11'"):
+        digits("test", classes="11")
+
+
 def test_windows_cut_no_ink(few, monkeypatch):
     expected = digits("test").fingerprint
     monkeypatch.setattr(module, "WINDOW", 15)

@@ -35,7 +35,9 @@ def profile(decay, n):
     return (1 - decays) * torch.cat([later[1:], torch.ones(1, dtype=torch.float64)])
 
 
-@pytest.mark.parametrize("decay", [power_decay(), power_decay(0.2), constant_decay(), constant_decay(0.9)])
+@pytest.mark.parametrize(
+    "decay", [power_decay(), power_decay(0.2), constant_decay(), constant_decay(0.9), constant_decay(0.9, 40)]
+)
 def test_first_update_copies_and_the_average_is_that_of_its_profile(decay):
     values = torch.randn(300, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
     kept = follow(values, decay)
@@ -55,6 +57,17 @@ def test_constant_decay_forgets_its_start_and_then_is_constant():
     for k in (1, 10, 200):
         assert kept[99 + k] == pytest.approx(1 - 0.9**k, abs=1e-12)
     assert constant_decay()(10**6) == 0.999
+
+
+@pytest.mark.parametrize("warmup", [0, 1, 20])
+def test_updates_of_the_warmup_are_copies_and_the_ramp_starts_after_them(warmup):
+    decay, values = constant_decay(0.9, warmup), torch.linspace(-1, 3, 200).double().tolist()
+    kept = follow(values, decay)
+    assert kept[:warmup] == values[:warmup]
+    assert kept[warmup] == values[warmup]  # the ramp starts at 0, as without a warmup
+    assert [decay(warmup + m) for m in (2, 11)] == [1 / 11, 0.5]  # and no jump follows the copies
+    assert kept[warmup:] == follow(values[warmup:], constant_decay(0.9))
+    assert {decay(warmup + m) for m in range(91, 1000)} == {0.9}
 
 
 @pytest.mark.parametrize("width", [0.01, 0.05, 0.1, 0.2, 0.279])

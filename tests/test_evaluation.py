@@ -8,11 +8,12 @@ import pytest
 import torch
 from test_cli import fails
 
+from simple_diffusion.augmentation import AUGMENTATIONS
 from simple_diffusion.cli import main
 from simple_diffusion.data.images import Images
 from simple_diffusion.data.sources import load_images
 from simple_diffusion.errors import DataError
-from simple_diffusion.evaluation import evaluate, featured, labels_like
+from simple_diffusion.evaluation import Featured, evaluate, featured, label_score, labels_like
 
 
 def blobs(n: int, seed: int, classes: int = 2) -> Images:
@@ -80,6 +81,47 @@ def test_no_number_goes_without_its_extractor_and_count(scored):
     assert "real images" in text
     for line in text.splitlines():
         assert "±" in line or "copies" in line or "count" in line, line
+
+
+@pytest.mark.parametrize(
+    ("columns", "kinds"), [(0, set()), (1, set()), (2, {"IS", "accuracy"}), (5, {"IS"})], ids="{} logits".format
+)
+def test_which_scores_of_labels_there_are_follows_from_the_logits(columns, kinds):
+    def other(pixels):
+        features, _ = extractor(pixels)
+        return features, features[:, :columns]
+
+    result = evaluate(blobs(100, 1), blobs(200, 0), None, other, f"of {columns} logits")
+    assert {score.name for score in result.scores} & {"IS", "accuracy"} == kinds
+    assert bool(result.by_class) == ("accuracy" in kinds)
+
+
+@pytest.mark.parametrize(("classes", "needed"), [(3, 30), (6, 50)])
+def test_the_inception_score_needs_ten_samples_a_class_or_a_published_split(classes, needed, monkeypatch):
+    monkeypatch.setattr("simple_diffusion.evaluation.SPLIT", 50)  # for 5000, to be quick
+    logits = torch.randn(needed, classes, generator=torch.Generator().manual_seed(0))
+    few, enough = (Featured(logits[:n], logits[:n]) for n in (needed - 1, needed))
+    assert label_score("x", few, few).value is None
+    assert f"needs {needed} samples" in label_score("x", few, few).note
+    assert label_score("x", enough, enough).value is not None
+
+
+def test_copies_are_searched_under_the_views_that_are_given():
+    train, unseen = blobs(300, 0), blobs(300, 1)
+    mirrored = replace(blobs(100, 2), pixels=torch.cat([train.pixels[:50].flip(-1), blobs(50, 2).pixels]))
+    views = {name: AUGMENTATIONS[name](True) for name in AUGMENTATIONS}
+    found = {
+        name: evaluate(mirrored, train, unseen, extractor, "bars", views=some).copies["pixels"]
+        for name, some in views.items()
+    }
+    assert found["none"].near <= 10
+    assert found["mirror"].near >= 50
+    assert found["symmetries"].near >= 50
+    result = evaluate(mirrored, train, unseen, extractor, "bars", views=views["mirror"])
+    near = found["mirror"].near
+    assert f"copies in pixels: {near} of 100 samples" in str(result)
+    assert "by chance it would be 1 %, 1 samples" in str(result).casefold()
+    assert result.as_dict()["copies"]["pixels"]["near"] == near
 
 
 def test_too_few_samples_give_a_sentence_and_no_number():

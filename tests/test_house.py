@@ -9,12 +9,12 @@ import simple_diffusion
 
 SOURCE = Path(simple_diffusion.__file__).parent
 ORDER = """
-    errors randomness schedules targets metrics denoiser networks.embedding networks.unet
-    networks.classifier ema losses guidance samplers
-    files data.images data.digits data.download data.idx data.folder data.arrays data.sources data.batches training
-    hardware classification config checkpoint extractors copies levels figures evaluation run
-    commands.options commands.train commands.sample commands.evaluate commands.data commands.schedules
-    commands.classifier cli __main__
+    errors randomness schedules targets metrics denoiser networks.embedding networks.unet networks.annotated
+    networks.double_conv networks.classifier ema losses guidance augmentation samplers files
+    data.images data.digits data.download data.idx data.folder data.arrays data.hub data.sources data.batches
+    training validation hardware classification config checkpoint extractors inception copies levels film figures
+    evaluation run commands.options commands.train commands.sample commands.evaluate commands.data
+    commands.schedules commands.classifier cli __main__
 """.split()  # noqa: SIM905  a list would be a line a name
 """The order of reading: a module may import only what stands before it."""
 

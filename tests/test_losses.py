@@ -6,9 +6,9 @@ from oracles import ALL, WIDE, Affine, Bayes, Gaussian, close, f64, normal
 from scipy.stats import norm
 
 from simple_diffusion.denoiser import Denoiser
-from simple_diffusion.losses import LogNormal, MinSNR, denoising_loss, uniform
+from simple_diffusion.losses import MEASURES, LogNormal, MinSNR, denoising_loss, on_steps, uniform
 from simple_diffusion.randomness import Draws
-from simple_diffusion.schedules import Cosine, Flow, Karras
+from simple_diffusion.schedules import SCHEDULES, Cosine, Discrete, Flow, Karras
 from simple_diffusion.targets import TARGETS, clean, flow, noise, velocity
 
 every_schedule = pytest.mark.parametrize("schedule", ALL.values(), ids=ALL)
@@ -142,6 +142,63 @@ def test_uniform_times_cover_0_to_1_evenly():
     assert t.min() >= 0.001
     inner = ((t - 0.001) / 0.999).sort().values * 1000  # one in each of the thousand equal parts
     assert torch.equal(inner.ceil().long(), torch.arange(1, 1001))
+
+
+@pytest.mark.parametrize("steps", [2, 3, 7, 500, 1000])
+def test_every_step_of_a_table_is_trained_equally_often(steps):
+    schedule = Discrete([0.01] * steps)
+    for each in (1, 4):
+        n = steps * each
+        t = on_steps(Draws(0, 1, range(n), total=n).stratified("time"), schedule)
+        places, counts = t.unique(return_counts=True)
+        close(places, torch.arange(1, steps + 1, dtype=torch.float64) / steps, 0)
+        assert (counts == each).all()
+    close(on_steps(f64(0, 1 - 2**-53, 1), schedule), f64(1 / steps, 1, 1), 0)
+
+
+@pytest.mark.parametrize("name", SCHEDULES)
+def test_only_a_table_has_steps(name):
+    with pytest.raises(ValueError, match=r"has no table of betas.*use Discrete"):
+        on_steps(f64(0.5), SCHEDULES[name]())
+
+
+# --- measures --------------------------------------------------------------------------------------------------------
+
+CLOSED = {  # |e| -> how much it counts
+    "l2": lambda e: e**2,
+    "l1": lambda e: e,
+    "huber": lambda e: e**2 / 2 if e < 1 else e - 1 / 2,
+}
+
+
+def test_every_measure_states_its_closed_form():
+    assert CLOSED.keys() == MEASURES.keys()
+
+
+@pytest.mark.parametrize("name", MEASURES)
+@pytest.mark.parametrize("weight", [None, MinSNR(5.0)])
+def test_loss_is_the_mean_of_the_measured_error(name, weight):
+    """The errors are those of x_t = sqrt(abar) x0 + sqrt(1 - abar) eps at a step of the table, from its betas."""
+    betas, n = torch.linspace(1e-4, 0.02, 500, dtype=torch.float64), 32
+    denoiser, x0 = Denoiser(Affine(gain=0.4, shift=1.5), Discrete(betas), noise), normal(n, 6)
+    draws = Draws(0, 1, range(n), total=n)
+    step = (draws.stratified("time") * 500).long()  # 0 is the first noising step
+    abar = (1 - betas).cumprod(0)[step, None]
+    eps = draws.normal("noise", (6,)).double()
+    error = 0.4 * (abar.sqrt() * x0 + (1 - abar).sqrt() * eps) + 1.5 - eps
+    if weight is not None:
+        error = error * (weight(abar / (1 - abar)) * (1 - abar) / abar).sqrt()
+    want = [sum(CLOSED[name](abs(e)) for e in row) / 6 for row in error.tolist()]
+    got = denoising_loss(denoiser, x0, None, draws, times=on_steps, weight=weight, measure=MEASURES[name])
+    close(got, f64(*want))
+    assert (error.abs() < 1).any()
+    assert (error.abs() > 1).any()
+
+
+def test_the_square_is_the_measure_unless_told():
+    denoiser = Denoiser(Affine(gain=0.4), Karras(), velocity)
+    assert torch.equal(losses(denoiser), losses(denoiser, measure=MEASURES["l2"]))
+    assert not torch.allclose(losses(denoiser), losses(denoiser, measure=MEASURES["l1"]))
 
 
 # --- samples and their batch -----------------------------------------------------------------------------------------

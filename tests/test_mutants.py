@@ -23,8 +23,20 @@ MUTANTS = {
     "noise implied has its sign flipped": ("(x - i.alpha_t * x0_hat)", "(i.alpha_t * x0_hat - x)"),
     "noise implied forgets alpha": ("(x - i.alpha_t * x0_hat)", "(x - x0_hat)"),
     # ddpm
-    "ddpm: alpha_t for alpha_s": ("i.alpha_s * variance_ts * x0_hat", "i.alpha_t * variance_ts * x0_hat"),
-    "ddpm: beta for the posterior's variance": ("math.sqrt(variance_ts) * i.sigma_s / i.sigma_t", "variance_ts**0.5"),
+    "ddpm: alpha_t for alpha_s": ("i.alpha_s * beta * x0_hat", "i.alpha_t * beta * x0_hat"),
+    "ddpm: beta for the posterior's variance": ("(i.sigma_s / i.sigma_t) ** 2", "1.0"),
+    "ddpm: posterior's deviation for its variance": ("(i.sigma_s / i.sigma_t) ** 2", "i.sigma_s / i.sigma_t"),
+    "ddpm: the posterior's variance for beta": (
+        'partial(ddpm, variance="beta")',
+        'partial(ddpm, variance="posterior")',
+    ),
+    "ddpm: the variance asked for is not heard": ("VARIANCES[variance](i)", 'VARIANCES["posterior"](i)'),
+    "ddpm: beta without the scale of x": ("(i.alpha_s**2 + i.sigma_s**2) / (i.alpha_t**2 + i.sigma_t**2)", "1.0"),
+    "ddpm: beta with the scale upside down": (
+        "(i.alpha_s**2 + i.sigma_s**2) / (i.alpha_t**2 + i.sigma_t**2)",
+        "(i.alpha_t**2 + i.sigma_t**2) / (i.alpha_s**2 + i.sigma_s**2)",
+    ),
+    "ddpm: noise after the last step": ("mean if i.s is None else mean + std", "mean + std"),
     "ddpm: variance for deviation": ("mean + std * noise", "mean + std**2 * noise"),
     "ddpm: no noise": ("mean + std * noise", "mean + 0 * noise"),
     "ddpm: beta of the wrong level": ("(alpha_ts * i.sigma_s) ** 2", "i.sigma_s**2"),
@@ -64,14 +76,19 @@ MUTANTS = {
     "karras grid: rho of 7 whatever is asked": ("time_of(roots**rho)", "time_of(roots**7)"),
     "karras grid: beyond the schedule's reach": ("min(sigma_max, reach[1])", "sigma_max"),
     # whole images
-    "sample: the last batch is not filled": ("range(i, i + batch)", "range(i, min(i + batch, n))"),
-    "sample: each batch draws the same noise": ("range(i, i + batch)", "range(batch)"),
-    "sample: labels of the first batch": ("cond[[min(number, n - 1)", "cond[[min(number - i, n - 1)"),
-    "sample: start without its level": ("x = start * Draws", "x = Draws"),
+    "sample: the last batch is not filled": (
+        "range(first, first + batch)",
+        "range(first, min(first + batch, shape[0]))",
+    ),
+    "sample: each batch draws the same noise": ("range(first, first + batch)", "range(batch)"),
+    "sample: labels of the first batch": ("cond[[min(number, n - 1)", "cond[[min(number - first, n - 1)"),
+    "sample: start without its level": ("x = level * Draws", "x = Draws"),
     "sample: start as an image at unit scale": ("math.hypot(", "max("),
     "sample: one noise for all steps": ("Draws(seed, step, numbers)", "Draws(seed, 0, numbers)"),
     "sample: noise without the seed": ("Draws(seed, step, numbers)", "Draws(0, step, numbers)"),
     "sample: start without the seed": ("Draws(seed, 0, numbers)", "Draws(0, 0, numbers)"),
+    "states: the noise is not shown": ("chain([x], sampler", "chain([], sampler"),
+    "states: what fills the batch up is shown": ("yield state[: n - first]", "yield state"),
     "sample: the step's noise is the start's": ('normal("sampler"', 'normal("start"'),
 }
 

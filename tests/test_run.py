@@ -63,13 +63,13 @@ def test_warmup_linear():
 def test_divergence_keeps_the_last_good_weights(squares, tmp_path, monkeypatch):
     images = load_images(str(squares))
     config = fitted(Config(seconds=0.0, steps=10, **TINY), torch.device("cpu"))
-    real = run.build_loss
+    real = run.build_training_loss
 
     def poisoned(config, card):
         loss = real(config, card)
         return lambda d, x0, cond, draws: loss(d, x0, cond, draws) * (float("nan") if draws.step == 6 else 1.0)
 
-    monkeypatch.setattr(run, "build_loss", poisoned)
+    monkeypatch.setattr(run, "build_training_loss", poisoned)
     with pytest.raises(run.DivergedError, match="step 6"):
         run.train_run(config, images, tmp_path / "run", torch.device("cpu"), 0.0, quiet=True)
     model = run.save.__globals__["read"](tmp_path / "run")

@@ -3,7 +3,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
-from checks import CHECKS, ORDERS, STOCHASTIC, Z, ancestral_moments
+from checks import CHECKS, EXACT_FOR, ORDERS, STOCHASTIC, Z, ancestral_moments
 from oracles import ALL, Gaussian, Mixture, close, f64, normal
 
 from simple_diffusion import samplers
@@ -17,7 +17,13 @@ every_sampler = pytest.mark.parametrize("sampler", samplers.SAMPLERS.values(), i
 
 
 def test_every_sampler_states_its_order():
-    assert ORDERS.keys() | STOCHASTIC == samplers.SAMPLERS.keys()
+    assert ORDERS.keys() | STOCHASTIC.keys() == samplers.SAMPLERS.keys()
+    assert set(STOCHASTIC.values()) == EXACT_FOR.keys() == samplers.VARIANCES.keys()
+
+
+def test_ddpm_refuses_a_variance_that_it_does_not_know():
+    with pytest.raises(ValueError, match="posterior, beta, not 'learned'"):
+        next(samplers.ddpm(Gaussian(Linear()), Z, f64(1.0), variance="learned"))
 
 
 @every_schedule
@@ -33,16 +39,16 @@ def test_one_step_is_the_posterior_mean(schedule, sampler):
     close(x, Mixture(schedule)(5 * Z, f64(0.8)))
 
 
-@every_sampler
-def test_solvers_draw_no_noise_and_ancestors_do(sampler):
+@pytest.mark.parametrize("name", samplers.SAMPLERS)
+def test_solvers_draw_no_noise_and_ancestors_do(name):
     drawn = []
 
     def noise(step, x):
         drawn.append(step)
         return torch.zeros_like(x)
 
-    list(sampler(Gaussian(Linear()), Z, samplers.uniform_grid(Linear(), 5), None, noise))
-    assert drawn == ([0, 1, 2, 3] if sampler is samplers.ddpm else [])
+    list(samplers.SAMPLERS[name](Gaussian(Linear()), Z, samplers.uniform_grid(Linear(), 5), None, noise))
+    assert drawn == ([0, 1, 2, 3] if name in STOCHASTIC else [])
 
 
 def test_default_noise_is_fresh():
@@ -60,14 +66,15 @@ def test_karras_grid_on_karras_is_equation_5_to_its_ends():
     close(Karras().ratio(samplers.karras_grid(Karras(), n)), f64(*want))
 
 
-def test_ancestral_sampling_by_monte_carlo():
+@pytest.mark.parametrize("sampler", [samplers.SAMPLERS[name] for name in STOCHASTIC], ids=STOCHASTIC)
+def test_ancestral_sampling_by_monte_carlo(sampler):
     n, schedule = 20_000, Flow()
     oracle, times = Gaussian(schedule), samplers.karras_grid(schedule, 500)
     generator = torch.Generator().manual_seed(0)
     x = oracle.at(normal(n, 1), times[0])
     noise = lambda step, x: torch.randn(x.shape, dtype=x.dtype, generator=generator)  # noqa: E731
-    *_, x = samplers.ddpm(oracle, x, times, None, noise)
-    mean, variance = ancestral_moments(samplers, schedule, 500, samplers.ddpm)
+    *_, x = sampler(oracle, x, times, None, noise)
+    mean, variance = ancestral_moments(samplers, schedule, 500, sampler)
     assert abs(x.mean() - mean) < 5 * math.sqrt(variance / n)
     assert abs(x.var() / variance - 1) < 5 * math.sqrt(2 / n)
     assert abs(x.std() / oracle.std - 1) < 0.03
@@ -105,16 +112,26 @@ def test_the_number_of_cores_does_not_show_and_is_left_as_it_was():
     torch.nn.init.normal_(net.head.weight, std=0.1)
     denoiser = Denoiser(net, Karras(), velocity, 0.5).eval()
     grid, before, drawn = samplers.karras_grid(denoiser.schedule, 4), torch.get_num_threads(), []
+    threads = set()
+
+    def telling(x, t, cond):
+        threads.add(torch.get_num_threads())
+        return denoiser(x, t, cond)
+
+    telling.schedule = denoiser.schedule
     try:
         for cores in (1, 2, 3):
             torch.set_num_threads(cores)
             drawn.append(samplers.sample(denoiser, (37, 1, 8, 8), grid, batch=8))
+            *_, last = samplers.states(telling, (37, 1, 8, 8), grid, batch=8, first=32)
+            assert torch.equal(last, drawn[0][32:])  # a film ends in the same bits
             with ThreadPoolExecutor(1) as fresh:  # a new thread takes the process's setting
                 assert fresh.submit(torch.get_num_threads).result() == torch.get_num_threads() == cores
     finally:
         torch.set_num_threads(before)
     assert torch.equal(drawn[0], drawn[1])
     assert torch.equal(drawn[0], drawn[2])
+    assert threads == {1}
 
 
 def test_an_error_in_a_batch_reaches_the_caller():

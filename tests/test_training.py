@@ -18,7 +18,7 @@ from simple_diffusion.randomness import Draws, permutation
 from simple_diffusion.samplers import karras_grid, sample
 from simple_diffusion.schedules import Cosine, Flow, Karras, Linear
 from simple_diffusion.targets import flow, noise, velocity
-from simple_diffusion.training import adamw, train, warmup_linear
+from simple_diffusion.training import LEARNING_RATES, adamw, train, warmup_constant, warmup_linear
 
 ROWS = {  # what the papers pair: schedule, target, training times
     "ddpm": (Linear(), noise, uniform),
@@ -131,6 +131,19 @@ def test_warmup_rises_to_1_and_falls_to_0_in_straight_lines():
     for p, want in ((0.05, 0.25), (0.1, 0.5), (0.4, 0.75), (0.6, 0.5), (0.9, 0.125)):
         assert warmup_linear(p, 0.2) == pytest.approx(want)
     assert warmup_linear(0.03) == 1
+
+
+def test_warmup_constant_rises_to_1_and_stays_there():
+    assert [warmup_constant(p, 0.2) for p in (0.0, 0.05, 0.1, 0.2, 0.7, 1.0)] == [0.0, 0.25, 0.5, 1.0, 1.0, 1.0]
+
+
+@pytest.mark.parametrize("rate", LEARNING_RATES.values(), ids=LEARNING_RATES)
+def test_every_learning_rate_starts_at_0_and_peaks_at_1_after_its_warmup(rate):
+    for warmup in (1e-6, 0.03, 0.5, 0.99):
+        assert rate(0.0, warmup) == 0
+        assert rate(warmup / 4, warmup) == pytest.approx(0.25)
+        assert rate(warmup, warmup) == 1
+        assert all(0 <= rate(n / 100, warmup) <= 1 for n in range(101))
 
 
 # --- end to end: two labelled clusters on the line -------------------------------------------------------------------

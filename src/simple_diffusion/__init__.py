@@ -7,6 +7,9 @@ from importlib import import_module
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from .augmentation import augmented as augmented
+    from .augmentation import mirror as mirror
+    from .augmentation import symmetries as symmetries
     from .checkpoint import load as load
     from .classification import accuracy as accuracy
     from .classification import train_classifier as train_classifier
@@ -28,8 +31,12 @@ if TYPE_CHECKING:
     from .losses import LogNormal as LogNormal
     from .losses import MinSNR as MinSNR
     from .losses import denoising_loss as denoising_loss
+    from .losses import huber as huber
+    from .losses import on_steps as on_steps
     from .losses import uniform as uniform
+    from .networks.annotated import AnnotatedUNet as AnnotatedUNet
     from .networks.classifier import Classifier as Classifier
+    from .networks.double_conv import DoubleConvUNet as DoubleConvUNet
     from .networks.unet import UNet as UNet
     from .samplers import ddim as ddim
     from .samplers import ddpm as ddpm
@@ -38,23 +45,32 @@ if TYPE_CHECKING:
     from .samplers import karras_grid as karras_grid
     from .samplers import sample as sample
     from .samplers import samples as samples
+    from .samplers import states as states
     from .samplers import uniform_grid as uniform_grid
     from .schedules import Cosine as Cosine
     from .schedules import Discrete as Discrete
     from .schedules import Flow as Flow
     from .schedules import Karras as Karras
     from .schedules import Linear as Linear
+    from .schedules import Quadratic as Quadratic
+    from .schedules import Sigmoid as Sigmoid
+    from .schedules import cosine_betas as cosine_betas
+    from .schedules import linear_betas as linear_betas
+    from .schedules import quadratic_betas as quadratic_betas
+    from .schedules import sigmoid_betas as sigmoid_betas
     from .targets import clean as clean
     from .targets import flow as flow
     from .targets import noise as noise
     from .targets import velocity as velocity
     from .training import adamw as adamw
     from .training import train as train
+    from .training import warmup_constant as warmup_constant
     from .training import warmup_linear as warmup_linear
 
 __version__ = "0.1.0"
 
 _PUBLIC = {
+    "augmentation": ["augmented", "mirror", "symmetries"],
     "checkpoint": ["load"],
     "classification": ["accuracy", "train_classifier"],
     "data.batches": ["batches"],
@@ -65,13 +81,27 @@ _PUBLIC = {
     "extractors": ["Extractor", "extractor_for"],
     "figures": ["grid"],
     "guidance": ["Guided", "drop_labels"],
-    "losses": ["LogNormal", "MinSNR", "denoising_loss", "uniform"],
+    "losses": ["LogNormal", "MinSNR", "denoising_loss", "huber", "on_steps", "uniform"],
+    "networks.annotated": ["AnnotatedUNet"],
     "networks.classifier": ["Classifier"],
+    "networks.double_conv": ["DoubleConvUNet"],
     "networks.unet": ["UNet"],
-    "samplers": ["ddim", "ddpm", "dpmpp", "heun", "karras_grid", "sample", "samples", "uniform_grid"],
-    "schedules": ["Cosine", "Discrete", "Flow", "Karras", "Linear"],
+    "samplers": ["ddim", "ddpm", "dpmpp", "heun", "karras_grid", "sample", "samples", "states", "uniform_grid"],
+    "schedules": [
+        "Cosine",
+        "Discrete",
+        "Flow",
+        "Karras",
+        "Linear",
+        "Quadratic",
+        "Sigmoid",
+        "cosine_betas",
+        "linear_betas",
+        "quadratic_betas",
+        "sigmoid_betas",
+    ],
     "targets": ["clean", "flow", "noise", "velocity"],
-    "training": ["adamw", "train", "warmup_linear"],
+    "training": ["adamw", "train", "warmup_constant", "warmup_linear"],
 }
 _HOME = {name: module for module, names in _PUBLIC.items() for name in names}
 __all__ = sorted(_HOME)

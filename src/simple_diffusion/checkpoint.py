@@ -3,7 +3,7 @@
 What its header says is checked against the closed list of settings: data, never code.
 """
 
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -66,7 +66,8 @@ def load(path: str | Path, device: str = "auto") -> Denoiser:
 
 
 def _record(kind: type, values: dict[str, Any]) -> Any:
-    """The dataclass from JSON, whose lists are its tuples; an unknown or missing key is a TypeError or KeyError."""
-    if set(values) != {f.name for f in fields(kind)}:
-        raise KeyError(f"the {kind.__name__.lower()} has other keys than this version's")
+    """The dataclass from JSON, whose lists are its tuples; a setting that came later than the file has its default.
+
+    An unknown key is a TypeError, and so is a missing one without default.
+    """
     return kind(**{key: tuple(v) if isinstance(v, list) else v for key, v in values.items()})

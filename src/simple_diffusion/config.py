@@ -3,24 +3,30 @@
 import math
 from dataclasses import dataclass, field, fields, replace
 from difflib import get_close_matches
+from functools import partial
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
+from .augmentation import AUGMENTATIONS, Augmentation, augmented
 from .data.images import Images
 from .denoiser import Clipped, Denoiser, PosteriorMean
 from .errors import UsageError
 from .guidance import Guided, drop_labels
 from .hardware import PRECISIONS, pick_precision
-from .losses import LogNormal, Loss, MinSNR, Times, Weight, denoising_loss, uniform
+from .losses import MEASURES, LogNormal, Loss, MinSNR, Times, Weight, denoising_loss, on_steps, uniform
+from .networks.annotated import AnnotatedUNet
+from .networks.double_conv import DoubleConvUNet
 from .networks.unet import UNet
 from .samplers import GRIDS, SAMPLERS, Sampler
-from .schedules import SCHEDULES
+from .schedules import BETAS, SCHEDULES, Discrete, Schedule
 from .targets import TARGETS
+from .training import LEARNING_RATES
 
-TIMES = ("lognormal", "uniform")
+TIMES = ("lognormal", "uniform", "steps")
 WEIGHTS = ("none", "min-snr")
+NETWORKS = ("unet", "annotated", "double-conv")
 
 
 def setting(default: Any, meaning: str, *, low: float = -math.inf, high: float = math.inf, among: Any = ()) -> Any:
@@ -36,23 +42,43 @@ class Config:
     size: int = setting(0, "height and width that images are brought to; 0 leaves them as they are", low=0, high=1024)
     seed: int = setting(0, "of the weights, the order of the data, and all noise", low=0, high=2**63 - 1)
 
+    augment: str = setting("none", "views of each image that are trained on", among=AUGMENTATIONS)
+    tell_augment: str = setting(
+        "yes", "tell the network which view it sees, so that samples show the plain one", among=("yes", "no")
+    )
+    held_out: float = setting(
+        0.0, "share of the images kept out, on which a held-out loss is measured", low=0, high=0.5
+    )
+    patience: float = setting(
+        0.0, "share of the run without a lower held-out loss after which it stops; 0 never does", low=0, high=1
+    )
+
     seconds: float = setting(180.0, "length of the run by the clock; 0 if steps counts", low=0, high=1e8)
     steps: int = setting(0, "length of the run in updates; 0 if seconds counts", low=0, high=10**9)
     batch: int = setting(64, "images an update", low=1, high=65536)
     lr: float = setting(3e-3, "peak learning rate of AdamW", low=1e-8, high=10)
+    lr_shape: str = setting("linear", "after the warm-up: linear to 0, or constant", among=LEARNING_RATES)
     warmup: float = setting(0.03, "share of the run over which the learning rate rises", low=1e-6, high=0.99)
+    beta2: float = setting(0.99, "AdamW's memory of squared gradients", low=0, high=0.99999)
     clip: float = setting(1.0, "largest norm of the gradient", low=1e-6, high=1e6)
     ema: float = setting(
         0.05, "memory of the averaged weights, relative to the length of the run", low=0.001, high=0.27
     )
+    ema_decay: float = setting(0.0, "constant decay of the averaged weights; 0 uses ema", low=0, high=0.999999)
+    ema_warmup: int = setting(0, "updates before the constant decay begins", low=0, high=10**9)
 
+    network: str = setting("unet", "the network", among=NETWORKS)
     widths: tuple[int, ...] = setting((48, 96), "channels of each level of the U-Net", low=8, high=4096)
     blocks: tuple[int, ...] = setting((1, 2), "residual blocks of each level", low=1, high=64)
-    patch: int = setting(2, "pixels a side folded into channels at the door", low=1, high=16)
+    patch: int = setting(2, "pixels a side folded into channels at the door of unet", low=1, high=16)
     dropout: float = setting(0.0, "dropout inside the residual blocks", low=0, high=0.9)
 
-    schedule: str = setting("karras", "noise schedule", among=SCHEDULES)
+    schedule: str = setting("karras", "noise schedule", among=dict.fromkeys((*SCHEDULES, *BETAS)))
+    timesteps: int = setting(
+        0, "steps of the schedule's table of betas (DDPM); 0 for continuous time", low=0, high=10**5
+    )
     target: str = setting("velocity", "what the network predicts", among=TARGETS)
+    measure: str = setting("l2", "what the loss makes of an error", among=MEASURES)
     times: str = setting("lognormal", "density of the training times", among=TIMES)
     level_mean: float = setting(-0.5, "lognormal: mean of ln(noise / deviation of the data)", low=-10, high=10)
     level_std: float = setting(1.2, "lognormal: standard deviation of the same", low=0.01, high=10)
@@ -75,8 +101,18 @@ class Config:
             _check(f.name, getattr(self, f.name), f.default, f.metadata)
         if len(self.widths) != len(self.blocks):
             raise UsageError(f"widths and blocks need one number a level each, not {self.widths} and {self.blocks}")
+        first = self.widths[0]
+        if self.network == "annotated" and any(width % first for width in self.widths):
+            raise UsageError(f"the widths of the annotated network are multiples of the first, not {self.widths}")
+        if self.network == "double-conv" and self.widths != tuple(first * 2**i for i in range(len(self.widths))):
+            raise UsageError(f"the widths of the double-conv network double at each level, unlike {self.widths}")
         if bool(self.seconds) == bool(self.steps):
             raise UsageError("a run has one length: give seconds or steps, and 0 for the other")
+        if self.patience and not self.held_out:
+            raise UsageError("patience needs a held-out loss: set held_out=0.1")
+        if self.times == "steps" and not self.timesteps:
+            raise UsageError("times=steps needs a table of betas: set timesteps=1000")
+        schedule_of(self)
 
 
 def _check(name: str, value: Any, default: Any, rule: Any) -> None:
@@ -135,6 +171,17 @@ def settings_help() -> str:
     return "\n".join(rows)
 
 
+DDPM: dict[str, Any] = {
+    "schedule": "linear",
+    "target": "noise",
+    "times": "steps",
+    "grid": "uniform",
+    "lr_shape": "constant",
+    "beta2": 0.999,
+    "seconds": 0.0,
+}
+"""What the two presets below share (Ho et al. 2020)."""
+
 PRESETS: dict[str, tuple[str, dict[str, Any]]] = {
     "tiny": ("0.3 M parameters, for a minute or two", {"widths": (32, 64), "lr": 4e-3}),
     "small": ("0.7 M parameters, for some minutes on two cores: the default", {}),
@@ -142,6 +189,53 @@ PRESETS: dict[str, tuple[str, dict[str, Any]]] = {
     "large": (
         "9 M parameters, for an hour or a GPU",
         {"widths": (128, 256), "blocks": (2, 4), "lr": 1e-3, "batch": 128},
+    ),
+    "few-images": (
+        "for some hundred images: turns and mirror images, dropout, and a stop on the held-out loss",
+        {"augment": "symmetries", "dropout": 0.1, "held_out": 0.1, "patience": 0.3},
+    ),
+    "annotated-goldfish": (
+        "the annotated U-Net on one class of photographs, by DDPM in 500 steps; 8,000 epochs of 500 images",
+        DDPM
+        | {
+            "data": "hub:Maysee/tiny-imagenet[n01443537]",
+            "size": 64,
+            "network": "annotated",
+            "widths": (64, 128, 256, 512),
+            "blocks": (2, 2, 2, 2),
+            "augment": "symmetries",
+            "tell_augment": "no",
+            "measure": "l1",
+            "timesteps": 500,
+            "sampler_steps": 500,
+            "sampler": "ddpm",
+            "batch": 64,
+            "lr": 1e-4,
+            "steps": 64000,
+        },
+    ),
+    "double-conv-fashion": (
+        "the double-conv U-Net on Fashion-MNIST, with labels and guidance, by DDPM in 1000 steps; 25 epochs",
+        DDPM
+        | {
+            "data": "fashion-mnist",
+            "size": 32,
+            "network": "double-conv",
+            "widths": (64, 128, 256),
+            "blocks": (1, 1, 3),
+            "schedule": "sigmoid",
+            "timesteps": 1000,
+            "sampler_steps": 1000,
+            "sampler": "ddpm-beta",
+            "guidance": 3.0,
+            "guidance_low": 0.0,
+            "guidance_high": 1e4,
+            "ema_decay": 0.995,
+            "ema_warmup": 2000,
+            "batch": 128,
+            "lr": 3e-4,
+            "steps": 11725,
+        },
     ),
 }
 """name -> (what it is for, the settings that differ from the default)."""
@@ -190,23 +284,70 @@ def memory_format(config: Config) -> torch.memory_format:
     return torch.channels_last if config.memory_format == "channels_last" else torch.contiguous_format
 
 
+def schedule_of(config: Config) -> Schedule:
+    """The schedule, in continuous time or as a table of betas. Raises UsageError where there is no such table."""
+    if not config.timesteps and config.schedule in SCHEDULES:
+        return SCHEDULES[config.schedule]()
+    if not config.timesteps:
+        raise UsageError(f"{config.schedule} is a table of betas: set timesteps=1000")
+    if config.schedule not in BETAS:
+        raise UsageError(f"{config.schedule} has no table of betas: use one of {', '.join(BETAS)}, or timesteps=0")
+    try:
+        with torch.device("cpu"):  # numbers, also where the network is built on "meta"
+            return Discrete(BETAS[config.schedule](config.timesteps))
+    except ValueError as error:
+        raise UsageError(str(error)) from error
+
+
+def views_of(config: Config, card: Card) -> list[Augmentation]:
+    """The views that a model was trained on, the plain one first."""
+    return AUGMENTATIONS[config.augment](card.height == card.width)
+
+
+def network_of(config: Config, card: Card) -> nn.Module:
+    """The untrained network. Raises UsageError where the widths don't suit it."""
+    views = len(views_of(config, card)) if config.tell_augment == "yes" else 1
+    widths, lowest = config.widths, config.blocks[-1]
+    told = {"views": views, "dropout": config.dropout}
+    try:
+        if config.network == "annotated":
+            mults = tuple(width // widths[0] for width in widths)
+            return AnnotatedUNet(widths[0], dim_mults=mults, channels=card.channels, classes=card.classes, **told)
+        if config.network == "double-conv":
+            return DoubleConvUNet(
+                card.channels,
+                base_channels=widths[0],
+                n_scaling=len(widths),
+                n_bottleneck=lowest,
+                num_classes=card.classes,
+                **told,
+            )
+        return UNet(card.channels, card.classes, widths, config.blocks, config.patch, **told)
+    except ValueError as error:
+        raise UsageError(str(error)) from error
+
+
 def build(config: Config, card: Card) -> Denoiser:
     """The untrained denoiser of a fitted config, for the data of a card; weights from torch's global generator."""
-    net = UNet(card.channels, card.classes, config.widths, config.blocks, config.patch, config.dropout)
-    net = net.to(memory_format=memory_format(config))  # pyrefly: ignore[no-matching-overload]
-    return Denoiser(net, SCHEDULES[config.schedule](), TARGETS[config.target], card.std, PRECISIONS[config.precision])
+    net = network_of(config, card).to(memory_format=memory_format(config))  # pyrefly: ignore[no-matching-overload]
+    return Denoiser(net, schedule_of(config), TARGETS[config.target], card.std, PRECISIONS[config.precision])
 
 
 def build_loss(config: Config, card: Card) -> Loss:
-    """The loss of a config: density of times, weight, and dropped labels."""
-    times: Times = uniform
-    if config.times == "lognormal":
-        times = LogNormal(math.log(card.std) + config.level_mean, config.level_std)
+    """The loss of a config on plain images and their labels: the density of times, the measure and the weight."""
+    times: Times = {"uniform": uniform, "steps": on_steps}.get(
+        config.times, LogNormal(math.log(card.std) + config.level_mean, config.level_std)
+    )
     weight: Weight | None = MinSNR() if config.weight == "min-snr" else None
+    measure = MEASURES[config.measure]
+    return partial(denoising_loss, times=times, weight=weight, measure=measure)
 
-    def loss(denoiser, x0, cond, draws):
-        return denoising_loss(denoiser, x0, cond, draws, times=times, weight=weight)
 
+def build_training_loss(config: Config, card: Card) -> Loss:
+    """The same on what is trained on: views of the images, and labels of which some are dropped."""
+    loss, views = build_loss(config, card), views_of(config, card)
+    if len(views) > 1:
+        loss = augmented(loss, views, card.classes, told=config.tell_augment == "yes")
     return drop_labels(loss, null=card.classes, p=config.drop_labels) if card.classes else loss
 
 

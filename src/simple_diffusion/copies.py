@@ -6,7 +6,7 @@ stands twice in the training set blinds). What ratio is suspicious depends on th
 that only one unseen image in a hundred falls below.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -15,23 +15,6 @@ from torch import Tensor
 from .errors import DataError
 
 NEIGHBOUR = 10
-
-Augmentation = Callable[[Tensor], Tensor]
-
-
-def identity(x: Tensor) -> Tensor:
-    return x
-
-
-def mirror(x: Tensor) -> Tensor:
-    """Left and right exchanged, `[..., H, W]`."""
-    return x.flip(-1)
-
-
-def symmetries(square: bool) -> list[Augmentation]:
-    """The symmetries of a rectangle of pixels: 8 if it is square, else 4."""
-    turns = (0, 1, 2, 3) if square else (0, 2)
-    return [lambda x, k=k, f=f: torch.rot90(f(x), k, (-2, -1)) for f in (identity, mirror) for k in turns]
 
 
 @dataclass(frozen=True)
@@ -42,14 +25,22 @@ class Copies:
     distance   `[N]`: root mean square distance to it
     score      `[N]`: that distance over the one to the NEIGHBOUR-th nearest; small for a copy
     threshold  the score that 1 % of unseen images fall below
-    share      of the samples below the threshold: 0.01 is expected of a model that copies nothing
     """
 
     nearest: Tensor
     distance: Tensor
     score: Tensor
     threshold: float
-    share: float
+
+    @property
+    def near(self) -> int:
+        """How many samples lie below the threshold."""
+        return int((self.score < self.threshold).sum())
+
+    @property
+    def share(self) -> float:
+        """Of the samples below the threshold: 0.01 is expected of a model that copies nothing."""
+        return self.near / len(self.score)
 
 
 def nearest(queries: Tensor, views: Sequence[Tensor], k: int, leave_out: Tensor | None = None) -> tuple[Tensor, Tensor]:
@@ -95,8 +86,7 @@ def find_copies(samples: Tensor, views: Sequence[Tensor], unseen: Tensor | None,
         unseen_distances, _ = nearest(unseen[:limit], views, NEIGHBOUR)
     score, unseen_score = ratio(distances), ratio(unseen_distances)
     threshold = unseen_score.quantile(0.01).item()
-    share = (score < threshold).double().mean().item()
-    return Copies(indices[:, 0], distances[:, 0], score, threshold, share)
+    return Copies(indices[:, 0], distances[:, 0], score, threshold)
 
 
 def ratio(distances: Tensor) -> Tensor:

@@ -27,9 +27,17 @@ def power_decay(width: float = 0.05) -> Decay:
     return lambda n: (1 - 1 / n) ** (exponent + 1)
 
 
-def constant_decay(decay: float = 0.999) -> Decay:
-    """A fixed decay, reached from below so that the first steps are forgotten: min(decay, (n - 1) / (n + 9))."""
-    return lambda n: min(decay, (n - 1) / (n + 9))
+def constant_decay(decay: float = 0.999, warmup: int = 0) -> Decay:
+    """A fixed decay, reached from below so that the first steps are forgotten: min(decay, (m - 1) / (m + 9)).
+
+    warmup   updates that are copied as they are; m = n - warmup counts from the last one
+    """
+
+    def at(n: int) -> float:
+        m = max(n - warmup, 1)
+        return min(decay, (m - 1) / (m + 9))
+
+    return at
 
 
 class EMA(Generic[Averaged]):

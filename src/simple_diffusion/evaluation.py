@@ -4,6 +4,7 @@ The floor of a score is what unseen real images get at the same count: the best 
 """
 
 import math
+from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from functools import cached_property
@@ -12,8 +13,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from .augmentation import Augmentation, identity
 from .checkpoint import Model
-from .copies import NEIGHBOUR, Copies, find_copies, identity, symmetries
+from .copies import NEIGHBOUR, Copies, find_copies
 from .data.images import Images, to_unit
 from .denoiser import Denoiser
 from .errors import CheckpointError, DataError, ResourceError
@@ -35,10 +37,10 @@ from .metrics import (
 from .randomness import permutation
 
 NEIGHBOURS = 5000  # most images a side for precision, recall and KID, whose cost grows with the square of the count
+SPLIT = 5000  # samples behind one published inception score: a tenth of 50,000 (Salimans et al. 2016)
 GROUPS = 20  # of the jackknife of FID and the inception score; PAIR_GROUPS of the costlier ones
 PAIR_GROUPS = 10
 COPY_SAMPLES = 2000  # most samples that are searched for copies
-FEW_IMAGES = 5000  # up to here a training set is searched under all symmetries of its images, beyond as it is
 
 
 @dataclass(frozen=True, eq=False)
@@ -125,9 +127,10 @@ class Evaluation:
         for name, scores in self.by_class.items():
             lines.append(f"  {name:<14} " + ", ".join(f"{score.name} {score.short}" for score in scores))
         for space, copies in self.copies.items():
+            n = len(copies.score)
             lines.append(
-                f"copies in {space}: {copies.share:.1%} of {len(copies.score)} samples are nearer to one training "
-                "image than 99 % of unseen images are (1 % is expected by chance)"
+                f"copies in {space}: {copies.near} of {n} samples are nearer to one training image than 99 % of "
+                f"unseen images are. By chance it would be 1 %, {n / 100:.3g} samples."
             )
         return "\n".join(lines)
 
@@ -137,7 +140,10 @@ class Evaluation:
             "scores": [asdict(score) for score in self.scores],
             "by_class": {name: [asdict(score) for score in scores] for name, scores in self.by_class.items()},
             "by_count": None if self.by_count is None else self.by_count._asdict(),
-            "copies": {space: {"share": c.share, "threshold": c.threshold} for space, c in self.copies.items()},
+            "copies": {
+                space: {"samples": len(c.score), "near": c.near, "share": c.share, "threshold": c.threshold}
+                for space, c in self.copies.items()
+            },
         }
 
 
@@ -169,7 +175,14 @@ def check(samples: Images, train: Images) -> None:
         raise DataError(f"the samples hold the label {samples.labels.max()} and the data has {train.classes} classes")
 
 
-def evaluate(samples: Images, train: Images, test: Images | None, extractor: Features, name: str) -> Evaluation:
+def evaluate(
+    samples: Images,
+    train: Images,
+    test: Images | None,
+    extractor: Features,
+    name: str,
+    views: Sequence[Augmentation] = (identity,),
+) -> Evaluation:
     """Score samples against a training set.
 
     samples    uint8, of the data's shape; with labels, if they were asked for by class
@@ -177,6 +190,7 @@ def evaluate(samples: Images, train: Images, test: Images | None, extractor: Fea
     test       unseen images for floors and for the calibration of copies; without, half the training set stands in
     extractor  uint8 images -> (features, logits)
     name       of the extractor, printed with each number
+    views      of a training image that a sample may copy, the identity first: those that the model was trained on
 
     Raises DataError.
     """
@@ -192,17 +206,18 @@ def evaluate(samples: Images, train: Images, test: Images | None, extractor: Fea
     scores = [fid_score(name, real, fake, floor_real, floor_fake)]
     scores += neighbour_scores(name, real, fake, floor_real, floor_fake)
     by_class: dict[str, list[Score]] = {}
-    if train.labels is not None and fake.logits.shape[1] == train.classes > 1:  # the logits tell these classes apart
-        scores.append(inception(name, fake, floor_fake))
-        if samples.labels is not None:
-            # Accuracy's floor is that of unseen images, whose labels are known.
-            known, labels = (unseen, test.labels) if unseen is not None and test is not None else (real, train.labels)
-            assert labels is not None
-            scores.append(accuracy_score(name, fake, samples.labels, known, labels))
-            by_class = class_scores(name, train, real, fake, samples.labels, known, labels)
+    if fake.logits.shape[1] > 1:
+        scores.append(label_score(name, fake, floor_fake))
+    if samples.labels is not None and train.labels is not None and fake.logits.shape[1] == train.classes > 1:
+        # Accuracy's floor is that of unseen images, whose labels are known.
+        known, labels = (unseen, test.labels) if unseen is not None and test is not None else (real, train.labels)
+        assert labels is not None
+        scores.append(accuracy_score(name, fake, samples.labels, known, labels))
+        by_class = class_scores(name, train, real, fake, samples.labels, known, labels)
     enough = min(len(fake), len(real)) >= 16 * real.features.shape[1]  # a quarter is four times the features
     by_count = frechet_by_count(real.features, fake.features) if enough else None
-    return Evaluation(scores, by_class, by_count, search_copies(samples, train, test, fake, real, unseen, extractor))
+    copies = search_copies(samples, train, test, fake, real, unseen, extractor, views)
+    return Evaluation(scores, by_class, by_count, copies)
 
 
 def neighbour_scores(
@@ -230,11 +245,14 @@ def neighbour_scores(
     return scores
 
 
-def inception(name: str, fake: Featured, floor_fake: Featured) -> Score:
+def label_score(name: str, fake: Featured, floor_fake: Featured) -> Score:
     """The inception score over all samples at once, with the error of their draw."""
     n, classes = fake.logits.shape
-    if n < 10 * classes:
-        return Score("IS", name, n, "", None, note=f"needs {10 * classes} samples, ten a class, to mean anything")
+    # The entropy of the mean prediction falls short by up to (classes - 1) / 2n nats (Miller 1955): at ten samples a
+    # class the score by 5 %. Of a thousand classes half of that must do: the published scores are of 5000 samples each.
+    needed = min(10 * classes, SPLIT)
+    if n < needed:
+        return Score("IS", name, n, "", None, note=f"needs {needed} samples to mean anything with {classes} classes")
 
     def of(logits: Tensor) -> float:
         return inception_score(logits, splits=1)[0]
@@ -288,12 +306,11 @@ def search_copies(
     real: Featured,
     unseen: Featured | None,
     extractor: Features,
+    views: Sequence[Augmentation],
 ) -> dict[str, Copies]:
-    """Nearest training images of up to COPY_SAMPLES samples, in pixels and in features."""
+    """Nearest training images, each seen in all views, of up to COPY_SAMPLES samples, in pixels and in features."""
     if len(train) < NEIGHBOUR + 2:
         return {}
-    _, height, width = train.shape
-    views = symmetries(height == width) if len(train) <= FEW_IMAGES else [identity]
     pixels = [to_unit(view(train.pixels)).flatten(1) for view in views]
     features = [real.features, *(extractor(view(train.pixels).contiguous())[0] for view in views[1:])]
     some = samples.pixels[:COPY_SAMPLES]

@@ -4,7 +4,6 @@ A metric's value belongs to its extractor, so each has a name: that of weights s
 `simple-diffusion classifier`, or one that holds the fingerprint of the data it was trained on at first use.
 """
 
-import re
 import shlex
 import sys
 from collections.abc import Callable
@@ -24,7 +23,10 @@ VERSION = 1  # of the training; one that changes what it yields is another versi
 SHIPPED = Path(__file__).parent / "weights"
 
 Features = Callable[[Tensor], tuple[Tensor, Tensor]]
-"""uint8 images `[N, C, H, W]` -> features float32 `[N, F]`, logits float32 `[N, K]`: what metrics are computed from."""
+"""uint8 images `[N, C, H, W]` -> features float32 `[N, F]`, logits float32 `[N, K]`: what metrics are computed from.
+
+K is the number of classes that the logits stand for, 0 if they stand for none.
+"""
 
 
 @dataclass(frozen=True)
@@ -33,7 +35,7 @@ class Record:
 
     name                 that numbers are printed with
     data, fingerprint    of the training set
-    classes              that the logits stand for, 0 where they tell symmetries apart: no sense in an Inception score
+    classes              that the logits stand for, 0 where they would tell symmetries apart
     validation_accuracy  on the part of the training set that was held out
     test_accuracy        on the test set, None if there was none
     command              that makes the same
@@ -54,7 +56,7 @@ class Record:
 
 @dataclass(frozen=True, eq=False)
 class Extractor:
-    """uint8 `[N, C, H, W]`, any N, H and W -> features float32 `[N, F]` and logits float32 `[N, K]`.
+    """uint8 `[N, C, H, W]`, any N, H and W -> features float32 `[N, F]` and logits float32 `[N, classes]`.
 
     Runs on the CPU in float32 and in batches of one size, so that numbers of different machines and counts compare.
     """
@@ -83,7 +85,8 @@ class Extractor:
             )
         if images.shape[1] != self.channels:
             raise DataError(f"{self.name} knows images of {self.channels} channels, not of {images.shape[1]}")
-        return infer(self.net, images)
+        features, logits = infer(self.net, images)
+        return features, logits[:, : self.classes]  # none where they tell symmetries apart
 
 
 def extractor_for(
@@ -133,9 +136,8 @@ def shipped(images: Images) -> Extractor | None:
 
 def name_of(images: Images, seed: int) -> str:
     """`<data>-cnn-1-<fingerprint>`, or `<data>-symmetry-1-...` where there are no classes to tell apart."""
-    data = re.sub(r"[^\w.-]+", "-", Path(images.name).resolve().stem)
     task = "cnn" if images.classes > 1 else "symmetry"
-    return f"{data}-{task}-{VERSION}-{images.fingerprint[:8]}" + (f"-seed{seed}" if seed else "")
+    return f"{images.stem}-{task}-{VERSION}-{images.fingerprint[:8]}" + (f"-seed{seed}" if seed else "")
 
 
 def make_extractor(

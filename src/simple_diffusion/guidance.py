@@ -13,6 +13,11 @@ from .losses import Loss
 from .randomness import Draws
 
 
+def unlabelled(cond: Tensor, null: int) -> Tensor:
+    """The labels `[B]` without their class; an augmentation that they name stays (`Labels`)."""
+    return cond - cond % (null + 1) + null
+
+
 def drop_labels(loss: Loss, null: int, p: float = 0.1) -> Loss:
     """The same loss with each sample's label replaced by `null` with probability p, sample by sample.
 
@@ -21,7 +26,7 @@ def drop_labels(loss: Loss, null: int, p: float = 0.1) -> Loss:
 
     def dropped(denoiser, x0: Tensor, cond: Tensor | None, draws: Draws) -> Tensor:
         if cond is not None:
-            cond = torch.where((draws.uniform("drop label") < p).to(cond.device), null, cond)
+            cond = torch.where((draws.uniform("drop label") < p).to(cond.device), unlabelled(cond, null), cond)
         return loss(denoiser, x0, cond, draws)
 
     return dropped
@@ -46,7 +51,7 @@ class Guided:
     def __call__(self, x_t: Tensor, t: Tensor, cond: Tensor | None = None) -> Tensor:
         if cond is None:
             raise ValueError("guidance needs a label for each image: pass cond [B]")
-        no_label = torch.full_like(cond, self.null)
+        no_label = unlabelled(cond, self.null)
         low, high = self.interval
         ratio = self.schedule.ratio(t.cpu().double())
         inside = (low <= ratio) & (ratio <= high)  # as many as there are times

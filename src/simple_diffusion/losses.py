@@ -8,17 +8,21 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from .denoiser import Denoiser
 from .randomness import Draws
-from .schedules import Schedule
+from .schedules import Discrete, Schedule
 
 Times = Callable[[Tensor, Schedule], Tensor]
 """A density of training times as its quantile function: u in (0, 1) `[B]` float64 -> t `[B]`."""
 
 Weight = Callable[[Tensor], Tensor]
 """Weight of the squared error of z0_hat, as a function of snr = (alpha/sigma)^2."""
+
+Measure = Callable[[Tensor], Tensor]
+"""How much an error counts, elementwise."""
 
 Loss = Callable[[Denoiser, Tensor, Tensor | None, Draws], Tensor]
 """(denoiser, x0 `[B, ...]`, cond `[B]` or None, draws) -> the loss of each sample `[B]`."""
@@ -27,6 +31,18 @@ Loss = Callable[[Denoiser, Tensor, Tensor | None, Draws], Tensor]
 def uniform(u: Tensor, schedule: Schedule) -> Tensor:
     """Times spread evenly over (0, 1] (Ho et al. 2020, algorithm 1)."""
     return 1 - 0.999 * u
+
+
+def on_steps(u: Tensor, schedule: Schedule) -> Tensor:
+    """Times n/T with n uniform on 1 ... T, the steps of a table of T betas (Ho et al. 2020, algorithm 1).
+
+    Raises ValueError for a schedule without a table.
+    """
+    if not isinstance(schedule, Discrete):
+        name = type(schedule).__name__
+        raise ValueError(f"{name} has no table of betas to take its steps from: use Discrete or another density")
+    steps = len(schedule.betas)
+    return ((u * steps).floor() + 1).clamp(max=steps) / steps  # u may round up to 1
 
 
 @dataclass(frozen=True)
@@ -51,6 +67,15 @@ class MinSNR:
         return snr.clamp(max=self.gamma)
 
 
+def huber(error: Tensor) -> Tensor:
+    """e^2/2 up to |e| = 1 and |e| - 1/2 from there: the smooth L1 loss (Huber 1964, with delta = 1)."""
+    return F.huber_loss(error, torch.zeros_like(error), reduction="none")
+
+
+MEASURES: dict[str, Measure] = {"l2": torch.square, "l1": torch.abs, "huber": huber}
+"""Measures of the error by name. With l2 alone the best network is the posterior mean: l1 learns its median."""
+
+
 def denoising_loss(
     denoiser: Denoiser,
     x0: Tensor,
@@ -59,14 +84,17 @@ def denoising_loss(
     *,
     times: Times = uniform,
     weight: Weight | None = None,
+    measure: Measure = torch.square,
 ) -> Tensor:
     """The mean squared error of the network's output, for each sample: `[B]` (Ho et al. 2020, algorithm 1).
 
-    x0      clean data `[B, ...]` in [-1, 1]
-    cond    labels `[B]` int64, or None
-    draws   random numbers of these samples: the noise and the times
-    times   density of the training times
-    weight  weight of |z0_hat - z0|^2 as a function of the SNR instead of weight 1 on the output
+    x0       clean data `[B, ...]` in [-1, 1]
+    cond     labels `[B]` int64, or None
+    draws    random numbers of these samples: the noise and the times
+    times    density of the training times
+    weight   weight of |z0_hat - z0|^2 as a function of the SNR instead of weight 1 on the output; another measure than
+             the square hears its root, as a factor of the error
+    measure  of the error, elementwise, in place of its square
     """
     t = times(draws.stratified("time"), denoiser.schedule).to(x0)
     eps = draws.normal("noise", x0.shape[1:]).to(x0)
@@ -76,4 +104,4 @@ def denoising_loss(
     if weight is not None:
         # z0_hat - z0 = -sigma / (b alpha - a sigma) * (out - out*), from Denoiser.forward.
         error = error * weight((alpha / sigma) ** 2).sqrt() * sigma / (b * alpha - a * sigma)
-    return error.square().flatten(1).mean(1)
+    return measure(error).flatten(1).mean(1)

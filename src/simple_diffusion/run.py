@@ -2,7 +2,7 @@
 
 FOLDER/
   config.toml          every setting, and the command that repeats the run
-  log.csv              step, images, seconds, loss, learning_rate, images_per_second
+  log.csv              step, images, seconds, loss, learning_rate, images_per_second, held_out_loss
   model.safetensors    what `sample` uses: averaged weights and config; rewritten with each picture and at every stop
   samples/             grids drawn from fixed noise while it trained
 """
@@ -17,24 +17,33 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
 from tqdm import tqdm
 
 from .checkpoint import MODEL_FILE, Model, save
-from .config import Card, Config, build, build_loss, build_sampler, memory_format
+from .config import Card, Config, build, build_loss, build_sampler, build_training_loss, memory_format
 from .data.batches import Batch, batches
 from .data.images import Images, to_uint8
-from .ema import EMA, power_decay
+from .ema import EMA, Decay, constant_decay, power_decay
 from .errors import DivergedError, ResourceError, UsageError
 from .figures import grid, png
 from .files import write_atomic
+from .randomness import philox
 from .samplers import samples
-from .training import adamw, train, warmup_linear
+from .training import LEARNING_RATES, adamw, train
+from .validation import HeldOut, keep_out
 
 PICTURES = (0.05, *(tenth / 10 for tenth in range(1, 10)))
 """Shares of the run after which the model is saved and a grid drawn; the end is one more."""
+
+PREVIEW: dict[str, Any] = {"sampler": "dpmpp", "grid": "karras"}
+"""How pictures are drawn while it trains, in at most PREVIEW_STEPS steps: DDPM's thousand would take longer than it."""
+PREVIEW_STEPS = 10
+
+CHECKS = 40  # measurements of the held-out loss in a run
 
 
 @dataclass
@@ -57,6 +66,10 @@ class Budget:
     def expect(self, seconds: float) -> None:
         """Keep so much in reserve, but never more than would end the run early by over 3 %."""
         self.reserve = min(seconds, 0.03 * self.config.seconds)
+
+    def lr(self, step: int) -> float:
+        """The learning rate of a step."""
+        return self.config.lr * LEARNING_RATES[self.config.lr_shape](self.progress(step - 1), self.config.warmup)
 
     def progress(self, step: int) -> float:
         """Share of the run that is over after `step` updates, 1 at its end."""
@@ -104,9 +117,11 @@ def draw(model: Model, n: int, labels: Tensor | None, seed: int, quiet: bool = T
     return torch.cat(drawn)
 
 
-def laid_out(stream: Iterator[Batch], config: Config) -> Iterator[Batch]:
-    """The same batches in the network's memory format."""
+def prepared(stream: Iterator[Batch], config: Config) -> Iterator[Batch]:
+    """The same batches in the network's memory format; dropout's randomness is derived from the step, too."""
     for batch in stream:
+        if config.dropout:
+            torch.manual_seed(philox(config.seed, "dropout", batch.draws.step).random_raw() >> 1)
         yield replace(batch, x0=batch.x0.contiguous(memory_format=memory_format(config)))
 
 
@@ -115,9 +130,15 @@ def start_training(config: Config, card: Card, images: Images, device: torch.dev
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(config.seed)  # the weights; everything else is derived from (seed, purpose, step, sample)
         denoiser = build(config, card).to(device)
-    stream = laid_out(batches(images, config.batch, seed=config.seed, device=device), config)
-    steps = train(denoiser, stream, adamw(denoiser), loss=build_loss(config, card), lr=lr, clip=config.clip)
+    stream = prepared(batches(images, config.batch, seed=config.seed, device=device), config)
+    optimizer = adamw(denoiser, config.lr, (0.9, config.beta2))
+    steps = train(denoiser, stream, optimizer, loss=build_training_loss(config, card), lr=lr, clip=config.clip)
     return denoiser, steps
+
+
+def decay_of(config: Config) -> Decay:
+    """How the averaged weights forget."""
+    return constant_decay(config.ema_decay, config.ema_warmup) if config.ema_decay else power_decay(config.ema)
 
 
 def refuse_taken(path: Path) -> None:
@@ -173,6 +194,8 @@ class Result:
     images_per_second: float
     signal: int | None
     picture: Path | None
+    held_out_loss: float | None = None  # the lowest
+    gave_up: bool = False  # it stopped because the held-out loss had not fallen for long
 
 
 def train_run(
@@ -189,12 +212,14 @@ def train_run(
     new_folder(folder)
     write_atomic(folder / "config.toml", config_toml(config))
     card, budget = Card.of(images), Budget(config, started)
-    denoiser, steps = start_training(
-        config, card, images, device, lambda n: config.lr * warmup_linear(budget.progress(n - 1), config.warmup)
-    )
-    ema = EMA(denoiser, power_decay(config.ema))
+    held_out = None
+    if config.held_out:
+        images, kept = keep_out(images, config.held_out, config.seed)
+        held_out = HeldOut(kept, build_loss(config, card), config.seed)
+    denoiser, steps = start_training(config, card, images, device, budget.lr)
+    ema = EMA(denoiser, decay_of(config))
     labels = preview_labels(card.classes)
-    n = 0
+    n, progress, checks, held_out_loss = 0, 0.0, 0, math.nan
 
     def keep(picture: bool) -> Path | None:
         """Save the averaged weights and draw a grid with them; what that takes is kept in reserve for the end."""
@@ -205,7 +230,9 @@ def train_run(
         if picture:
             path = folder / "samples" / f"step-{n:08d}.png"
             count = 64 if labels is None else len(labels)
-            write_atomic(path, png(grid(draw(model, count, labels, config.seed), 8 if labels is None else 10)))
+            quick = replace(config, **PREVIEW, sampler_steps=min(config.sampler_steps, PREVIEW_STEPS))
+            drawn = draw(replace(model, config=quick), count, labels, config.seed)
+            write_atomic(path, png(grid(drawn, 8 if labels is None else 10)))
             budget.expect(1.1 * (time.perf_counter() - began) + 0.3)
         return path
 
@@ -219,23 +246,28 @@ def train_run(
         open(folder / "log.csv", "w", buffering=1) as log,
         tqdm(total=1.0, desc=folder.name, bar_format=form, disable=quiet or not sys.stderr.isatty()) as bar,
     ):
-        print("step,images,seconds,loss,learning_rate,images_per_second", file=log)
+        print("step,images,seconds,loss,learning_rate,images_per_second,held_out_loss", file=log)
         try:
             for step in steps:
                 n = step.n
                 ema.update(denoiser, n)
                 unlogged.append(step.losses)
                 progress = budget.progress(n)
-                if progress * 200 >= rows + 1 or progress >= 1 or stopped.number:
+                if held_out is not None and progress * CHECKS >= checks + 1:
+                    checks, held_out_loss = int(progress * CHECKS), held_out.check(ema.model, progress)
+                over = progress >= 1 or stopped.number is not None or exhausted(held_out, config, progress)
+                if progress * 200 >= rows + 1 or over:
                     loss = torch.cat(unlogged).mean().item()
                     speed = (n - row_step) * config.batch / max(budget.elapsed - row_time, 1e-9)
-                    print(f"{n},{n * config.batch},{budget.elapsed:.2f},{loss:.6g},{step.lr:.4g},{speed:.0f}", file=log)
+                    unseen = "" if math.isnan(held_out_loss) else f"{held_out_loss:.6g}"
+                    row = f"{n},{n * config.batch},{budget.elapsed:.2f},{loss:.6g},{step.lr:.4g},{speed:.0f},{unseen}"
+                    print(row, file=log)
                     rows, row_step, row_time = int(progress * 200), n, budget.elapsed
                     unlogged.clear()
                     left = budget.elapsed / progress - budget.elapsed
                     bar.set_postfix_str(f"loss {loss:.4f}, {speed:,.0f} images/s, {left:,.0f} s left")
                     bar.update(progress - bar.n)
-                if progress >= 1 or stopped.number:
+                if over:
                     break
                 if pictures and progress >= pictures[0]:
                     pictures = [share for share in pictures if share > progress]
@@ -249,9 +281,18 @@ def train_run(
             keep(picture=False)
             raise
         average = n * config.batch / max(budget.elapsed - idle, 1e-9)
+        if held_out is not None and held_out.weights is not None and config.patience:
+            ema.model.load_state_dict(held_out.weights)
         picture = keep(picture=stopped.number is None)
-    write_atomic(folder / "config.toml", config_toml(config, 0 if config.steps else n))
-    return Result(folder, n, n * config.batch, budget.elapsed, loss, average, stopped.number, picture)
+    gave_up = exhausted(held_out, config, progress)
+    write_atomic(folder / "config.toml", config_toml(config, 0 if config.steps or gave_up else n))
+    lowest = None if held_out is None else held_out.best
+    return Result(folder, n, n * config.batch, budget.elapsed, loss, average, stopped.number, picture, lowest, gave_up)
+
+
+def exhausted(held_out: HeldOut | None, config: Config, progress: float) -> bool:
+    """Has the held-out loss not fallen for longer than the config's patience?"""
+    return held_out is not None and 0 < config.patience <= progress - held_out.best_progress
 
 
 def forecast(config: Config, images: Images, device: torch.device, seconds: float = 4.0) -> dict:

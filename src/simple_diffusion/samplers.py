@@ -9,7 +9,10 @@ import math
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
+from itertools import chain
 
 import torch
 from torch import Tensor
@@ -80,16 +83,35 @@ def intervals(schedule: Schedule, times: Tensor, x: Tensor) -> Iterator[Interval
         yield Interval(i, t, ts[i + 1], alphas[i], sigmas[i], alphas[i + 1], sigmas[i + 1])
 
 
+VARIANCES: dict[str, Callable[[Interval], float]] = {
+    "posterior": lambda i: (i.sigma_s / i.sigma_t) ** 2,
+    "beta": lambda i: (i.alpha_s**2 + i.sigma_s**2) / (i.alpha_t**2 + i.sigma_t**2),  # 1 where variance is preserved
+}
+"""Variance of an ancestral step in units of beta, between its bounds (Ho et al. 2020, section 3.2; Nichol & Dhariwal
+2021, section 3.1): the posterior's is exact where all data are one image, beta where they have unit variance."""
+
+
 def ddpm(
-    denoiser: PosteriorMean, x: Tensor, times: Tensor, cond: Tensor | None = None, noise: Noise = fresh
+    denoiser: PosteriorMean,
+    x: Tensor,
+    times: Tensor,
+    cond: Tensor | None = None,
+    noise: Noise = fresh,
+    *,
+    variance: str = "posterior",
 ) -> Iterator[Tensor]:
-    """Ancestral sampling from the posterior q(x_s | x_t, x0_hat) (Ho et al. 2020, algorithm 2, eq. 6-7)."""
+    """Ancestral sampling from the posterior q(x_s | x_t, x0_hat) (Ho et al. 2020, algorithm 2, eq. 6-7).
+
+    variance   of a step: a name in VARIANCES
+    """
+    if variance not in VARIANCES:
+        raise ValueError(f"the variance of a ddpm step is one of {', '.join(VARIANCES)}, not {variance!r}")
     for i in intervals(denoiser.schedule, times, x):
         x0_hat = denoiser(x, i.t, cond)
         alpha_ts = i.alpha_t / i.alpha_s  # sqrt(1 - beta) between s and t
-        variance_ts = i.sigma_t**2 - (alpha_ts * i.sigma_s) ** 2  # beta
-        mean = (alpha_ts * i.sigma_s**2 * x + i.alpha_s * variance_ts * x0_hat) / i.sigma_t**2
-        std = math.sqrt(variance_ts) * i.sigma_s / i.sigma_t
+        beta = i.sigma_t**2 - (alpha_ts * i.sigma_s) ** 2
+        mean = (alpha_ts * i.sigma_s**2 * x + i.alpha_s * beta * x0_hat) / i.sigma_t**2
+        std = math.sqrt(beta * VARIANCES[variance](i))
         x = mean if i.s is None else mean + std * noise(i.number, x)
         yield x
 
@@ -159,7 +181,49 @@ def dpmpp(
         yield x
 
 
-SAMPLERS: dict[str, Sampler] = {"ddpm": ddpm, "ddim": ddim, "heun": heun, "dpmpp": dpmpp}
+SAMPLERS: dict[str, Sampler] = {
+    "ddpm": ddpm,
+    "ddpm-beta": partial(ddpm, variance="beta"),
+    "ddim": ddim,
+    "heun": heun,
+    "dpmpp": dpmpp,
+}
+
+
+def states(
+    denoiser: PosteriorMean,
+    shape: Sequence[int],
+    times: Tensor,
+    cond: Tensor | None = None,
+    *,
+    sampler: Sampler = dpmpp,
+    seed: int = 0,
+    batch: int = 64,
+    device: torch.device | str = "cpu",
+    first: int = 0,
+) -> Iterator[Tensor]:
+    """Every state of one batch of `samples`, from its noise to its images: float `[<= batch, ...]`, on `device`.
+
+    There is one state more than a sampler yields, the noise before the first step. The last one is, to the bit, the
+    batch that `samples` draws. Arguments are those of `samples`, and
+
+    first   number of the batch's first image, a multiple of `batch`
+    """
+    n, numbers = shape[0], range(first, first + batch)
+    labels = None if cond is None else cond[[min(number, n - 1) for number in numbers]].to(device)
+    start = times[:1].double()
+    level = math.hypot(denoiser.schedule.alpha(start).item(), denoiser.schedule.sigma(start).item())
+
+    def noise(step: int, x: Tensor) -> Tensor:
+        return Draws(seed, step, numbers).normal("sampler", x.shape[1:]).to(x)
+
+    @torch.no_grad()
+    def run() -> Iterator[Tensor]:
+        x = level * Draws(seed, 0, numbers).normal("start", shape[1:]).to(device)
+        for state in chain([x], sampler(denoiser, x, times, labels, noise)):
+            yield state[: n - first]
+
+    return on_one_core(run()) if torch.device(device).type == "cpu" else run()
 
 
 def samples(
@@ -182,25 +246,26 @@ def samples(
     times    a grid; x starts at its first level
     cond     labels `[N]` int64, or None
     """
-    n, first = shape[0], times[:1].double()
-    schedule = denoiser.schedule
-    start = math.hypot(schedule.alpha(first).item(), schedule.sigma(first).item())
 
-    @torch.no_grad()
-    def drawn(i: int) -> Tensor:
-        """The images numbered i, i + 1, ... of one batch."""
-        numbers = range(i, i + batch)
-        labels = None if cond is None else cond[[min(number, n - 1) for number in numbers]].to(device)
+    def drawn(first: int) -> Tensor:
+        path = states(denoiser, shape, times, cond, sampler=sampler, seed=seed, batch=batch, device=device, first=first)
+        (x,) = deque(path, maxlen=1)  # the last state is the image
+        return x
 
-        def noise(step: int, x: Tensor) -> Tensor:
-            return Draws(seed, step, numbers).normal("sampler", x.shape[1:]).to(x)
-
-        x = start * Draws(seed, 0, numbers).normal("start", shape[1:]).to(device)
-        (x,) = deque(sampler(denoiser, x, times, labels, noise), maxlen=1)  # the last state is the image
-        return x[: n - i]
-
-    firsts = range(0, n, batch)
+    firsts = range(0, shape[0], batch)
     return on_all_cores(drawn, firsts) if torch.device(device).type == "cpu" else map(drawn, firsts)
+
+
+@contextmanager
+def single_threaded(workers: int) -> Iterator[ThreadPoolExecutor]:
+    """A pool of workers each of which computes on one core alone."""
+    cores = torch.get_num_threads()
+    pool = ThreadPoolExecutor(workers, initializer=torch.set_num_threads, initargs=(1,))
+    try:
+        yield pool
+    finally:
+        pool.shutdown(cancel_futures=True)
+        torch.set_num_threads(cores)  # new threads take the setting that was made last
 
 
 def on_all_cores(work: Callable[[int], Tensor], items: Sequence[int]) -> Iterator[Tensor]:
@@ -209,8 +274,7 @@ def on_all_cores(work: Callable[[int], Tensor], items: Sequence[int]) -> Iterato
     Cores that share the work on one small batch mostly wait for each other.
     """
     cores = torch.get_num_threads()
-    pool = ThreadPoolExecutor(cores, initializer=torch.set_num_threads, initargs=(1,))
-    try:
+    with single_threaded(cores) as pool:
         ahead: deque[Future[Tensor]] = deque()
         for item in items:
             ahead.append(pool.submit(work, item))
@@ -218,9 +282,16 @@ def on_all_cores(work: Callable[[int], Tensor], items: Sequence[int]) -> Iterato
                 yield ahead.popleft().result()
         while ahead:
             yield ahead.popleft().result()
-    finally:
-        pool.shutdown(cancel_futures=True)
-        torch.set_num_threads(cores)
+
+
+def on_one_core(items: Iterator[Tensor]) -> Iterator[Tensor]:
+    """The same items, each computed on one core: sums over a tensor depend in their last bits on how many share it."""
+    if torch.get_num_threads() == 1:
+        yield from items
+        return
+    with single_threaded(1) as pool:
+        while (item := pool.submit(next, items, None).result()) is not None:
+            yield item
 
 
 def sample(

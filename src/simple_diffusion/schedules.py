@@ -7,9 +7,9 @@ are written in closed form: `sqrt(1 - alpha**2)` would be 0 or NaN in float32 ne
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 
 import torch
 from torch import Tensor
@@ -46,20 +46,74 @@ class Schedule(ABC):
 
 
 @dataclass(frozen=True)
-class Linear(Schedule):
-    """The linear-beta schedule of DDPM in continuous time (Song et al. 2021, eq. 32-33): variance preserving."""
+class BetaCurve(Schedule):
+    """Noise added at a rate beta(t) that keeps the variance: alpha^2 = exp(-B), sigma^2 = 1 - exp(-B), where B is the
+    integral of beta from 0 to t (Song et al. 2021, eq. 11 and 33).
+
+    beta_min, beta_max   ends of the rate: DDPM's 1e-4 and 0.02 a step, at 1000 steps
+    """
 
     beta_min: float = 0.1
     beta_max: float = 20.0
 
-    def _log_alpha(self, t: Tensor) -> Tensor:
-        return -(self.beta_min * t + (self.beta_max - self.beta_min) * t**2 / 2) / 2
+    @abstractmethod
+    def beta(self, t: Tensor) -> Tensor:
+        """Rate of the noise at t."""
+
+    @abstractmethod
+    def integral(self, t: Tensor) -> Tensor:
+        """Integral of beta from 0 to t."""
 
     def alpha(self, t: Tensor) -> Tensor:
-        return self._log_alpha(t).exp()
+        return (-self.integral(t) / 2).exp()
 
     def sigma(self, t: Tensor) -> Tensor:
-        return (-torch.expm1(2 * self._log_alpha(t))).sqrt()
+        return (-torch.expm1(-self.integral(t))).sqrt()
+
+
+@dataclass(frozen=True)
+class Linear(BetaCurve):
+    """DDPM's: beta rises in a straight line from beta_min to beta_max (Ho et al. 2020, section 4)."""
+
+    def beta(self, t: Tensor) -> Tensor:
+        return self.beta_min + (self.beta_max - self.beta_min) * t
+
+    def integral(self, t: Tensor) -> Tensor:
+        return self.beta_min * t + (self.beta_max - self.beta_min) * t**2 / 2
+
+
+@dataclass(frozen=True)
+class Quadratic(BetaCurve):
+    """The root of beta rises in a straight line, as in the code of Song et al. 2021 (DDIM)."""
+
+    @property
+    def _roots(self) -> tuple[float, float]:
+        """The root of beta at 0, and its slope."""
+        return math.sqrt(self.beta_min), math.sqrt(self.beta_max) - math.sqrt(self.beta_min)
+
+    def beta(self, t: Tensor) -> Tensor:
+        low, slope = self._roots
+        return (low + slope * t) ** 2
+
+    def integral(self, t: Tensor) -> Tensor:
+        low, slope = self._roots
+        return low**2 * t + low * slope * t**2 + slope**2 * t**3 / 3
+
+
+@dataclass(frozen=True)
+class Sigmoid(BetaCurve):
+    """beta rises along the logistic curve from -6 to 6, as in the same code.
+
+    The curve's ends lie 0.25 % of the rise inside beta_min and beta_max.
+    """
+
+    def beta(self, t: Tensor) -> Tensor:
+        return self.beta_min + (self.beta_max - self.beta_min) * torch.sigmoid(12 * t - 6)
+
+    def integral(self, t: Tensor) -> Tensor:
+        # softplus(12 t - 6) - softplus(-6), of which nothing cancels near t = 0.
+        rise = torch.log1p(torch.expm1(12 * t) / (1 + math.exp(6)))
+        return self.beta_min * t + (self.beta_max - self.beta_min) * rise / 12
 
 
 @dataclass(frozen=True)
@@ -163,5 +217,72 @@ class Discrete(Schedule):
         return torch.sigmoid(2 * self._log_ratio(t)).sqrt().to(t.dtype)
 
 
-SCHEDULES: dict[str, type[Schedule]] = {"linear": Linear, "cosine": Cosine, "flow": Flow, "karras": Karras}
+SCHEDULES: dict[str, type[Schedule]] = {
+    "linear": Linear,
+    "quadratic": Quadratic,
+    "sigmoid": Sigmoid,
+    "cosine": Cosine,
+    "flow": Flow,
+    "karras": Karras,
+}
 """Schedules by name, each usable without arguments; `Discrete` takes the table it is made of."""
+
+
+# --- tables of betas for `Discrete`: float64 `[T]`, the first is the first noising step
+
+MOST = 0.999  # the largest beta of a table (Nichol & Dhariwal 2021, section 3.2)
+
+
+def linear_betas(T: int, scaled: bool = True) -> Tensor:
+    """From 1e-4 to 0.02 in equal steps (Ho et al. 2020, section 4), times 1000/T where scaled.
+
+    Unscaled, fewer than about 1000 steps leave much of the image at the last one: 8 % of its amplitude at T = 500.
+    Raises ValueError where T is so small that a scaled beta would pass 0.999.
+    """
+    return _along(Linear(), T, scaled)
+
+
+def quadratic_betas(T: int, scaled: bool = True) -> Tensor:
+    """From 1e-4 to 0.02 in equal steps of the root, times 1000/T where scaled; see `linear_betas`."""
+    return _along(Quadratic(), T, scaled)
+
+
+def sigmoid_betas(T: int, scaled: bool = True) -> Tensor:
+    """From 1e-4 to 0.02 along the logistic curve from -6 to 6, times 1000/T where scaled; see `linear_betas`."""
+    return _along(Sigmoid(), T, scaled)
+
+
+def cosine_betas(T: int, s: float = 0.008) -> Tensor:
+    """1 - abar_n / abar_(n-1), at most 0.999, with abar_n = f(n/T) / f(0) (Nichol & Dhariwal 2021, eq. 17).
+
+    Raises ValueError for fewer than two steps.
+    """
+    _require(T, 2, "cosine")
+    angle = (torch.arange(T + 1, dtype=torch.float64) / T + s) / (1 + s) * math.pi / 2
+    # cos(a)^2 - cos(b)^2 = sin(b - a) sin(b + a): no cancellation near t = 0.
+    betas = angle.diff().sin() * (angle[:-1] + angle[1:]).sin() / angle[:-1].cos() ** 2
+    return betas.clamp(max=MOST)
+
+
+def _along(curve: BetaCurve, T: int, scaled: bool) -> Tensor:
+    """The rates along a curve, as betas of 1/T of the time where scaled, else of 1/1000."""
+    end = curve.beta(torch.tensor(1.0, dtype=torch.float64)).item()
+    _require(T, max(2, math.ceil(end / MOST)) if scaled else 2, type(curve).__name__.lower())
+    return curve.beta(torch.linspace(0, 1, T, dtype=torch.float64)) / (T if scaled else 1000)
+
+
+def _require(T: int, least: int, name: str) -> None:
+    if least > T:
+        raise ValueError(f"the {name} table of betas needs at least {least} steps, not {T}")
+
+
+BETAS: dict[str, Callable[[int], Tensor]] = {
+    "linear": linear_betas,
+    "quadratic": quadratic_betas,
+    "sigmoid": sigmoid_betas,
+    "linear-unscaled": partial(linear_betas, scaled=False),
+    "quadratic-unscaled": partial(quadratic_betas, scaled=False),
+    "sigmoid-unscaled": partial(sigmoid_betas, scaled=False),
+    "cosine": cosine_betas,
+}
+"""Tables of betas by name: number of steps T -> float64 `[T]`."""

@@ -34,6 +34,15 @@ def warmup_linear(progress: float, warmup: float = 0.03) -> float:
     return min(progress / warmup, (1 - progress) / (1 - warmup))
 
 
+def warmup_constant(progress: float, warmup: float = 0.03) -> float:
+    """Share of the peak learning rate at a share of the run: up over `warmup`, and there it stays."""
+    return min(progress / warmup, 1.0)
+
+
+LEARNING_RATES: dict[str, Callable[[float, float], float]] = {"linear": warmup_linear, "constant": warmup_constant}
+"""Shapes of the learning rate by name: (progress, warmup), shares of the run -> share of the peak."""
+
+
 def adamw(model: nn.Module, lr: float = 3e-3, betas: tuple[float, float] = (0.9, 0.99)) -> torch.optim.AdamW:
     """AdamW without weight decay (Loshchilov & Hutter 2019), fused."""
     return torch.optim.AdamW(model.parameters(), lr=lr, betas=betas, weight_decay=0.0, fused=True)

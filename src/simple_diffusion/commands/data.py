@@ -1,22 +1,39 @@
-"""`simple-diffusion data`: say what is in a data set, and draw some of it; downloads what is missing."""
+"""`simple-diffusion data`: say what is in a data set, draw some of it, or noise it; downloads what is missing."""
 
 import argparse
 from pathlib import Path
 from typing import Any
 
+from ..errors import UsageError
 from .options import card_text, command, data_options, load, say
+
+PANELS = 8
+"""Moments of `--noised`."""
 
 
 def add(commands: Any) -> None:
     sub = command(commands, "data", run, "say what is in a data set, and draw some of it; downloads what is missing")
     sub.add_argument("data", nargs="?", default="digits", metavar="DATA", help="as for train")
     sub.add_argument("--out", type=Path, metavar="FILE.png", help="a grid of images (default none)")
+    sub.add_argument("--noised", type=Path, metavar="FILE.png", help="images on their way into noise, t from 0 to 1")
+    sub.add_argument("--schedule", metavar="NAME", help="noise schedule of --noised (default cosine)")
     data_options(sub)
 
 
 def run(args: argparse.Namespace) -> dict[str, Any]:
+    if args.schedule is not None and args.noised is None:
+        raise UsageError("--schedule says how images are noised: add --noised FILE.png, or drop it")
+    for option, path in (("--out", args.out), ("--noised", args.noised)):
+        if path is not None and path.suffix != ".png":
+            raise UsageError(f"{option} {path} has another ending than .png: use .png")
+
     import torch
 
+    from ..schedules import SCHEDULES
+
+    schedule = args.schedule or "cosine"
+    if schedule not in SCHEDULES:
+        raise UsageError(f"no schedule is called {schedule!r}: choose among {', '.join(SCHEDULES)}")
     images = load(args, args.data, args.size)
     say(args, card_text(images))
     counts: dict[str, int] = {}
@@ -26,15 +43,20 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
     if args.out is not None:
         from ..figures import grid, png
         from ..files import write_atomic
-        from ..randomness import permutation
 
-        shuffled = permutation(len(images), 0, "data sheet")
-        if images.labels is None:
-            chosen = shuffled[:64]
-        else:
-            chosen = torch.cat([shuffled[images.labels[shuffled] == c][:10] for c in range(min(images.classes, 20))])
+        chosen = some(images, 64) if images.labels is None else some(images, 10, 20)
         write_atomic(args.out, png(grid(images.pixels[chosen], 8 if images.labels is None else 10)))
         say(args, f"Picture: {args.out}")
+    if args.noised is not None:
+        from ..data.images import to_unit
+        from ..figures import png, strips
+        from ..files import write_atomic
+        from ..film import noising
+
+        chosen = some(images, 8) if images.labels is None else some(images, 1, 8)
+        panels = noising(to_unit(images.pixels[chosen]), SCHEDULES[schedule](), torch.linspace(0, 1, PANELS))
+        write_atomic(args.noised, png(strips(panels)))
+        say(args, f"Noised by {schedule}, t from 0 to 1: {args.noised}")
     channels, height, width = images.shape
     return {
         "name": images.name,
@@ -48,3 +70,16 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
         "fingerprint": images.fingerprint,
         "notes": list(images.notes),
     }
+
+
+def some(images: Any, n: int, classes: int | None = None) -> Any:
+    """Numbers of n images, always the same; or of n from each of the first classes, class by class: int64."""
+    import torch
+
+    from ..randomness import permutation
+
+    shuffled = permutation(len(images), 0, "data sheet")
+    if classes is None:
+        return shuffled[:n]
+    labels = images.labels[shuffled]
+    return torch.cat([shuffled[labels == c][:n] for c in range(min(images.classes, classes))])

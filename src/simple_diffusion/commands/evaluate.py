@@ -9,6 +9,9 @@ from typing import Any
 from ..errors import DataError, UsageError
 from .options import command, data_options, device_options, load, opened, positive, sampling_options, sampling_text, say
 
+FEW_IMAGES = 5000
+"""Up to here a training set is searched for copies under all its symmetries: there it costs seconds."""
+
 
 def add(commands: Any) -> None:
     sub = command(commands, "evaluate", run, "score a model or an .npz of samples against real images")
@@ -16,7 +19,14 @@ def add(commands: Any) -> None:
     sub.add_argument("--data", metavar="DATA", help="what to compare with (default the data the model was trained on)")
     sub.add_argument("--n", type=positive, help="samples to draw (default 10000, or twice a small data set)")
     sampling_options(sub)
+    sub.add_argument(
+        "--extractor",
+        default="classifier",
+        choices=("classifier", "inception"),
+        help="what to look through: a classifier of the data (default), or Inception, for published FIDs",
+    )
     sub.add_argument("--extractor-seeds", type=positive, default=1, metavar="K", help="classifiers to score with")
+    sub.add_argument("--inception-weights", type=Path, metavar="FILE", help="weights of Inception, fetched by hand")
     sub.add_argument("--out", type=Path, metavar="FOLDER", help="pictures and scores (default in the run folder)")
     data_options(sub)
     device_options(sub)
@@ -25,12 +35,15 @@ def add(commands: Any) -> None:
 def run(args: argparse.Namespace) -> dict[str, Any]:
     if Path(args.what).suffix in (".npz", ".npy") and args.data is None:
         raise UsageError(f"{args.what} does not say what it imitates: add --data, for instance --data fashion-mnist")
+    if args.extractor == "inception" and args.extractor_seeds > 1:
+        raise UsageError("there is one Inception: drop --extractor-seeds or --extractor inception")
+    if args.extractor != "inception" and args.inception_weights:
+        raise UsageError("--inception-weights are for Inception: add --extractor inception")
 
     from ..data.images import Images
     from ..data.sources import held_out
     from ..evaluation import check, labels_like, pictures
     from ..evaluation import evaluate as score
-    from ..extractors import extractor_for
     from ..files import write_atomic
     from ..run import draw
 
@@ -50,7 +63,7 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
     if samples is not None:
         check(samples, train)  # before minutes go into an extractor
     test = held_out(source, root=args.data_root, size=size or None)
-    extractors = [extractor_for(train, seed=seed, quiet=args.json) for seed in range(args.extractor_seeds)]
+    extractors = extractors_for(args, train)
 
     seconds = 0.0
     if samples is None:
@@ -68,7 +81,8 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
     elif args.n is not None and args.n < len(samples):
         labels = None if samples.labels is None else samples.labels[: args.n]
         samples = Images(samples.name, samples.pixels[: args.n], labels, samples.class_names)
-    results = [score(samples, train, test, extractor, extractor.name) for extractor in extractors]
+    views = searched_views(train, model)
+    results = [score(samples, train, test, extractor, name, views) for name, extractor in extractors.items()]
     for result in results:
         say(args, str(result))
     if len(results) > 1:
@@ -80,6 +94,29 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
         write_atomic(out / name, picture)
     say(args, f"Scores and pictures: {out}")
     return answer
+
+
+def extractors_for(args: argparse.Namespace, train: Any) -> dict[str, Any]:
+    """The extractors of the command line, by name."""
+    from ..extractors import extractor_for
+
+    if args.extractor == "inception":
+        from ..inception import NAME, inception
+
+        return {NAME: inception(args.inception_weights, args.device)}
+    made = [extractor_for(train, seed=seed, quiet=args.json) for seed in range(args.extractor_seeds)]
+    return {extractor.name: extractor for extractor in made}
+
+
+def searched_views(train: Any, model: Any) -> list:
+    """The views of a training image in which copies are searched: all symmetries, or those that were trained on."""
+    from ..augmentation import identity, symmetries
+    from ..config import views_of
+
+    _, height, width = train.shape
+    if len(train) <= FEW_IMAGES:
+        return symmetries(height == width)
+    return [identity] if model is None else views_of(model.config, model.card)
 
 
 def spread_text(results: list) -> str:

@@ -11,7 +11,12 @@ from .options import STARTED, card_text, command, data_options, device_options, 
 
 def add(commands: Any) -> None:
     sub = command(commands, "train", run, "train a model on a data set, a folder of images, or an .npz or .npy file")
-    sub.add_argument("data", nargs="?", metavar="DATA", help="digits (default), fashion-mnist, mnist, or a path")
+    sub.add_argument(
+        "data",
+        nargs="?",
+        metavar="DATA",
+        help="digits (default), fashion-mnist, mnist, a path or hub:OWNER/NAME; DATA[CLASS] is one class",
+    )
     length = sub.add_mutually_exclusive_group()
     length.add_argument("--for", type=duration, dest="seconds", metavar="TIME", help="90s, 10min, 2h (default 3min)")
     length.add_argument("--epochs", type=positive, metavar="N", help="passes over the data")
@@ -40,18 +45,16 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
     if args.preset is not None and args.preset not in PRESETS:
         raise UsageError(f"no preset is called {args.preset!r}: choose one of {', '.join(PRESETS)}")
 
-    values: dict[str, Any] = dict(PRESETS[args.preset][1]) if args.preset else {}
-    values |= parse_settings(args.set)
     given = {"data": args.data, "seed": args.seed, "size": args.size, "seconds": args.seconds, "steps": args.steps}
-    values |= {key: value for key, value in given.items() if value is not None}
-    if args.precision != "auto":
-        values["precision"] = args.precision
-    if values.get("steps") or args.epochs:
-        values["seconds"] = 0.0
-    elif values.get("seconds"):
-        values["steps"] = 0
+    given["precision"] = None if args.precision == "auto" else args.precision
     if args.epochs:
-        values["steps"] = 1  # until the size of the data is known
+        given["steps"] = 1  # until the size of the data is known
+    preset = PRESETS[args.preset][1] if args.preset else {}
+    values: dict[str, Any] = {}
+    for layer in (preset, parse_settings(args.set), {key: value for key, value in given.items() if value is not None}):
+        if layer.get("steps") or layer.get("seconds"):  # a run has one length: the last word counts
+            values |= {"steps": 0, "seconds": 0.0}
+        values |= layer
     config = Config(**values)
 
     from dataclasses import replace
@@ -72,10 +75,16 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
         result = forecast(config, images, device)
         say(args, result["text"])
         return result
-    folder = args.out or free_folder(Path("runs"), Path(images.name).resolve().stem)
+    folder = args.out or free_folder(Path("runs"), images.stem)
     length = f"{config.steps:,} steps" if config.steps else f"{config.seconds:g} s"
     say(args, f"Training for {length} on {device.type} in {config.precision}, into {folder}.")
     result = train_run(config, images, folder, device, STARTED, quiet=args.json)
+    if result.held_out_loss is not None:
+        say(
+            args,
+            f"The lowest held-out loss is {result.held_out_loss:.4f}"
+            + ("; it had not fallen for long, so the run stopped early." if result.gave_up else "."),
+        )
     say(
         args,
         f"{'Stopped' if result.signal else 'Done'} after {result.step:,} steps, {result.images:,} images and "
@@ -93,6 +102,7 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
         "seconds": round(result.seconds, 1),
         "images_per_second": round(result.images_per_second),
         "loss": result.loss,
+        "held_out_loss": result.held_out_loss,
         "picture": str(result.picture),
         "threads": torch.get_num_threads(),
     }

@@ -7,15 +7,16 @@ import torch
 from torch import Tensor
 
 from ..errors import DataError
-from .images import Images, to_uint8
+from .images import Images, only, to_uint8
 
 MAX_CLASSES = 10_000  # a label beyond is a mistake, such as an index
 
 
-def load_array(path: str | Path) -> Images:
+def load_array(path: str | Path, classes: str | None = None) -> Images:
     """`.npy` or `.npz` of `[N, H, W]`, `[N, H, W, C]` or `[N, C, H, W]`, C = 1 or 3, and labels `[N]` -> Images.
 
-    uint8 is taken as it is, bool as black and white, floats must lie in [0, 1] or [-1, 1]. Raises DataError.
+    uint8 is taken as it is, bool as black and white, floats must lie in [0, 1] or [-1, 1].
+    `classes` keeps some of them, as `select` reads it. Raises DataError.
     """
     images, labels = _read(path)
     try:
@@ -24,7 +25,8 @@ def load_array(path: str | Path) -> Images:
     except ValueError as error:
         raise DataError(f"cannot use {str(path)!r}: {error}") from error
     names = () if targets is None else tuple(str(label) for label in range(int(targets.max()) + 1))
-    return Images(str(path), pixels, targets, names, notes)
+    # Chosen last: whether floats lie in [0, 1] or [-1, 1] is a matter of the whole array.
+    return only(Images(str(path), pixels, targets, names, notes), classes)
 
 
 def _read(path: str | Path) -> tuple[np.ndarray, np.ndarray | None]:

@@ -6,7 +6,7 @@ A style of a digit is a few control points. Each image moves them, sends a smoot
 import numpy as np
 import torch
 
-from simple_diffusion.data.images import Images
+from simple_diffusion.data.images import Images, select
 from simple_diffusion.errors import DataError
 from simple_diffusion.randomness import philox
 
@@ -75,8 +75,11 @@ STYLES: tuple[tuple[str, ...], ...] = (
 )
 
 
-def digits(split: str = "train", seed: int = 0) -> Images:
-    """60,000 ("train") or 10,000 ("test") white-on-black digits: pixels `[N, 1, 28, 28]`, classes exactly balanced."""
+def digits(split: str = "train", seed: int = 0, classes: str | None = None) -> Images:
+    """60,000 ("train") or 10,000 ("test") white-on-black digits: pixels `[N, 1, 28, 28]`, classes exactly balanced.
+
+    `classes` draws only some of them, as `select` reads it. Raises DataError.
+    """
     if split not in SIZES:
         raise DataError(f"The digits have no split {split!r}; choose one of {', '.join(SIZES)}.")
     n = SIZES[split]
@@ -93,8 +96,12 @@ def digits(split: str = "train", seed: int = 0) -> Images:
             ends[rows] = matrix @ _vary(points, len(rows), rng)[:, None]
     radius = _pen(n, rng)
     ends, radius = _place(ends, radius, rng).astype(np.float32), radius.astype(np.float32)
-    pixels = np.concatenate([_render(ends[i : i + CHUNK], radius[i : i + CHUNK]) for i in range(0, n, CHUNK)])
-    return Images("digits", torch.from_numpy(pixels), torch.from_numpy(labels), tuple("0123456789"))
+    targets, names = torch.from_numpy(labels), tuple("0123456789")
+    if classes is not None:
+        rows, targets, names = select("digits", classes, targets, names)
+        ends, radius = ends[rows.numpy()], radius[rows.numpy()]
+    pixels = [_render(ends[i : i + CHUNK], radius[i : i + CHUNK]) for i in range(0, len(ends), CHUNK)]
+    return Images("digits", torch.from_numpy(np.concatenate(pixels)), targets, names)
 
 
 def _style(text: str) -> tuple[np.ndarray, np.ndarray]:

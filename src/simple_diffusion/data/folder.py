@@ -3,7 +3,8 @@
 import os
 import warnings
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
+from io import BytesIO
 from pathlib import Path
 
 import numpy as np
@@ -13,7 +14,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from ..errors import DataError
-from .images import Images
+from .images import Images, select
 
 FORMATS = ("JPEG", "PNG", "WEBP", "BMP")  # Pillow has some forty more openers, and most of its holes lie in those
 SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp")
@@ -22,52 +23,64 @@ KEEP = 64  # images of one size up to this stay as they are ...
 SIZE = 32  # ... and all others become this
 
 
-def load_folder(path: str | Path, size: int | None = None) -> Images:
+def load_folder(path: str | Path, size: int | None = None, classes: str | None = None) -> Images:
     """The images below `path`, in the byte order of their paths; first-level sub-folders are classes.
 
     8-bit RGB, or grey where all are grey; upright; transparency on white. If `size` is given, or if the images differ
-    in size or are larger than `KEEP`, each is centre-cropped to a square and resized. Raises DataError.
+    in size or are larger than `KEEP`, each is centre-cropped to a square and resized. `classes` reads only some of
+    them, as `select` reads it. Raises DataError.
     """
     root = Path(path)
     files, folders, ignored = _find(root)
-    classes = _classes(root, files, folders, ignored)
+    labels, names = None, ()
+    if folders := _classes(root, files, folders, ignored):
+        number = {name: label for label, name in enumerate(folders)}
+        labels = torch.tensor([number[_class(file)] for file in files])
+        names = tuple(os.fsencode(name).decode(errors="backslashreplace") for name in folders)
+    if classes is not None:
+        rows, labels, names = select(str(path), classes, labels, names)
+        files = [files[row] for row in rows]
+    pixels, notes = read_images([(repr(str(root / file)), root / file) for file in files], len(files), size)
+    if ignored:
+        note = f"ignored {ignored} entries that are hidden, not images, or links to what was already seen"
+        notes = (note, *notes)
+    return Images(str(path), pixels, labels, names, notes)
 
+
+def read_images(
+    images: Iterable[tuple[str, Path | BytesIO]], n: int, size: int | None = None
+) -> tuple[Tensor, tuple[str, ...]]:
+    """n images, each with what an error is to call it -> uint8 `[n, C, H, W]`, and notes of what was done to them.
+
+    The rules are those of `load_folder`. Raises DataError if one can't be read.
+    """
     pixels, shapes, bad = [], Counter(), []
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # Pillow's remarks on odd but readable files
-        for file in tqdm(files, desc="reading", unit=" images", delay=1, disable=None):
+        for name, source in tqdm(images, total=n, desc="reading", unit=" images", delay=1, disable=None):
             try:
-                image = read_image(root / file)
+                image = read_image(source)
             except Exception as error:  # a damaged file makes Pillow's decoders raise nearly anything
-                bad.append(f"{str(root / file)!r}: {error}")
+                bad.append(f"{name}: {error}")
                 continue
             shapes[image.shape[:2]] += 1
             pixels.append(fit(image, size or SIZE) if size or max(image.shape) > KEEP else image)
     if bad:
         more = f"; and {len(bad) - 3} more" if len(bad) > 3 else ""
-        raise DataError(f"cannot read {len(bad)} of {len(files)} images: {'; '.join(bad[:3])}{more}")
-
-    notes = []
-    if ignored:
-        notes.append(f"ignored {ignored} entries that are hidden, not images, or links to what was already seen")
+        raise DataError(f"cannot read {len(bad)} of {n} images: {'; '.join(bad[:3])}{more}")
+    notes = ()
     if size is None and (len(shapes) > 1 or max(next(iter(shapes))) > KEEP):
         pixels = [fit(image, SIZE) for image in pixels]
-        notes.append(f"{resize_note(shapes, SIZE)}; --size N for another size")
+        notes = (f"{resize_note(shapes, SIZE)}; --size N for another size",)
     elif size and set(shapes) != {(size, size)}:
-        notes.append(resize_note(shapes, size))
-
-    if not classes:
-        return Images(str(path), pack(pixels), notes=tuple(notes))
-    number = {name: label for label, name in enumerate(classes)}
-    labels = torch.tensor([number[_class(file)] for file in files])
-    names = tuple(os.fsencode(name).decode(errors="backslashreplace") for name in classes)
-    return Images(str(path), pack(pixels), labels, names, tuple(notes))
+        notes = (resize_note(shapes, size),)
+    return pack(pixels), notes
 
 
-def read_image(path: Path) -> np.ndarray:
+def read_image(file: Path | BytesIO) -> np.ndarray:
     """An image file, upright -> uint8 `[H, W]` if it is grey, else `[H, W, 3]`. Raises whatever Pillow does."""
     try:
-        source = Image.open(path, formats=FORMATS)
+        source = Image.open(file, formats=FORMATS)
     except UnidentifiedImageError:
         raise ValueError("not a JPEG, PNG, WebP or BMP image") from None
     with source:

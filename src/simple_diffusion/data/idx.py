@@ -16,7 +16,7 @@ from torch import Tensor
 from ..errors import DataError
 from ..files import cache_folder
 from .download import download
-from .images import Images
+from .images import Images, only
 
 STEMS = {"train": "train", "test": "t10k"}  # how the files of a split begin
 SYSTEM = Path("/usr/share/datasets")  # where Debian's dataset-* packages put theirs
@@ -89,8 +89,10 @@ def read_idx(path: str | Path) -> Tensor:
     return torch.from_numpy(np.frombuffer(data, np.uint8, offset=start).reshape(shape).copy())
 
 
-def load_idx(name: str, split: str = "train", root: str | Path | None = None) -> Images:
+def load_idx(name: str, split: str = "train", root: str | Path | None = None, classes: str | None = None) -> Images:
     """The set `name` of `IDX_SETS`, split "train" or "test", from the first folder that has it, else downloaded.
+
+    `classes` keeps some of them, as `select` reads it.
 
     The folders are, in this order: ROOT/name, ROOT, $SIMPLE_DIFFUSION_DATA/name, /usr/share/datasets/name, and
     simple-diffusion/name in the user's cache. A download goes to the first of ROOT, the variable and the cache.
@@ -107,7 +109,7 @@ def load_idx(name: str, split: str = "train", root: str | Path | None = None) ->
         raise DataError(f"{str(labels)!r} has shape {tuple(targets.shape)} for the {len(pixels)} images beside it")
     if targets.max() >= len(names):
         raise DataError(f"{str(labels)!r} holds the label {targets.max()}, and {name} has {len(names)} classes")
-    return Images(name, pixels.unsqueeze(1), targets, names)
+    return only(Images(name, pixels.unsqueeze(1), targets, names), classes)
 
 
 def _find(name: str, file: str, root: str | Path | None) -> Path:

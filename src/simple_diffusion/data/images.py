@@ -1,11 +1,19 @@
 """A data set: every image in memory as one uint8 tensor, with its labels and what can be read off it."""
 
 import hashlib
-from dataclasses import dataclass, field
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from difflib import get_close_matches
 from functools import cached_property
+from pathlib import Path
 
 import torch
 from torch import Tensor
+
+from ..errors import DataError
+
+SHOWN = 12  # classes that an error lists
 
 
 def to_unit(pixels: Tensor) -> Tensor:
@@ -22,7 +30,7 @@ def to_uint8(x: Tensor) -> Tensor:
 class Images:
     """Images and, where the data has classes, their labels.
 
-    name        what the user called it
+    name        what the user called it: `load_images` of it gives these images again
     pixels      uint8 `[N, C, H, W]`
     labels      int64 `[N]` in 0..classes-1, or None for data without classes
     class_names one name a class, in the order of the labels; empty for data without classes
@@ -38,6 +46,11 @@ class Images:
     def __len__(self) -> int:
         return len(self.pixels)
 
+    def __getitem__(self, chosen: Tensor | slice) -> "Images":
+        """Some of the images, with their labels and the names of all classes."""
+        labels = None if self.labels is None else self.labels[chosen]
+        return replace(self, pixels=self.pixels[chosen], labels=labels)
+
     @property
     def classes(self) -> int:
         """Number of classes, 0 for data without classes."""
@@ -48,6 +61,13 @@ class Images:
         """(channels, height, width)."""
         _, channels, height, width = self.pixels.shape
         return channels, height, width
+
+    @property
+    def stem(self) -> str:
+        """The name as a part of names of files: `fashion-mnist`, or `photos-cats` for `./photos[cats]`."""
+        data, classes = split_name(self.name)
+        parts = [Path(data).resolve().stem, classes or ""]
+        return "-".join(re.sub(r"[^\w.-]+", "-", part).strip("-") for part in parts if part)
 
     @cached_property
     def mean(self) -> float:
@@ -75,3 +95,65 @@ class Images:
         if self.labels is not None:
             digest.update(self.labels.numpy().tobytes())
         return digest.hexdigest()
+
+
+def split_name(source: str) -> tuple[str, str | None]:
+    """`DATA[a,b]` -> ("DATA", "a,b"); `DATA` -> ("DATA", None)."""
+    match = re.fullmatch(r"(.+)\[([^\[\]]*)\]", source, re.DOTALL)
+    return (match[1], match[2]) if match else (source, None)
+
+
+def select(
+    data: str, wanted: str, labels: Tensor | None, class_names: Sequence[str]
+) -> tuple[Tensor, Tensor | None, tuple[str, ...]]:
+    """Where in `labels` `[N]` the classes `wanted` stand, and the labels and names of what stands there.
+
+    `wanted` holds names or numbers of classes between commas, and numbers them anew in this order. A single class has
+    nothing to tell apart, so that its labels are None and its names empty. Raises DataError, which says `data`.
+    """
+    if labels is None:
+        raise DataError(f"{data!r} has no classes to choose from: leave out [{wanted}]")
+    numbers = _numbers(data, wanted, class_names)
+    renumbered = torch.full_like(labels, -1)
+    for new, old in enumerate(numbers):
+        here = labels == old
+        if not here.any():
+            raise DataError(f"{data!r} has no image of its class {class_names[old]!r}: choose another")
+        renumbered[here] = new
+    rows = (renumbered >= 0).nonzero().squeeze(1)
+    if len(numbers) == 1:
+        return rows, None, ()
+    return rows, renumbered[rows], tuple(class_names[old] for old in numbers)
+
+
+def only(images: Images, classes: str | None) -> Images:
+    """The images of some classes, as `select` reads them; all if it is None."""
+    if classes is None:
+        return images
+    rows, labels, names = select(images.name, classes, images.labels, images.class_names)
+    return replace(images[rows], labels=labels, class_names=names)
+
+
+def _numbers(data: str, wanted: str, class_names: Sequence[str]) -> list[int]:
+    """`Bag,Sandal` or `8,5` -> [8, 5], each once."""
+    folded = {name.casefold(): number for number, name in reversed(list(enumerate(class_names)))}
+    exact = {name: number for number, name in enumerate(class_names)}
+
+    def number(word: str) -> int | None:
+        found = exact.get(word, folded.get(word.casefold()))
+        if found is None and re.fullmatch(r"[0-9]{1,9}", word) and int(word) < len(class_names):
+            return int(word)
+        return found
+
+    numbers = []
+    # A name may hold commas itself, as those of ImageNet do.
+    for word in [wanted] if number(wanted) is not None else map(str.strip, wanted.split(",")):
+        found = number(word)
+        if found is None:
+            some = [f"{i} {name}" if name != str(i) else name for i, name in enumerate(class_names[:SHOWN])]
+            more = f" and {len(class_names) - SHOWN} more" if len(class_names) > SHOWN else ""
+            near = get_close_matches(word.casefold(), folded, n=1)
+            hint = f"; did you mean {class_names[folded[near[0]]]!r}?" if near else ""
+            raise DataError(f"{data!r} has no class {word!r}: it has {', '.join(some)}{more}{hint}")
+        numbers.append(found)
+    return list(dict.fromkeys(numbers))

@@ -1,5 +1,6 @@
 """Where images come from: one name or path, as the user types it, to one `Images`."""
 
+import os
 from collections.abc import Callable
 from dataclasses import replace
 from difflib import get_close_matches
@@ -10,45 +11,64 @@ from ..errors import DataError, UsageError
 from .arrays import load_array
 from .digits import digits
 from .folder import fit, load_folder, pack, resize_note
+from .hub import load_hub
 from .idx import load_idx
-from .images import Images
+from .images import Images, split_name
 
-SOURCES: dict[str, Callable[[str, str | Path | None], Images]] = {  # (split, root) -> Images
-    "digits": lambda split, root: digits(split),
+SOURCES: dict[str, Callable[[str, str | Path | None, str | None], Images]] = {  # (split, root, classes) -> Images
+    "digits": lambda split, root, classes: digits(split, classes=classes),
     "fashion-mnist": partial(load_idx, "fashion-mnist"),
     "mnist": partial(load_idx, "mnist"),
 }
+HUB = "hub:"
 
 
 def load_images(
     source: str, *, split: str = "train", root: str | Path | None = None, size: int | None = None
 ) -> Images:
-    """A data set of `SOURCES`, a folder of images, or an `.npy` or `.npz` file.
+    """A data set of `SOURCES`, a folder of images, an `.npy` or `.npz` file, or `hub:OWNER/NAME` of huggingface.co.
 
-    `root` is where the named sets lie and are downloaded to. `size` makes every image size x size. Raises DataError.
+    `DATA[Bag]` or `DATA[8]` is one class of any of them, as data without classes; `DATA[Bag,Sandal]` are these two,
+    numbered 0 and 1. No image of another class is decoded. `root` is where the named sets lie and are downloaded to.
+    `size` makes every image size x size. Raises DataError, and UsageError if `hub:` lacks its package.
     """
-    if size is not None and size < 1:
-        raise UsageError(f"--size {size} is no size of an image: give a number of pixels")
-    if source in SOURCES:
-        return _resized(SOURCES[source](split, root), size)
-    path = Path(source)
-    is_array = path.suffix.lower() in (".npy", ".npz") and path.is_file()
-    if not is_array and not path.is_dir():
-        near = get_close_matches(source.lower(), SOURCES, n=1)
-        hint = f"; did you mean {near[0]!r}?" if near else ""
-        raise DataError(f"{source!r} is no data set ({', '.join(SOURCES)}), no folder and no .npy or .npz file{hint}")
-    if split != "train":
+    images = _load(source, split, root, size)
+    if images is None:
         raise DataError(f"{source!r} has no {split!r} split: name the folder or file of those images instead")
-    return _resized(load_array(path), size) if is_array else load_folder(path, size)
+    return images
 
 
 def held_out(source: str, *, root: str | Path | None = None, size: int | None = None) -> Images | None:
-    """The test set of a data set of `SOURCES`; None for folders and arrays, which have none."""
-    return load_images(source, split="test", root=root, size=size) if source in SOURCES else None
+    """The test set that comes with `source`, of the same classes; None for folders and arrays, which have none."""
+    return _load(source, "test", root, size)
+
+
+def _load(source: str, split: str, root: str | Path | None, size: int | None) -> Images | None:
+    """None where the data has no such split."""
+    if size is not None and size < 1:
+        raise UsageError(f"--size {size} is no size of an image: give a number of pixels")
+    exists = os.path.exists(source.removeprefix(HUB))  # then its brackets belong to the name
+    data, classes = (source, None) if exists else split_name(source)
+    path = Path(data)
+    is_array = path.suffix.lower() in (".npy", ".npz") and path.is_file()
+    if data in SOURCES:
+        images = SOURCES[data](split, root, classes)
+    elif data.startswith(HUB):
+        images = load_hub(data.removeprefix(HUB), split, size, classes)
+    elif not is_array and not path.is_dir():
+        near = get_close_matches(data.lower(), SOURCES, n=1)
+        hint = f"; did you mean {near[0]!r}?" if near else ""
+        known = ", ".join((*SOURCES, "hub:OWNER/NAME"))
+        raise DataError(f"{data!r} is no data set ({known}), no folder and no .npy or .npz file{hint}")
+    elif split != "train":
+        return None
+    else:
+        images = load_array(path, classes) if is_array else load_folder(path, size, classes)
+    return images and replace(_resized(images, size), name=source)
 
 
 def _resized(images: Images, size: int | None) -> Images:
-    """What `load_folder` does for a given size, for images already in memory."""
+    """What `read_images` does for a given size, for images already in memory."""
     _, height, width = images.shape
     if size is None or (height, width) == (size, size):
         return images

@@ -1,0 +1,213 @@
+"""The ladder: each step from DDPM to today's defaults, at equal compute, over several seeds, under one evaluation.
+
+    python benchmarks/ladder.py                  # about half an hour on two cores
+    python benchmarks/ladder.py --steps 50 --n 500 --seeds 2 --out /tmp/ladder   # a trial
+
+Every model has the same network, updates, batch, learning rate and, seed by seed, the same data order and noise. The
+training rungs are drawn by one sampler with steps to spare, the samplers from one model at equal evaluations of the
+network. A difference is called real if its 95 % interval over the seeds (Student's t, paired by seed) excludes 0.
+"""
+
+import argparse
+import json
+import multiprocessing
+import os
+import time
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass, field, replace
+from functools import partial
+from pathlib import Path
+from statistics import mean, stdev
+from typing import Any
+
+os.environ["OMP_NUM_THREADS"] = "1"  # one process a core, one thread a process
+
+FINE: dict[str, Any] = {"sampler": "dpmpp", "grid": "karras", "sampler_steps": 18}
+DDPM: dict[str, Any] = {"schedule": "linear", "timesteps": 1000, "times": "steps", "target": "noise", "guidance": 1.0}
+EDM: dict[str, Any] = {
+    "schedule": "karras",
+    "timesteps": 0,
+    "times": "lognormal",
+    "target": "velocity",
+    "guidance": 1.0,
+}
+COSINE = DDPM | {"schedule": "cosine"}
+
+
+@dataclass(frozen=True)
+class Rung:
+    """One bar of the staircase: a model, how it is drawn from, and the rung that it is compared with."""
+
+    name: str
+    training: str
+    before: str | None
+    sampling: dict[str, Any] = field(default_factory=lambda: FINE)
+    averaged: bool = True
+
+
+TRAININGS: dict[str, tuple[dict[str, Any], bool]] = {  # name -> (settings, with labels?)
+    "linear": (DDPM, False),
+    "cosine": (COSINE, False),
+    "labels": (COSINE, True),
+    "v": (COSINE | {"target": "velocity"}, True),
+    "edm": (EDM, True),
+    "flow": (EDM | {"schedule": "flow", "target": "flow"}, True),
+}
+EVALUATIONS = (10, 20)
+RUNGS = [
+    Rung("linear, noise", "linear", None, averaged=False),
+    Rung("cosine", "cosine", "linear, noise", averaged=False),
+    Rung("+ labels", "labels", "cosine", averaged=False),
+    Rung("+ EMA", "labels", "+ labels"),
+    Rung("velocity", "v", "+ EMA"),
+    Rung("EDM", "edm", "velocity"),
+    Rung("flow", "flow", "EDM"),
+    Rung("EDM + guidance 1.5", "edm", "EDM", FINE | {"guidance": 1.5}),
+] + [
+    Rung(
+        f"{sampler}, {n}",
+        "edm",
+        f"{before}, {n}" if before else None,
+        FINE | {"sampler": sampler, "sampler_steps": (n + 1) // 2 if sampler == "heun" else n},
+    )
+    for n in EVALUATIONS
+    for before, sampler in ((None, "ddpm"), ("ddpm", "ddim"), ("ddim", "heun"), ("ddim", "dpmpp"))
+]
+SCORES = ("FID", "KID", "precision", "recall")
+
+
+def task(training: str, seed: int, steps: int, n: int, data: str) -> dict[str, dict[str, float]]:
+    """Train one model, and score every rung that is drawn from it: rung -> score -> value."""
+    import torch
+
+    from simple_diffusion.checkpoint import Model
+    from simple_diffusion.config import PRESETS, Card, Config, fitted
+    from simple_diffusion.data.sources import load_images
+    from simple_diffusion.ema import EMA
+    from simple_diffusion.evaluation import Featured, featured, labels_like
+    from simple_diffusion.extractors import extractor_for
+    from simple_diffusion.metrics import frechet_distance, kernel_distance, precision_recall
+    from simple_diffusion.randomness import permutation
+    from simple_diffusion.run import Budget, decay_of, draw, start_training
+
+    torch.set_num_threads(1)
+    settings, labelled = TRAININGS[training]
+    train = load_images(data)
+    images = train if labelled else replace(train, labels=None, class_names=())
+    tiny = PRESETS["tiny"][1]
+    config = fitted(Config(data=data, steps=steps, seconds=0.0, seed=seed, **tiny | settings), torch.device("cpu"))
+    card = Card.of(images)
+    budget = Budget(config, time.perf_counter())
+    denoiser, updates = start_training(config, card, images, torch.device("cpu"), budget.lr)
+    ema = EMA(denoiser, decay_of(config))
+    for step in updates:
+        ema.update(denoiser, step.n)
+        if step.n == steps:
+            break
+    trained = time.perf_counter() - budget.started
+    extractor = extractor_for(train)
+    real = featured(train, extractor, extractor.name)
+    some = real[permutation(len(real), 0, "ladder")[:n]].features
+    scores = {}
+    for rung in RUNGS:
+        if rung.training == training:
+            chosen = replace(config, **rung.sampling)
+            model = Model((ema.model if rung.averaged else denoiser).eval(), chosen, card, steps, trained)
+            labels = labels_like(images, n, seed) if labelled else None
+            fake = Featured(*extractor(draw(model, n, labels, seed)))
+            near = precision_recall(some, fake.features)
+            scores[rung.name] = {
+                "FID": frechet_distance(real.moments, fake.moments),
+                "KID": kernel_distance(some, fake.features)[0],
+                "precision": near.precision,
+                "recall": near.recall,
+                "trained": trained,
+            }
+    return scores
+
+
+def main() -> None:
+    options = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    options.add_argument("--data", default="fashion-mnist")
+    options.add_argument("--steps", type=int, default=800, help="updates of each model, 64 images each")
+    options.add_argument("--seeds", type=int, default=4)
+    options.add_argument("--n", type=int, default=3000, help="images drawn for each rung")
+    options.add_argument("--workers", type=int, default=os.cpu_count())
+    options.add_argument("--out", type=Path, default=Path("docs"))
+    args = options.parse_args()
+    began = time.perf_counter()
+    todo = [(training, seed) for seed in range(args.seeds) for training in TRAININGS]
+    values: dict[str, list[dict[str, float]]] = {rung.name: [] for rung in RUNGS}
+    work = partial(task, steps=args.steps, n=args.n, data=args.data)
+    with ProcessPoolExecutor(args.workers, multiprocessing.get_context("spawn")) as pool:
+        for (training, seed), scores in zip(todo, pool.map(work, *zip(*todo, strict=True)), strict=True):
+            for name, row in scores.items():
+                values[name].append(row)
+            print(f"{time.perf_counter() - began:6.0f} s  {training}, seed {seed}", flush=True)
+    minutes = (time.perf_counter() - began) / 60
+    args.out.mkdir(parents=True, exist_ok=True)
+    (args.out / "ladder.json").write_text(json.dumps({"minutes": minutes, "values": values}, indent=1) + "\n")
+    print(table(values, args.seeds))
+    (args.out / "images").mkdir(exist_ok=True)
+    (args.out / "images" / "ladder.png").write_bytes(staircase(values))
+    print(f"{minutes:.1f} minutes; {args.out / 'ladder.json'}, {args.out / 'images' / 'ladder.png'}")
+
+
+def interval(values: list[float]) -> tuple[float, float]:
+    """(mean, half the 95 % interval of the mean) by Student's t."""
+    quantile = {2: 12.71, 3: 4.30, 4: 3.18, 5: 2.78, 6: 2.57, 8: 2.36}[len(values)]
+    return mean(values), quantile * stdev(values) / len(values) ** 0.5
+
+
+def verdict(now: list[float], before: list[float]) -> str:
+    """Whether a rung's FID differs from the one before it, seed by seed."""
+    change, half = interval([a - b for a, b in zip(now, before, strict=True)])
+    if abs(change) <= half:
+        return f"cannot tell: {change:+.3f} ± {half:.3f}"
+    return f"{'better' if change < 0 else 'worse'}: {change:+.3f} ± {half:.3f}"
+
+
+def table(values: dict[str, list[dict[str, float]]], seeds: int) -> str:
+    """Markdown: mean and interval of each score, and the verdict on FID."""
+    lines = [
+        "| rung | FID | KID × 1000 | precision | recall | FID against | is it real? |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    for rung in RUNGS:
+        columns = {score: [row[score] for row in values[rung.name]] for score in SCORES}
+        cells = []
+        for score, scale, digits in (("FID", 1, 3), ("KID", 1000, 2), ("precision", 1, 3), ("recall", 1, 3)):
+            middle, half = interval([scale * value for value in columns[score]])
+            cells.append(f"{middle:.{digits}f} ± {half:.{digits}f}")
+        against = verdict(columns["FID"], [row["FID"] for row in values[rung.before]]) if rung.before else ""
+        lines.append(f"| {rung.name} | {' | '.join(cells)} | {rung.before or ''} | {against} |")
+    return "\n".join(lines)
+
+
+def staircase(values: dict[str, list[dict[str, float]]]) -> bytes:
+    """FID and recall of every rung, a point a seed: a PNG file's content."""
+    import io
+
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(10, 6.4), layout="constrained")
+    names = [rung.name for rung in RUNGS]
+    models = sum("," not in name or name == names[0] for name in names)
+    for axes, score in zip(figure.subplots(2, 1, sharex=True), ("FID", "recall"), strict=True):
+        for i, name in enumerate(names):
+            points = [row[score] for row in values[name]]
+            colour = "C0" if i < models else "C1"
+            axes.hlines(mean(points), i - 0.4, i + 0.4, color=colour, lw=3)
+            axes.plot([i] * len(points), points, "o", color="0.3", ms=4, mfc="none")
+        axes.set(ylabel=score, yscale="log" if score == "FID" else "linear")
+        axes.grid(axis="y", which="both", alpha=0.3)
+        axes.axvline(models - 0.5, color="0.7", lw=1)
+        axes.set_xticks(range(len(names)), names, rotation=35, ha="right")
+    figure.suptitle("models, one sampler                                        samplers, one model, evaluations")
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png", dpi=110)
+    return buffer.getvalue()
+
+
+if __name__ == "__main__":
+    main()

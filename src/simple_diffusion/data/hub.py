@@ -1,0 +1,149 @@
+"""Data sets of huggingface.co, and folders in its formats, through the optional package `datasets`.
+
+No code of a data set runs: `datasets` from 4.0 on refuses every script. What it downloads it keeps in its own cache.
+"""
+
+import os
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+from io import BytesIO
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..errors import DataError, UsageError
+from .folder import read_images
+from .images import Images, select
+
+TIMEOUT = 10.0  # seconds for the first answer; `datasets` itself would try for half a minute, and longer
+SPLITS = {"train": ("train",), "test": ("test", "validation", "valid", "val")}  # what they are called there
+QUIET = {  # read when the libraries are imported; what the user has set stands
+    "DATASETS_VERBOSITY": "error",
+    "HF_DATASETS_DISABLE_PROGRESS_BARS": "1",
+    "HF_HUB_DISABLE_PROGRESS_BARS": "1",
+    "HF_HUB_DISABLE_TELEMETRY": "1",
+    "HF_HUB_VERBOSITY": "error",
+    "HF_UPDATE_DOWNLOAD_COUNTS": "0",
+}
+
+
+def load_hub(where: str, split: str = "train", size: int | None = None, classes: str | None = None) -> Images | None:
+    """The data set OWNER/NAME of huggingface.co, or a folder of parquet files or images laid out as there.
+
+    The first column of images and, if there is one, the first of classes; the split "test" may be called validation
+    there, and is None where there is neither, or where its labels are withheld. Images are read by the rules of
+    `load_folder`, after `classes` has chosen among them, as `select` reads it. Raises DataError, and UsageError if
+    `datasets` is not installed.
+    """
+    name = f"hub:{where}"
+    for key, value in QUIET.items():
+        os.environ.setdefault(key, value)
+    try:
+        from datasets import ClassLabel, Image
+    except ImportError as error:
+        raise UsageError(f"reading {name} needs the package datasets: pip install 'simple-diffusion[hub]'") from error
+    splits = _splits(name, where)
+    if split == "train" and split not in splits:
+        raise DataError(f"{name!r} has no split 'train': it has {', '.join(splits) or 'none'}")
+    for known in SPLITS.get(split, (split,)):
+        if known not in splits:
+            continue
+        data = splits[known]
+        column, target = (_first(data, kind) for kind in (Image, ClassLabel))
+        if column is None:
+            have = ", ".join(f"{key} ({type(kind).__name__})" for key, kind in data.features.items())
+            raise DataError(f"{name!r} has no column of images: it has {have}")
+        labels = None if target is None else _labels(data, target)
+        class_names = () if target is None else tuple(data.features[target].names)
+        missing = [] if labels is None else (labels < 0).nonzero().flatten().tolist()
+        if missing and split != "train":  # a contest keeps the labels of its test set to itself
+            continue
+        if missing and classes is None:
+            raise DataError(f"row {missing[0]} of {name!r} has no label: name the classes to read, as in {name}[0,1]")
+        rows: Any = range(len(data))
+        if classes is not None:
+            rows, labels, class_names = select(name, classes, labels, class_names)
+        data = data.select_columns([column]).cast_column(column, Image(decode=False))
+        files = ((f"row {int(row)} of {name!r}", _file(data[int(row)][column])) for row in rows)
+        pixels, notes = read_images(files, len(rows), size)
+        return Images(name, pixels, labels, class_names, notes)
+    return None
+
+
+def _splits(name: str, where: str) -> dict[str, Any]:
+    """Every split by its name, as a `datasets.Dataset`."""
+    import datasets
+
+    local = os.path.isdir(where)
+    if not local and not re.fullmatch(r"[\w.-]+/[\w.-]+", where):
+        raise DataError(f"{name!r} is no folder, and no OWNER/NAME of huggingface.co such as hub:ylecun/mnist")
+    source = str(Path(where).resolve()) if local else where  # a bare word could be the name of a format
+    if re.search(r"[*?[]", source):
+        raise DataError(f"{name!r} has a * ? or [ in its path, a pattern to the package datasets: rename the folder")
+    cause = None if local else _unreachable(where)
+    try:
+        with _offline(cause is not None):
+            loaded: Any = datasets.load_dataset(source)
+            return dict(loaded)
+    except Exception as error:  # it lets through what its file systems, parsers and servers raise
+        if cause is not None:
+            raise DataError(
+                f"cannot reach huggingface.co for {name!r}, which is not in the cache ({cause}): "
+                "connect this machine, or name a folder that holds the data"
+            ) from error
+        raise DataError(f"cannot read {name!r}: {_sentence(error)}") from error
+
+
+def _unreachable(where: str) -> str | None:
+    """Why the hub does not answer, None if it does. Raises DataError if it answers that there is no such data set."""
+    from huggingface_hub import HfApi
+    from huggingface_hub.errors import RepositoryNotFoundError
+
+    try:
+        HfApi().dataset_info(where, timeout=TIMEOUT)
+    except RepositoryNotFoundError as error:
+        raise DataError(
+            f"huggingface.co has no data set {where!r} that you may read: "
+            "check the name, or log in with `hf auth login` if it is private"
+        ) from error
+    except Exception as error:  # what the HTTP library raises has changed with it
+        return _sentence(error)
+    return None
+
+
+@contextmanager
+def _offline(yes: bool) -> Iterator[None]:
+    """`datasets` looks only into its cache."""
+    from datasets import config
+
+    before = config.HF_HUB_OFFLINE
+    config.HF_HUB_OFFLINE = yes or before
+    try:
+        yield
+    finally:
+        config.HF_HUB_OFFLINE = before
+
+
+def _first(data: Any, kind: type) -> str | None:
+    """The first column of this type."""
+    return next((name for name, feature in data.features.items() if isinstance(feature, kind)), None)
+
+
+def _labels(data: Any, column: str) -> Tensor:
+    """int64 `[N]`, -1 where there is none."""
+    values = data.select_columns([column])[:][column]
+    return torch.tensor([-1 if value is None else value for value in values])
+
+
+def _file(cell: dict[str, Any] | None) -> Path | BytesIO:
+    """What an undecoded cell of an image column holds: its bytes, or the path of its file."""
+    content, path = (cell["bytes"], cell["path"]) if cell else (None, None)
+    return Path(path) if content is None and path else BytesIO(content or b"")
+
+
+def _sentence(error: Exception) -> str:
+    """The first line of what it says."""
+    return (str(error).strip() or type(error).__name__).splitlines()[0][:300].rstrip(".")

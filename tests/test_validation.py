@@ -1,0 +1,102 @@
+"""The held-out loss: what is kept out, what is measured, which weights are kept."""
+
+import pytest
+import torch
+from oracles import Gaussian
+
+from simple_diffusion.data.images import Images
+from simple_diffusion.errors import DataError
+from simple_diffusion.losses import LogNormal, denoising_loss
+from simple_diffusion.schedules import Karras
+from simple_diffusion.validation import ROWS, HeldOut, keep_out
+
+
+def numbered(n):
+    """Image i has the pixels i and the label i % 3."""
+    pixels = torch.arange(n, dtype=torch.uint8)[:, None, None, None].expand(n, 1, 4, 4).contiguous()
+    return Images("numbered", pixels, torch.arange(n) % 3, ("a", "b", "c"))
+
+
+def test_every_image_is_on_one_side_and_the_labels_stay_with_them():
+    train, kept = keep_out(numbered(50), 0.1, seed=0)
+    assert len(kept) == 5
+    assert sorted([*train.pixels[:, 0, 0, 0].tolist(), *kept.pixels[:, 0, 0, 0].tolist()]) == list(range(50))
+    for side in (train, kept):
+        assert torch.equal(side.labels, side.pixels[:, 0, 0, 0] % 3)
+    assert not torch.equal(kept.pixels, keep_out(numbered(50), 0.1, seed=1)[1].pixels)
+
+
+@pytest.mark.parametrize(("n", "share"), [(4, 0.1), (1, 0.5)])
+def test_nothing_to_hold_out_is_said(n, share):
+    with pytest.raises(DataError, match="can't be held out"):
+        keep_out(numbered(n), share, seed=0)
+
+
+class Scripted:
+    """A denoiser whose loss is what it is set to."""
+
+    def __init__(self):
+        self.value = torch.nn.Parameter(torch.tensor(0.0))
+
+    def parameters(self):
+        return iter([self.value])
+
+    def state_dict(self):
+        return {"value": self.value.data}
+
+
+def scripted_loss(denoiser, x0, cond, draws):
+    return denoiser.value.detach().expand(len(x0))
+
+
+def test_the_lowest_loss_keeps_its_weights():
+    held_out, denoiser = HeldOut(numbered(5), scripted_loss, seed=0), Scripted()
+    for progress, value in ((0.1, 3.0), (0.2, 1.0), (0.3, 2.0)):
+        denoiser.value.data.fill_(value)
+        assert held_out.check(denoiser, progress) == value
+    assert (held_out.best, held_out.best_progress) == (1.0, 0.2)
+    assert held_out.weights["value"] == 1.0  # a copy: the weights have gone on
+
+
+def test_the_rows_are_the_images_in_turn_with_noise_of_their_own():
+    seen = []
+
+    def loss(denoiser, x0, cond, draws):
+        seen.append((x0, cond, draws.normal("noise", (1,)), draws.stratified("time")))
+        return torch.zeros(len(x0))
+
+    HeldOut(numbered(5), loss, seed=0).measure(Scripted())
+    x0, cond, noise, time = (torch.cat(parts) for parts in zip(*seen, strict=True))
+    assert torch.equal(cond, torch.arange(ROWS) % 5 % 3)
+    assert len(noise.unique()) == ROWS
+    assert (time.sort().values * ROWS).floor().tolist() == list(range(ROWS))  # one draw in each stratum
+    assert torch.equal(x0[:, 0, 0, 0], (torch.arange(ROWS) % 5) / 127.5 - 1)
+
+
+class Exact(Gaussian):
+    """The best denoiser of N(mean, std^2), with the interface that the loss asks for."""
+
+    data_std = 1.0
+
+    def parameters(self):
+        return iter([torch.zeros(1)])
+
+    def coefficients(self, t, x):
+        alpha, sigma = self.schedule.levels(t, x)
+        return alpha, sigma, 1.0, 0.0  # the target is the clean image
+
+    def predict(self, x_t, t, cond=None):
+        return self(x_t, t)
+
+
+def test_it_is_the_loss_in_closed_form():
+    """The error of the best denoiser at level s is the posterior variance s^2 v / (s^2 + v), v the data's variance."""
+    generator = torch.Generator().manual_seed(0)
+    pixels = (128 + 40 * torch.randn(2000, 1, 8, 8, generator=generator)).round().clamp(0, 255).to(torch.uint8)
+    images = Images("gaussian", pixels)
+    exact, times = Exact(Karras(), images.mean, images.std), LogNormal(-1.0, 0.5)
+    held_out = HeldOut(images, lambda d, x, c, r: denoising_loss(d, x, c, r, times=times), seed=0)
+    level = times(((torch.arange(4096) + 0.5) / 4096).double(), Karras())
+    variance = Karras().ratio(level) ** 2
+    expected = (variance * images.std**2 / (variance + images.std**2)).mean().item()
+    assert held_out.measure(exact) == pytest.approx(expected, rel=0.03)  # 512 x 64 squares: a deviation of 0.8 %
