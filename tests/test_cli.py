@@ -111,6 +111,19 @@ def test_every_kind_of_run_trains_the_same_twice_and_draws(squares, tmp_path, se
     assert arrays(tmp_path / "s.npz")["images"].shape == (3, 12, 16, 3)
 
 
+def test_a_view_comes_only_when_it_is_asked_for(squares, tmp_path, capsys):
+    options = [*TINY, "--set=augment=symmetries", "--set=lr=0.02"]
+    main(["train", str(squares), "--steps", "30", "--out", str(tmp_path / "run"), *options])
+    drawn = []
+    for view in ("0", "3"):
+        main(["sample", str(tmp_path / "run"), "--n", "3", "--view", view, "--out", str(tmp_path / f"{view}.npz")])
+        drawn.append(arrays(tmp_path / f"{view}.npz"))
+    assert (drawn[0]["images"] != drawn[1]["images"]).any()
+    assert drawn[1]["labels"].tolist() == [0, 1, 2]  # the classes, whatever the view
+    capsys.readouterr()
+    fails(capsys, ["sample", tmp_path / "run", "--view", "4"], 2, "view 4", "4")  # a rectangle has four
+
+
 def test_a_run_stops_when_the_held_out_loss_stops_falling_and_keeps_the_best_weights(squares, tmp_path, capsys):
     # At a learning rate this high the loss soon rises; the averaged weights of the best check are what is kept.
     settings = ("held_out=0.2", "patience=0.1", "lr=0.3", "lr_shape=constant", "warmup=0.0001", "ema_decay=0.01")
@@ -298,6 +311,7 @@ def test_wrong_use(capsys, tmp_path, monkeypatch, argv, code, words):
         (["--guidance", "nan"], ["guidance", "nan"]),
         (["--n", "0"], ["0"]),
         (["--sampler", "dpm"], ["dpm", "dpmpp"]),
+        (["--view", "1"], ["view 1", "0 is plain"]),
         (["--out", "x.jpeg"], [".jpeg", ".png"]),
     ],
 )

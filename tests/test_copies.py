@@ -6,6 +6,8 @@ import torch
 from simple_diffusion.augmentation import identity, symmetries
 from simple_diffusion.copies import find_copies, nearest
 from simple_diffusion.errors import DataError
+from simple_diffusion.samplers import karras_grid, sample
+from simple_diffusion.schedules import Karras
 
 
 def images(n: int, seed: int, side: int = 8) -> torch.Tensor:
@@ -63,3 +65,42 @@ def test_a_training_image_that_stands_twice_is_still_copied():
 def test_a_handful_of_training_images_is_too_few():
     with pytest.raises(DataError, match="12 training images"):
         find_copies(torch.zeros(2, 4), [torch.zeros(11, 4)], None)
+
+
+class ByHeart:
+    """The optimal denoiser of a training set: what a model becomes that trains for ever (softmax of the distances)."""
+
+    schedule = Karras()
+
+    def __init__(self, train: torch.Tensor):
+        self.train = train
+
+    def __call__(self, x_t, t, cond=None):
+        alpha, sigma = self.schedule.levels(t, x_t)
+        flat = self.train.flatten(1).to(x_t)
+        distance = torch.cdist(x_t.flatten(1), alpha.flatten()[0] * flat).square()
+        return ((-distance / (2 * sigma.flatten()[0] ** 2)).softmax(1) @ flat).view_as(x_t)
+
+
+class MeanAndCovariance(ByHeart):
+    """The best denoiser of N(mean, covariance of the training set): it knows no image."""
+
+    def __init__(self, train: torch.Tensor):
+        flat = train.flatten(1).double()
+        self.mean = flat.mean(0)
+        self.values, self.vectors = torch.linalg.eigh((flat - self.mean).T.cov() + 1e-9 * torch.eye(flat.shape[1]))
+
+    def __call__(self, x_t, t, cond=None):
+        _, sigma = self.schedule.levels(t, x_t)
+        gain = self.values / (self.values + sigma.flatten()[0].double() ** 2)
+        centred = (x_t.flatten(1).double() - self.mean) @ self.vectors
+        return (centred * gain @ self.vectors.T + self.mean).view_as(x_t).to(x_t)
+
+
+@pytest.mark.parametrize(("denoiser", "least", "most"), [(ByHeart, 0.99, 1.0), (MeanAndCovariance, 0.0, 0.05)])
+def test_a_model_that_knows_its_images_by_heart_is_found_out_and_one_that_knows_none_is_not(denoiser, least, most):
+    train = images(200, 0)
+    schedule = ByHeart.schedule
+    drawn = sample(denoiser(train), (200, 1, 8, 8), karras_grid(schedule, 12))
+    found = find_copies(drawn.flatten(1), views(train, symmetries(square=True)), None)
+    assert least <= found.share <= most

@@ -18,6 +18,7 @@ from .hardware import PRECISIONS, pick_device, pick_precision
 from .networks.classifier import Classifier
 from .randomness import permutation, philox
 from .training import adamw, warmup_linear
+from .validation import keep_out
 
 BATCH = 256  # most images an update, and images inferred at once
 SEEN = 430_000 * 32**2  # pixels that a training looks at if nobody says how many: minutes on two cores
@@ -72,7 +73,7 @@ def train_classifier(
     size, layers = (32, 4) if max(images.shape[1:]) <= 32 else (64, 5)
     seen = (PRETEXT if images.classes < 2 else SEEN) // size**2
     if images.classes < 2:
-        some = subset(images, permutation(len(images), seed, "pretext")[: seen // SYMMETRIES])
+        some = images[permutation(len(images), seed, "pretext")[: seen // SYMMETRIES]]
         train, held_out = (pretext(part, size) for part in split(some, validation, seed))
     else:
         train, held_out = split(images, validation, seed)
@@ -108,13 +109,7 @@ def split(images: Images, share: float, seed: int) -> tuple[Images, Images]:
     held_out = round(share * len(images))
     if len(images) < 20 or not 1 <= held_out <= len(images) - 2:
         raise DataError(f"{images.name} has {len(images)} images: a classifier needs 20, some of them to check itself")
-    order = permutation(len(images), seed, "classifier validation")
-    return subset(images, order[held_out:]), subset(images, order[:held_out])
-
-
-def subset(images: Images, index: Tensor) -> Images:
-    labels = None if images.labels is None else images.labels[index]
-    return replace(images, pixels=images.pixels[index], labels=labels)
+    return keep_out(images, share, seed, "classifier validation")
 
 
 def pretext(images: Images, size: int) -> Images:

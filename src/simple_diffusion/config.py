@@ -304,11 +304,15 @@ def views_of(config: Config, card: Card) -> list[Augmentation]:
     return AUGMENTATIONS[config.augment](card.height == card.width)
 
 
+def views_told(config: Config, card: Card) -> int:
+    """How many views the network tells apart, 1 if it is told none."""
+    return len(views_of(config, card)) if config.tell_augment == "yes" else 1
+
+
 def network_of(config: Config, card: Card) -> nn.Module:
     """The untrained network. Raises UsageError where the widths don't suit it."""
-    views = len(views_of(config, card)) if config.tell_augment == "yes" else 1
     widths, lowest = config.widths, config.blocks[-1]
-    told = {"views": views, "dropout": config.dropout}
+    told = {"views": views_told(config, card), "dropout": config.dropout}
     try:
         if config.network == "annotated":
             mults = tuple(width // widths[0] for width in widths)

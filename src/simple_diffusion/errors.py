@@ -23,7 +23,7 @@ class DataError(SimpleDiffusionError):
 
 
 class DivergedError(SimpleDiffusionError):
-    """Training produced a loss that is not finite."""
+    """Training or sampling produced a number that is not finite."""
 
     exit_code = 4
 

@@ -11,7 +11,6 @@ from torch import Tensor
 
 from .data.images import to_uint8
 from .denoiser import PosteriorMean
-from .errors import DivergedError
 from .randomness import Draws
 from .samplers import Sampler, dpmpp, states
 from .schedules import Schedule
@@ -51,11 +50,9 @@ def steps_shown(shares: Sequence[float], n: int) -> list[int]:
 def visible(x: Tensor, alpha: float = 1.0, sigma: float = 0.0) -> Tensor:
     """States at levels (alpha, sigma), any shape, as uint8 pixels: divided by sqrt(alpha^2 + sigma^2), and clamped.
 
-    So the noise looks the same on every schedule, and a clean image, (1, 0), is left as it is. Infinities are black or
-    white. Raises DivergedError for NaN, which is no grey at all.
+    So the noise looks the same on every schedule, and a clean image, (1, 0), is left as it is. Raises DivergedError for
+    NaN (`to_uint8`).
     """
-    if x.isnan().any():
-        raise DivergedError("there is NaN in the image that the model draws: train it again with a lower learning rate")
     return to_uint8(x / math.hypot(alpha, sigma))
 
 

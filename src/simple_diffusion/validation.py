@@ -16,12 +16,12 @@ ROWS = 512  # draws of noise behind each measurement: images are repeated, or le
 BATCH = 64
 
 
-def keep_out(images: Images, share: float, seed: int) -> tuple[Images, Images]:
+def keep_out(images: Images, share: float, seed: int, purpose: str = "held out") -> tuple[Images, Images]:
     """(the images to train on, a random share of all). Raises DataError where either would be empty."""
     count = round(share * len(images))
     if not 1 <= count < len(images):
         raise DataError(f"{share:g} of {len(images)} images can't be held out: give more images or another held_out")
-    order = permutation(len(images), seed, "held out")
+    order = permutation(len(images), seed, purpose)
     return images[order[count:]], images[order[:count]]
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import UsageError
-from .options import command, device_options, labels_of, opened, positive, sampling_options, sampling_text, say
+from .options import command, device_options, labels_of, opened, positive, sampling_options, sampling_text, say, whole
 
 PANELS, FRAMES = 10, 50
 """How many moments a strip and an animation show, where there are as many."""
@@ -18,6 +18,7 @@ def add(commands: Any) -> None:
     sub.add_argument("model", metavar="MODEL", help="a run folder or a .safetensors file")
     sub.add_argument("--n", type=positive, help="how many (default 100, of a film 4)")
     sub.add_argument("--label", metavar="A,B", help="classes to draw, by number or name (default all, one a row)")
+    sub.add_argument("--view", type=whole, default=0, metavar="N", help="of a model told its augmentation: 0 is plain")
     sampling_options(sub)
     sub.add_argument("--film", action="store_true", help="show the way from noise to each image, x_t above x0_hat")
     sub.add_argument("--shares", type=shares, metavar="A,B", help="moments of a film: 0 is the first step, 1 the image")
@@ -63,6 +64,7 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
 
     import torch
 
+    from ..config import views_told
     from ..figures import WEBP_SIDE, extent, grid, npz, png, rows_of, webp
     from ..files import write_atomic
     from ..film import MOST
@@ -75,6 +77,14 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
     card = model.card
     chosen = labels_of(args.label, card.class_names) if args.label is not None else list(range(card.classes))
     labels = torch.tensor([chosen[i % len(chosen)] for i in range(n)]) if chosen else None
+    if args.view:
+        views = views_told(model.config, card)
+        if args.view >= views:
+            raise UsageError(f"the model has no view {args.view}: it was told {views} (0 is plain)")
+        plain = torch.full((n,), card.classes) if labels is None else labels
+        asked = plain + args.view * (card.classes + 1)
+    else:
+        asked = labels
     one_class_a_row = not args.film and 1 < len(chosen) <= n
     columns = math.ceil(n / len(chosen)) if one_class_a_row else math.ceil(math.sqrt(n))
     out = args.out
@@ -90,11 +100,11 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
 
     began = time.perf_counter()
     if args.film:
-        write_atomic(out, film_file(model, n, labels, args.seed, args.shares, out.suffix))
+        write_atomic(out, film_file(model, n, asked, args.seed, args.shares, out.suffix))
         seconds = time.perf_counter() - began
         say(args, f"Drew {what}, in {seconds:.1f} s: {out}")
         return {"n": n, "seconds": round(seconds, 2), "out": str(out)}
-    pixels = draw(model, n, labels, args.seed, quiet=args.json)
+    pixels = draw(model, n, asked, args.seed, quiet=args.json)
     seconds = time.perf_counter() - began
     if out.suffix == ".npz":
         write_atomic(out, npz(pixels, labels))

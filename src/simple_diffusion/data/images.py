@@ -11,7 +11,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from ..errors import DataError
+from ..errors import DataError, DivergedError
 
 SHOWN = 12  # classes that an error lists
 
@@ -22,7 +22,12 @@ def to_unit(pixels: Tensor) -> Tensor:
 
 
 def to_uint8(x: Tensor) -> Tensor:
-    """Float in [-1, 1], any shape -> uint8; rounded, and clamped first, so that nothing wraps round."""
+    """Float in [-1, 1], any shape -> uint8; rounded, and clamped first, so that nothing wraps round.
+
+    Infinities are black or white. Raises DivergedError for NaN, which is no grey at all.
+    """
+    if x.isnan().any():
+        raise DivergedError("there is NaN in the image that the model draws: train it again with a lower learning rate")
     return ((x.float() + 1) * 127.5).round().clamp(0, 255).to(torch.uint8)
 
 
