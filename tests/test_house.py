@@ -9,8 +9,8 @@ import simple_diffusion
 
 SOURCE = Path(simple_diffusion.__file__).parent
 ORDER = """
-    errors randomness schedules targets metrics denoiser networks.embedding networks.unet networks.annotated
-    networks.double_conv networks.classifier ema losses guidance augmentation samplers files
+    errors randomness cores schedules targets metrics denoiser networks.dropout networks.embedding networks.unet
+    networks.annotated networks.double_conv networks.classifier ema losses guidance augmentation samplers files
     data.images data.digits data.download data.idx data.folder data.arrays data.hub data.sources data.batches
     training validation hardware classification config checkpoint extractors inception copies levels film figures
     evaluation run commands.options commands.train commands.sample commands.evaluate commands.data

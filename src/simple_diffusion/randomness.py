@@ -7,7 +7,7 @@ al. 2011): the key is a stable hash of (seed, purpose, step), the counter is the
 
 import hashlib
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -59,6 +59,14 @@ class Draws:
         Over the whole step the numbers lie evenly, whatever the processes that share it.
         """
         return (torch.tensor(self.samples) + self.uniform(purpose)) / self.total
+
+    def __getitem__(self, rows: slice) -> "Draws":
+        """The same draws of some of the rows."""
+        return replace(self, samples=self.samples[rows])
+
+    def seed_of(self, purpose: str) -> int:
+        """A seed in 0 .. 2^63 - 1 for a generator that these samples share."""
+        return int(philox(self.seed, f"{purpose}/{self.samples[0]}", self.step).random_raw()) >> 1
 
     def _generators(self, purpose: str):
         bits = philox(self.seed, purpose, self.step)

@@ -31,7 +31,6 @@ from .ema import EMA, Decay, constant_decay, power_decay
 from .errors import DivergedError, ResourceError, UsageError
 from .figures import grid, png
 from .files import write_atomic
-from .randomness import philox
 from .samplers import samples
 from .training import LEARNING_RATES, adamw, train
 from .validation import HeldOut, keep_out
@@ -117,11 +116,9 @@ def draw(model: Model, n: int, labels: Tensor | None, seed: int, quiet: bool = T
     return torch.cat(drawn)
 
 
-def prepared(stream: Iterator[Batch], config: Config) -> Iterator[Batch]:
-    """The same batches in the network's memory format; dropout's randomness is derived from the step, too."""
+def laid_out(stream: Iterator[Batch], config: Config) -> Iterator[Batch]:
+    """The same batches in the network's memory format."""
     for batch in stream:
-        if config.dropout:
-            torch.manual_seed(philox(config.seed, "dropout", batch.draws.step).random_raw() >> 1)
         yield replace(batch, x0=batch.x0.contiguous(memory_format=memory_format(config)))
 
 
@@ -130,7 +127,7 @@ def start_training(config: Config, card: Card, images: Images, device: torch.dev
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(config.seed)  # the weights; everything else is derived from (seed, purpose, step, sample)
         denoiser = build(config, card).to(device)
-    stream = prepared(batches(images, config.batch, seed=config.seed, device=device), config)
+    stream = laid_out(batches(images, config.batch, seed=config.seed, device=device), config)
     optimizer = adamw(denoiser, config.lr, (0.9, config.beta2))
     steps = train(denoiser, stream, optimizer, loss=build_training_loss(config, card), lr=lr, clip=config.clip)
     return denoiser, steps

@@ -8,8 +8,6 @@ The coefficients of a step are Python floats, exact in float64 whatever the imag
 import math
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from itertools import chain
@@ -17,6 +15,7 @@ from itertools import chain
 import torch
 from torch import Tensor
 
+from .cores import on_all_cores, on_one_core
 from .denoiser import PosteriorMean
 from .randomness import Draws
 from .schedules import Schedule
@@ -254,44 +253,6 @@ def samples(
 
     firsts = range(0, shape[0], batch)
     return on_all_cores(drawn, firsts) if torch.device(device).type == "cpu" else map(drawn, firsts)
-
-
-@contextmanager
-def single_threaded(workers: int) -> Iterator[ThreadPoolExecutor]:
-    """A pool of workers each of which computes on one core alone."""
-    cores = torch.get_num_threads()
-    pool = ThreadPoolExecutor(workers, initializer=torch.set_num_threads, initargs=(1,))
-    try:
-        yield pool
-    finally:
-        pool.shutdown(cancel_futures=True)
-        torch.set_num_threads(cores)  # new threads take the setting that was made last
-
-
-def on_all_cores(work: Callable[[int], Tensor], items: Sequence[int]) -> Iterator[Tensor]:
-    """`map(work, items)` in order, one thread a core, each computing on that core alone.
-
-    Cores that share the work on one small batch mostly wait for each other.
-    """
-    cores = torch.get_num_threads()
-    with single_threaded(cores) as pool:
-        ahead: deque[Future[Tensor]] = deque()
-        for item in items:
-            ahead.append(pool.submit(work, item))
-            if len(ahead) > 2 * cores:  # enough to keep all busy, and no more results than that in memory
-                yield ahead.popleft().result()
-        while ahead:
-            yield ahead.popleft().result()
-
-
-def on_one_core(items: Iterator[Tensor]) -> Iterator[Tensor]:
-    """The same items, each computed on one core: sums over a tensor depend in their last bits on how many share it."""
-    if torch.get_num_threads() == 1:
-        yield from items
-        return
-    with single_threaded(1) as pool:
-        while (item := pool.submit(next, items, None).result()) is not None:
-            yield item
 
 
 def sample(

@@ -6,10 +6,12 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from .cores import on_all_cores
 from .data.batches import Batch
 from .denoiser import Denoiser
 from .errors import DivergedError
 from .losses import Loss, denoising_loss
+from .networks.dropout import dropout_seed
 
 LearningRate = Callable[[int], float]
 """Number of the step, 1, 2, ... -> learning rate."""
@@ -48,6 +50,28 @@ def adamw(model: nn.Module, lr: float = 3e-3, betas: tuple[float, float] = (0.9,
     return torch.optim.AdamW(model.parameters(), lr=lr, betas=betas, weight_decay=0.0, fused=True)
 
 
+def backward(loss: Loss, denoiser: Denoiser, batch: Batch) -> Tensor:
+    """Set the parameters' gradients to those of the mean loss of a batch; returns the loss of each sample `[B]`.
+
+    On a CPU each core takes a part of the batch.
+    """
+    parameters = [p for p in denoiser.parameters() if p.requires_grad]
+
+    def of_part(part: Batch) -> tuple[Tensor, tuple[Tensor | None, ...]]:
+        with dropout_seed(part.draws.seed_of("dropout")):
+            losses = loss(denoiser, part.x0, part.cond, part.draws)
+        share = losses.sum() / len(batch.x0)
+        return losses.detach(), torch.autograd.grad(share, parameters, allow_unused=True)
+
+    cores = torch.get_num_threads() if batch.x0.device.type == "cpu" else 1
+    parts = list(map(of_part, [batch]) if cores == 1 else on_all_cores(of_part, batch.split(cores)))
+    losses, gradients = zip(*parts, strict=True)
+    for parameter, *of_parts in zip(parameters, *gradients, strict=True):
+        known = [gradient for gradient in of_parts if gradient is not None]
+        parameter.grad = sum(known[1:], known[0]) if known else None
+    return torch.cat(losses)
+
+
 def train(
     denoiser: Denoiser,
     batches: Iterable[Batch],
@@ -68,9 +92,7 @@ def train(
     """
     denoiser.train()
     for n, batch in enumerate(batches, start + 1):
-        losses = loss(denoiser, batch.x0, batch.cond, batch.draws)
-        optimizer.zero_grad(set_to_none=True)
-        losses.mean().backward()
+        losses = backward(loss, denoiser, batch)
         grad_norm = nn.utils.clip_grad_norm_(denoiser.parameters(), clip)
         if not torch.isfinite(grad_norm):
             raise DivergedError(f"the gradient of step {n} is not finite: lower the learning rate (--set lr=...)")
@@ -78,4 +100,4 @@ def train(
         for group in optimizer.param_groups:
             group["lr"] = rate
         optimizer.step()
-        yield Step(n, losses.detach(), rate, grad_norm)
+        yield Step(n, losses, rate, grad_norm)

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import pairwise
 
 import torch
 from torch import Tensor
@@ -17,6 +18,13 @@ class Batch:
     x0: Tensor
     cond: Tensor | None
     draws: Draws
+
+    def split(self, parts: int) -> "list[Batch]":
+        """The batch in so many parts, whose sizes differ by one at most."""
+        ends = [len(self.x0) * i // parts for i in range(parts + 1)]
+        rows = [slice(start, end) for start, end in pairwise(ends) if end > start]
+        cond = self.cond
+        return [Batch(self.x0[r], None if cond is None else cond[r], self.draws[r]) for r in rows]
 
 
 def order(start: int, count: int, n: int, seed: int) -> Tensor:

@@ -10,6 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from .dropout import Dropout
 from .embedding import Labels, sinusoid
 
 HEADS, HEAD = 4, 32
@@ -35,7 +36,7 @@ class ResBlock(nn.Module):
         self.film = nn.Linear(emb, 2 * channels)
         self.conv1, self.norm1 = StandardizedConv(channels_in, channels), nn.GroupNorm(groups, channels)
         self.conv2, self.norm2 = StandardizedConv(channels, channels), nn.GroupNorm(groups, channels)
-        self.dropout = nn.Dropout(dropout)
+        self.dropout = Dropout(dropout)
         self.skip = nn.Conv2d(channels_in, channels, 1) if channels_in != channels else nn.Identity()
 
     def forward(self, x: Tensor, emb: Tensor) -> Tensor:

@@ -11,6 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from .dropout import Dropout
 from .embedding import Labels, sinusoid
 
 
@@ -22,7 +23,7 @@ class DoubleConv(nn.Sequential):
             nn.Conv2d(channels_in, middle, 3, padding=1, bias=False),
             nn.GroupNorm(1, middle),
             nn.GELU(),
-            nn.Dropout(dropout),
+            Dropout(dropout),
             nn.Conv2d(middle, channels, 3, padding=1, bias=False),
             nn.GroupNorm(1, channels),
         )

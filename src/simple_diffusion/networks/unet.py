@@ -11,6 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from .dropout import Dropout
 from .embedding import Labels
 
 Layer = TypeVar("Layer", nn.Conv2d, nn.Linear)
@@ -50,7 +51,7 @@ class ResBlock(nn.Module):
         self.norm = group_norm(channels_in)
         self.conv1 = nn.Conv2d(channels_in, channels, 3, padding=1, bias=False)
         self.scale = nn.Linear(emb, channels)
-        self.dropout = nn.Dropout(dropout)
+        self.dropout = Dropout(dropout)
         self.conv2 = zeroed(nn.Conv2d(channels, channels, 3, padding=1, bias=False))
         self.skip = nn.Conv2d(channels_in, channels, 1, bias=False) if channels_in != channels else nn.Identity()
 

@@ -1,0 +1,113 @@
+"""Work on several cores: the gradient of the whole batch, whatever the cores; dropout that repeats itself."""
+
+import pytest
+import torch
+
+from simple_diffusion.cores import on_all_cores, on_one_core
+from simple_diffusion.data.batches import Batch
+from simple_diffusion.denoiser import Denoiser
+from simple_diffusion.guidance import drop_labels
+from simple_diffusion.losses import denoising_loss
+from simple_diffusion.networks.dropout import Dropout, dropout_seed
+from simple_diffusion.networks.unet import UNet
+from simple_diffusion.randomness import Draws
+from simple_diffusion.schedules import Karras
+from simple_diffusion.targets import velocity
+from simple_diffusion.training import backward
+
+
+@pytest.fixture(autouse=True)
+def _one_thread_after():
+    yield
+    torch.set_num_threads(1)
+
+
+def denoiser(dropout=0.0):
+    torch.manual_seed(0)
+    model = Denoiser(UNet(1, 3, (8, 16), (1, 1), dropout=dropout), Karras(), velocity).double().train()
+    for parameter in model.parameters():  # no branch that starts at 0
+        torch.nn.init.normal_(parameter, std=0.2)
+    return model
+
+
+def batch(n=7):
+    x0 = torch.randn(n, 1, 8, 8, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
+    return Batch(x0, torch.arange(n) % 3, Draws(0, 5, range(n), total=n))
+
+
+def gradients(cores, model, data, loss=denoising_loss):
+    torch.set_num_threads(cores)
+    losses = backward(loss, model, data)
+    return losses, {name: p.grad for name, p in model.named_parameters()}
+
+
+@pytest.mark.parametrize("cores", [2, 3, 16])
+def test_the_gradient_is_that_of_the_whole_batch(cores):
+    model, loss = denoiser(), drop_labels(denoising_loss, null=3)
+    whole = loss(model, batch().x0, batch().cond, batch().draws)
+    whole.mean().backward()
+    expected = {name: p.grad for name, p in model.named_parameters()}
+    losses, found = gradients(cores, model, batch(), loss)
+    torch.testing.assert_close(losses, whole.detach(), rtol=1e-10, atol=1e-12)
+    for name, gradient in expected.items():
+        torch.testing.assert_close(found[name], gradient, rtol=1e-9, atol=1e-12, msg=name)
+    assert torch.get_num_threads() == cores
+
+
+def test_a_parameter_without_a_part_has_no_gradient():
+    model = denoiser()
+    data = Batch(batch().x0, None, batch().draws)
+    _, found = gradients(2, model, data)
+    assert found["net.embedding.labels.of_class.weight"] is None
+    assert sum(gradient is None for gradient in found.values()) == 1
+
+
+def test_parts_have_all_rows_in_order_and_their_own_draws():
+    parts = batch().split(3)
+    assert [len(part.x0) for part in parts] == [2, 2, 3]
+    assert torch.equal(torch.cat([part.x0 for part in parts]), batch().x0)
+    assert torch.equal(torch.cat([part.cond for part in parts]), batch().cond)
+    for draw in (lambda d: d.normal("noise", (2,)), lambda d: d.stratified("time")):
+        assert torch.equal(torch.cat([draw(part.draws) for part in parts]), draw(batch().draws))
+    assert len(batch(2).split(5)) == 2
+
+
+def test_two_runs_on_several_cores_drop_the_same():
+    first, again = (gradients(3, denoiser(dropout=0.5), batch()) for _ in range(2))
+    assert torch.equal(first[0], again[0])
+    assert all(torch.equal(g, again[1][name]) for name, g in first[1].items() if g is not None)
+    assert not torch.equal(first[0], gradients(3, denoiser(), batch())[0])
+
+
+def test_dropout():
+    x, drop = torch.ones(200, 500), Dropout(0.3)
+    with dropout_seed(7):
+        once, twice = drop(x), drop(x)
+    with dropout_seed(7):
+        assert torch.equal(drop(x), once)
+    assert not torch.equal(once, twice)  # the generator goes on
+    torch.testing.assert_close(once.unique(), torch.tensor([0, 1 / 0.7]))
+    assert (once == 0).double().mean().item() == pytest.approx(0.3, abs=5 * (0.21 / 100_000) ** 0.5)
+    assert drop.eval()(x) is x
+    torch.manual_seed(3)
+    free = drop.train()(x)
+    torch.manual_seed(3)
+    assert torch.equal(drop(x), free)  # without a seed of its own: torch's generator
+
+
+def test_seeds_differ_by_sample_step_and_purpose():
+    draws = Draws(0, 1, range(4))
+    seeds = {d.seed_of(p) for d in (draws, draws[2:], Draws(0, 2, range(4)), Draws(1, 1, range(4))) for p in ("a", "b")}
+    assert len(seeds) == 8
+    assert draws.seed_of("a") == draws[:1].seed_of("a")
+    assert all(0 <= seed < 2**63 for seed in seeds)
+
+
+def test_work_comes_back_in_order_and_its_errors_come_too():
+    torch.set_num_threads(3)
+    assert list(on_all_cores(lambda n: (n, torch.get_num_threads()), range(20))) == [(n, 1) for n in range(20)]
+    assert torch.get_num_threads() == 3
+    with pytest.raises(ZeroDivisionError):
+        list(on_all_cores(lambda n: 1 / n, [1, 0]))
+    assert torch.get_num_threads() == 3
+    assert [int(n) for n in on_one_core(iter(torch.arange(3)))] == [0, 1, 2]
