@@ -108,6 +108,13 @@ def test_no_label_and_the_plain_view_are_the_zero_vector():
     assert len({tuple(labels(torch.tensor([c])).flatten().tolist()) for c in range(4 * (NULL + 1))}) == 4 * (NULL + 1)
 
 
+def test_a_label_out_of_range_is_an_error():
+    plain, viewed = Labels(NULL, 6), Labels(NULL, 6, views=2)
+    for labels, wrong in ((plain, NULL + 1), (plain, -1), (viewed, 2 * (NULL + 1))):
+        with pytest.raises(IndexError):
+            labels(torch.tensor([0, wrong]))
+
+
 def test_without_classes_a_view_alone_is_told():
     labels = Labels(0, 6, views=3)
     assert torch.equal(labels(torch.tensor([0])), torch.zeros(1, 6))

@@ -111,6 +111,16 @@ def test_every_kind_of_run_trains_the_same_twice_and_draws(squares, tmp_path, se
     assert arrays(tmp_path / "s.npz")["images"].shape == (3, 12, 16, 3)
 
 
+def test_no_label_is_the_network_without_one(run_folder, tmp_path):
+    """`--label none` and guidance 0 draw the same images, whatever the labels, and an .npz of them holds no labels."""
+    for name, options in (("none", ["--label", "none"]), ("zero", ["--guidance", "0"])):
+        main(["sample", str(run_folder), "--n", "6", *options, "--out", str(tmp_path / f"{name}.npz")])
+    none, zero = (arrays(tmp_path / f"{name}.npz") for name in ("none", "zero"))
+    assert np.abs(none["images"].astype(int) - zero["images"]).max() <= 1  # two passes of half the batch, or one
+    assert "labels" not in none
+    assert zero["labels"].tolist() == [0, 1, 2, 0, 1, 2]
+
+
 def test_a_view_comes_only_when_it_is_asked_for(squares, tmp_path, capsys):
     options = [*TINY, "--set=augment=symmetries", "--set=lr=0.02"]
     main(["train", str(squares), "--steps", "30", "--out", str(tmp_path / "run"), *options])
@@ -272,6 +282,7 @@ def test_a_signal_leaves_a_usable_model_and_says_where(squares, tmp_path, number
         (["train", "--set", "schedule=cosin"], 2, ["schedule", "cosine"]),
         (["train", "--set", "seconds=0"], 2, ["length"]),
         (["train", "--set", "patience=0.3"], 2, ["patience", "held_out"]),
+        (["train", "--set", "ema_warmup=100"], 2, ["ema_warmup", "ema_decay"]),
         (["train", "--set", "times=steps"], 2, ["times=steps", "timesteps=1000"]),
         (["train", "--set", "timesteps=100"], 2, ["karras", "cosine"]),
         (["train", "--set", "timesteps=9", "--set", "schedule=linear"], 2, ["9", "linear"]),

@@ -141,3 +141,9 @@ def test_an_error_in_a_batch_reaches_the_caller():
     broken.schedule = Karras()
     with pytest.raises(ArithmeticError, match="broken"):
         samplers.sample(broken, (100, 1), samplers.karras_grid(broken.schedule, 3))
+
+
+@pytest.mark.parametrize("labels", [3, 5])
+def test_one_label_an_image(labels):
+    with pytest.raises(ValueError, match=f"4 images need 4 labels, not {labels}"):
+        samplers.sample(Mixture(Karras()), (4, 1), samplers.karras_grid(Karras(), 2), torch.zeros(labels, dtype=torch.long))

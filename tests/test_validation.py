@@ -96,7 +96,7 @@ def test_it_is_the_loss_in_closed_form():
     images = Images("gaussian", pixels)
     exact, times = Exact(Karras(), images.mean, images.std), LogNormal(-1.0, 0.5)
     held_out = HeldOut(images, lambda d, x, c, r: denoising_loss(d, x, c, r, times=times), seed=0)
-    level = times(((torch.arange(4096) + 0.5) / 4096).double(), Karras())
+    level = times(((torch.arange(4096).double() + 0.5) / 4096), Karras())
     variance = Karras().ratio(level) ** 2
     expected = (variance * images.std**2 / (variance + images.std**2)).mean().item()
-    assert held_out.measure(exact) == pytest.approx(expected, rel=0.03)  # 512 x 64 squares: a deviation of 0.8 %
+    assert held_out.measure(exact) == pytest.approx(expected, rel=0.04)  # 256 x 64 squares: a deviation of 1.1 %

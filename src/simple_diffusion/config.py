@@ -69,7 +69,12 @@ class Config:
 
     network: str = setting("unet", "the network", among=NETWORKS)
     widths: tuple[int, ...] = setting((48, 96), "channels of each level of the U-Net", low=8, high=4096)
-    blocks: tuple[int, ...] = setting((1, 2), "residual blocks of each level", low=1, high=64)
+    blocks: tuple[int, ...] = setting(
+        (1, 2),
+        "residual blocks of each level of unet; the last number is also double-conv's bottleneck",
+        low=1,
+        high=64,
+    )
     patch: int = setting(2, "pixels a side folded into channels at the door of unet", low=1, high=16)
     dropout: float = setting(0.0, "dropout inside the residual blocks", low=0, high=0.9)
 
@@ -88,7 +93,9 @@ class Config:
     sampler: str = setting("dpmpp", "sampler that `sample` uses", among=SAMPLERS)
     grid: str = setting("karras", "spacing of the sampler's steps", among=GRIDS)
     sampler_steps: int = setting(10, "steps of the sampler", low=1, high=10000)
-    guidance: float = setting(1.5, "classifier-free guidance: 1 is none, above 1 stronger", low=0, high=100)
+    guidance: float = setting(
+        1.5, "classifier-free guidance: 0 ignores the label, 1 is none, above 1 stronger", low=0, high=100
+    )
 
     guidance_low: float = setting(0.1, "least sigma/alpha at which guidance acts", low=0, high=1e4)
     guidance_high: float = setting(5.0, "largest sigma/alpha at which guidance acts", low=0, high=1e4)
@@ -110,6 +117,8 @@ class Config:
             raise UsageError("a run has one length: give seconds or steps, and 0 for the other")
         if self.patience and not self.held_out:
             raise UsageError("patience needs a held-out loss: set held_out=0.1")
+        if self.ema_warmup and not self.ema_decay:
+            raise UsageError("ema_warmup belongs to a constant decay: set ema_decay=0.995")
         if self.times == "steps" and not self.timesteps:
             raise UsageError("times=steps needs a table of betas: set timesteps=1000")
         schedule_of(self)
@@ -192,7 +201,7 @@ PRESETS: dict[str, tuple[str, dict[str, Any]]] = {
     ),
     "few-images": (
         "for some hundred images: turns and mirror images, dropout, and a stop on the held-out loss",
-        {"augment": "symmetries", "dropout": 0.1, "held_out": 0.1, "patience": 0.3},
+        {"augment": "symmetries", "dropout": 0.05, "held_out": 0.1, "patience": 0.3},
     ),
     "annotated-goldfish": (
         "the annotated U-Net on one class of photographs, by DDPM in 500 steps; 8,000 epochs of 500 images",
@@ -358,7 +367,8 @@ def build_training_loss(config: Config, card: Card) -> Loss:
 def build_sampler(config: Config, card: Card, denoiser: PosteriorMean) -> tuple[PosteriorMean, Tensor, Sampler]:
     """(denoiser with guidance and clipping, grid of times, sampler): what `samples` takes."""
     if card.classes:
-        interval = config.guidance_low, config.guidance_high
+        unconditional = config.guidance == 0  # at every level, not only where guidance acts
+        interval = (0.0, math.inf) if unconditional else (config.guidance_low, config.guidance_high)
         denoiser = Guided(denoiser, config.guidance, card.classes, interval)
     times = GRIDS[config.grid](denoiser.schedule, config.sampler_steps)
     return Clipped(denoiser), times, SAMPLERS[config.sampler]

@@ -36,13 +36,16 @@ from .training import LEARNING_RATES, adamw, train
 from .validation import HeldOut, keep_out
 
 PICTURES = (0.05, *(tenth / 10 for tenth in range(1, 10)))
-"""Shares of the run after which the model is saved and a grid drawn; the end is one more."""
+"""Shares of the run after which the model is saved and a grid drawn; the end is one more. Later, where these pictures
+would take more than DRAWING of the time."""
+
+DRAWING = 0.05
 
 PREVIEW: dict[str, Any] = {"sampler": "dpmpp", "grid": "karras"}
 """How pictures are drawn while it trains, in at most PREVIEW_STEPS steps: DDPM's thousand would take longer than it."""
 PREVIEW_STEPS = 10
 
-CHECKS = 40  # measurements of the held-out loss in a run
+CHECKS = 20  # measurements of the held-out loss in a run
 
 
 @dataclass
@@ -236,7 +239,7 @@ def train_run(
     pictures = list(PICTURES)
     unlogged: list[Tensor] = []
     loss, speed, rows, row_step, row_time = math.nan, 0.0, 0, 0, budget.elapsed
-    idle = budget.elapsed  # time that was not training: before it, and drawing
+    before, drawing = budget.elapsed, 0.0  # time that was not training
     form = "{desc} {percentage:3.0f}%|{bar}| {postfix}"
     with (
         stop_on_signals() as stopped,
@@ -266,18 +269,18 @@ def train_run(
                     bar.update(progress - bar.n)
                 if over:
                     break
-                if pictures and progress >= pictures[0]:
+                if pictures and progress >= pictures[0] and drawing <= DRAWING * budget.elapsed:
                     pictures = [share for share in pictures if share > progress]
                     paused = budget.elapsed
                     keep(picture=True)
-                    idle += budget.elapsed - paused
+                    drawing += budget.elapsed - paused
                     row_time += budget.elapsed - paused
                     if bar.disable and not quiet:
                         print(f"{progress:4.0%}  step {n}, loss {loss:.4f}, {speed:,.0f} images/s", file=sys.stderr)
         except DivergedError:
             keep(picture=False)
             raise
-        average = n * config.batch / max(budget.elapsed - idle, 1e-9)
+        average = n * config.batch / max(budget.elapsed - before - drawing, 1e-9)
         if held_out is not None and held_out.weights is not None and config.patience:
             ema.model.load_state_dict(held_out.weights)
         picture = keep(picture=stopped.number is None)

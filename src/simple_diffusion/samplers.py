@@ -209,6 +209,8 @@ def states(
     first   number of the batch's first image, a multiple of `batch`
     """
     n, numbers = shape[0], range(first, first + batch)
+    if cond is not None and len(cond) != n:
+        raise ValueError(f"{n} images need {n} labels, not {len(cond)}")
     labels = None if cond is None else cond[[min(number, n - 1) for number in numbers]].to(device)
     start = times[:1].double()
     level = math.hypot(denoiser.schedule.alpha(start).item(), denoiser.schedule.sigma(start).item())

@@ -64,9 +64,9 @@ def device_options(sub: Parser) -> None:
 
 
 def sampling_options(sub: Parser) -> None:
-    sub.add_argument("--guidance", type=float, metavar="SCALE", help="1 is none, above 1 stronger")
+    sub.add_argument("--guidance", type=float, metavar="SCALE", help="0 ignores labels, 1 is none, above 1 stronger")
     sub.add_argument("--steps", type=positive, metavar="N", help="steps of the sampler")
-    sub.add_argument("--sampler", metavar="NAME", help="ddpm, ddim, heun or dpmpp")
+    sub.add_argument("--sampler", metavar="NAME", help="ddpm, ddpm-beta, ddim, heun or dpmpp")
     sub.add_argument("--seed", type=whole, default=0, metavar="N", help="of the noise (default 0)")
 
 
@@ -93,13 +93,14 @@ def card_text(images) -> str:
 
 
 def labels_of(text: str, class_names: tuple[str, ...]) -> list[int]:
-    """`3,5` or `Bag,Sneaker` -> numbers of classes. Raises UsageError."""
-    names = {name.casefold(): i for i, name in enumerate(class_names)}
+    """`3,5` or `Bag,Sneaker` -> numbers of classes; `none` -> the label that means none. Raises UsageError."""
+    names = {"none": len(class_names)} if class_names else {}
+    names |= {name.casefold(): i for i, name in enumerate(class_names)}
     labels = []
     for word in text.split(","):
         word = word.strip()
         label = names.get(word.casefold(), int(word) if re.fullmatch(r"\d{1,9}", word) else -1)
-        if not 0 <= label < len(class_names):
+        if not 0 <= label < len(class_names) and word.casefold() not in names:
             known = ", ".join(f"{i} {name}" if name != str(i) else name for i, name in enumerate(class_names))
             raise UsageError(f"the model has no label {word!r}: it knows {known or 'no labels'}")
         labels.append(label)

@@ -17,7 +17,9 @@ def add(commands: Any) -> None:
     sub = command(commands, "sample", run, "draw images from a trained model, or the film of their making")
     sub.add_argument("model", metavar="MODEL", help="a run folder or a .safetensors file")
     sub.add_argument("--n", type=positive, help="how many (default 100, of a film 4)")
-    sub.add_argument("--label", metavar="A,B", help="classes to draw, by number or name (default all, one a row)")
+    sub.add_argument(
+        "--label", metavar="A,B", help="classes to draw, by number or name, or none (default all, one a row)"
+    )
     sub.add_argument("--view", type=whole, default=0, metavar="N", help="of a model told its augmentation: 0 is plain")
     sampling_options(sub)
     sub.add_argument("--film", action="store_true", help="show the way from noise to each image, x_t above x0_hat")
@@ -107,7 +109,8 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
     pixels = draw(model, n, asked, args.seed, quiet=args.json)
     seconds = time.perf_counter() - began
     if out.suffix == ".npz":
-        write_atomic(out, npz(pixels, labels))
+        named = labels is not None and (labels < card.classes).all()
+        write_atomic(out, npz(pixels, labels if named else None))
     elif out.suffix:
         sheet = grid(rows_of(pixels, len(chosen)) if one_class_a_row else pixels, columns)
         write_atomic(out, webp(sheet) if out.suffix == ".webp" else png(sheet))

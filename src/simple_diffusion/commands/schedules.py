@@ -7,10 +7,12 @@ from typing import Any
 from ..errors import UsageError
 from .options import command, say
 
+TIMESTEPS = 1000  # of a table
+
 
 def add(commands: Any) -> None:
     sub = command(commands, "schedules", run, "draw noise schedules on common axes")
-    sub.add_argument("names", nargs="*", metavar="NAME", help="linear, cosine, flow, karras (default all)")
+    sub.add_argument("names", nargs="*", metavar="NAME", help="linear, cosine, ... (default all curves)")
     sub.add_argument("--out", type=Path, default=Path("schedules.png"), metavar="FILE.png")
 
 
@@ -19,12 +21,14 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
 
     from ..figures import schedule_curves
     from ..files import write_atomic
-    from ..schedules import SCHEDULES
+    from ..schedules import BETAS, SCHEDULES, Discrete
 
+    tables = {name: (lambda name=name: Discrete(BETAS[name](TIMESTEPS))) for name in BETAS}
+    known = tables | SCHEDULES  # a table is drawn where there is no curve of its name
     for name in args.names:
-        if name not in SCHEDULES:
-            raise UsageError(f"no schedule is called {name!r}: choose among {', '.join(SCHEDULES)}")
-    chosen = {name: SCHEDULES[name]() for name in args.names or SCHEDULES}
+        if name not in known:
+            raise UsageError(f"no schedule is called {name!r}: choose among {', '.join(sorted(known))}")
+    chosen = {name: known[name]() for name in args.names or SCHEDULES}
     write_atomic(args.out, schedule_curves(chosen))
     say(args, f"{', '.join(chosen)}: {args.out}")
     t = torch.linspace(0, 1, 11, dtype=torch.float64)[1:]

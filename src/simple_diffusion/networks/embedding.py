@@ -34,12 +34,13 @@ class Labels(nn.Module):
     def forward(self, cond: Tensor | None) -> Tensor | float:
         if cond is None:
             return 0.0
-        label, view = cond % (self.classes + 1), cond // (self.classes + 1)
         out: Tensor | float = 0.0
-        if self.of_class is not None:
-            out = out + looked_up(self.of_class, label, label < self.classes)
+        label = cond  # without views nothing is taken modulo, so that a label out of range is an IndexError
         if self.of_view is not None:
-            out = out + looked_up(self.of_view, view - 1, view > 0)
+            label, view = cond % (self.classes + 1), cond // (self.classes + 1)
+            out = out + looked_up(self.of_view, view - 1, view != 0)
+        if self.of_class is not None:
+            out = out + looked_up(self.of_class, label, label != self.classes)
         return out
 
 
