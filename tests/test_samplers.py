@@ -146,4 +146,4 @@ def test_an_error_in_a_batch_reaches_the_caller():
 @pytest.mark.parametrize("labels", [3, 5])
 def test_one_label_an_image(labels):
     with pytest.raises(ValueError, match=f"4 images need 4 labels, not {labels}"):
-        samplers.sample(Mixture(Karras()), (4, 1), samplers.karras_grid(Karras(), 2), torch.zeros(labels, dtype=torch.long))
+        samplers.sample(Mixture(Karras()), (4, 1), f64(1, 0.5), torch.zeros(labels, dtype=torch.long))
