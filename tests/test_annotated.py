@@ -17,6 +17,7 @@ from simple_diffusion.networks.annotated import (
     ResBlock,
     StandardizedConv,
 )
+from simple_diffusion.networks.dropout import Dropout
 from simple_diffusion.networks.embedding import sinusoid
 from simple_diffusion.schedules import Cosine
 from simple_diffusion.targets import noise as noise_target
@@ -253,7 +254,7 @@ def test_maps_keep_channels_last():
     net = unet(channels=3).to(memory_format=torch.channels_last)
     kept = {}
     for name, part in net.named_modules():
-        if not isinstance(part, (nn.Linear, nn.Dropout)):
+        if not isinstance(part, (nn.Linear, Dropout)):
             part.register_forward_hook(lambda module, args, out, name=name: kept.update({name: out}))
     net(noise(2, 3, 8, 8).contiguous(memory_format=torch.channels_last), LEVELS)
     maps = {name: out for name, out in kept.items() if isinstance(out, torch.Tensor) and out.ndim == 4}
@@ -354,7 +355,7 @@ def test_dropout_works_in_training_alone():
     assert torch.equal(net(x, LEVELS), unet()(x, LEVELS))
     net.train()
     assert not torch.equal(net(x, LEVELS), net(x, LEVELS))
-    dropped = [m for m in net.modules() if isinstance(m, nn.Dropout)]
+    dropped = [m for m in net.modules() if isinstance(m, Dropout)]
     assert len(dropped) == sum(isinstance(m, ResBlock) for m in net.modules())
     for layer in dropped:
         layer.p = 0.0

@@ -22,7 +22,6 @@ from simple_diffusion.classification import (
     shifted,
     sized,
     split,
-    subset,
     train_classifier,
 )
 from simple_diffusion.cli import main
@@ -257,7 +256,7 @@ def test_the_best_weights_are_returned_and_not_the_last():
 
 def test_data_without_classes_learns_which_way_up_things_are():
     index = torch.arange(0, 120, 3)  # bars at the left, which no symmetry maps to themselves
-    left = replace(subset(bars(120, 0), index), labels=None, class_names=())
+    left = replace(bars(120, 0)[index], labels=None, class_names=())
     net, report = train_classifier(left, epochs=5)
     assert net.architecture["classes"] == 8
     assert report.accuracy > 0.8
@@ -456,11 +455,11 @@ def test_the_default_cache_is_the_users(quick, tmp_path, monkeypatch):
 
 def test_names_are_fit_for_files():
     images = replace(bars(30, 0), name="/data/my photos: 2024?.npz")
-    assert name_of(images, 0) == f"my-photos-2024--cnn-1-{images.fingerprint[:8]}"
+    assert name_of(images, 0) == f"my-photos-2024-cnn-1-{images.fingerprint[:8]}"
 
 
 def first(images: Images, n: int) -> Images:
-    return subset(images, torch.arange(n))
+    return images[torch.arange(n)]
 
 
 @pytest.mark.parametrize(("name", "least"), [("fashion-mnist", 0.90), ("digits", 0.98)])

@@ -200,8 +200,8 @@ PRESETS: dict[str, tuple[str, dict[str, Any]]] = {
         {"widths": (128, 256), "blocks": (2, 4), "lr": 1e-3, "batch": 128},
     ),
     "few-images": (
-        "for some hundred images: turns and mirror images, dropout, and a stop on the held-out loss",
-        {"augment": "symmetries", "dropout": 0.05, "held_out": 0.1, "patience": 0.3},
+        "for some hundred images: mirror images, dropout, more of the high noise levels, a stop on the held-out loss",
+        {"augment": "mirror", "dropout": 0.05, "level_mean": 0.0, "lr": 4e-3, "held_out": 0.1, "patience": 0.3},
     ),
     "annotated-goldfish": (
         "the annotated U-Net on one class of photographs, by DDPM in 500 steps; 8,000 epochs of 500 images",
