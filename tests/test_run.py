@@ -86,3 +86,18 @@ def test_free_folder_takes_the_first_free_number(tmp_path):
     assert run.free_folder(tmp_path, "digits").name == "digits-1"
     (tmp_path / "digits-1").mkdir()
     assert run.free_folder(tmp_path, "digits").name == "digits-2"
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"),
+    [
+        (0.2, "0 s"),
+        (119.4, "119 s"),
+        (120, "2.0 minutes"),
+        (7199, "120.0 minutes"),
+        (9000, "2.5 hours"),
+        (1.2e6, "13.9 days"),
+    ],
+)
+def test_lengths_of_time_are_spelled_for_people(seconds, text):
+    assert run.spelled(seconds) == text

@@ -295,6 +295,14 @@ def exhausted(held_out: HeldOut | None, config: Config, progress: float) -> bool
     return held_out is not None and 0 < config.patience <= progress - held_out.best_progress
 
 
+def spelled(seconds: float) -> str:
+    """A length of time in the largest unit of which there are two."""
+    for unit, size in (("days", 86400), ("hours", 3600), ("minutes", 60)):
+        if seconds >= 2 * size:
+            return f"{seconds / size:.1f} {unit}"
+    return f"{seconds:.0f} s"
+
+
 def forecast(config: Config, images: Images, device: torch.device, seconds: float = 4.0) -> dict:
     """What a run would take on this machine, measured over a few steps of it; writes nothing."""
     card = Card.of(images)
@@ -310,8 +318,8 @@ def forecast(config: Config, images: Images, device: torch.device, seconds: floa
     seen = speed * length
     text = (
         f"A U-Net of {parameters / 1e6:.2f} M parameters would train on {device.type} in {config.precision} at about "
-        f"{speed:,.0f} images/s, batches of {config.batch}: {length / 60:.1f} min to the end, {seen:,.0f} images, "
-        f"{seen / len(images):.1f} epochs; the first pictures come after {length * PICTURES[0]:.0f} s."
+        f"{speed:,.0f} images/s, batches of {config.batch}: {spelled(length)} to the end, {seen:,.0f} images, "
+        f"{seen / len(images):.1f} epochs; the first pictures come after {spelled(length * PICTURES[0])}."
     )
     return {
         "text": text,
