@@ -180,7 +180,8 @@ def test_what_can_not_be_scored_is_refused(change, words):
 
 def test_the_command_scores_a_model_and_its_samples_alike(run_folder, squares, tmp_path, capsys, monkeypatch):
     monkeypatch.setattr("simple_diffusion.classification.SEEN", 20 * 86 * 32**2)  # 20 passes are enough for squares
-    main(["evaluate", str(run_folder), "--n", "60", "--out", str(tmp_path / "of-run"), "--json"])
+    # More than the images that the estimate of the time is made with.
+    main(["evaluate", str(run_folder), "--n", "130", "--out", str(tmp_path / "of-run"), "--json"])
     of_run = json.loads(capsys.readouterr().out)
     assert sorted(p.name for p in (tmp_path / "of-run").iterdir()) == [
         "closest-in-features.png",

@@ -72,7 +72,7 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
         labels = labels_like(train, n, args.seed) if model.card.classes else None
         began = time.perf_counter()
         few = min(n, 128)
-        draw(model, few, labels, args.seed)
+        draw(model, few, None if labels is None else labels[:few], args.seed)
         estimate = (time.perf_counter() - began) * n / few
         say(args, f"Drawing {sampling_text(model, n)}: about {estimate:.0f} s.")
         began = time.perf_counter()
