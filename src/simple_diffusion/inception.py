@@ -30,7 +30,9 @@ def inception(weights: Path | None = None, device: str = "auto") -> Features:
     Raises UsageError without torch-fidelity, DataError where the weights can't be had or are not the published ones.
     """
     try:
-        from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorInceptionV3
+        from torch_fidelity.feature_extractor_inceptionv3 import (  # pyrefly: ignore[missing-import]
+            FeatureExtractorInceptionV3,
+        )
     except ImportError as error:
         raise UsageError(
             f"Inception needs torch-fidelity ({error}): pip install 'simple-diffusion[fidelity]'"
