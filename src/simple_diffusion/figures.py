@@ -113,7 +113,7 @@ def schedule_curves(schedules: dict[str, Schedule]) -> bytes:
     ):
         axes.set(title=title, xlabel="time t  (0 clean, 1 noise)", xlim=(0, 1))
         axes.grid(alpha=0.3)
-    signal.legend(frameon=False)
+    signal.legend(frameon=False, loc="lower left", fontsize="small")
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png", dpi=120)
     return buffer.getvalue()
