@@ -78,9 +78,8 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
         began = time.perf_counter()
         samples = Images(train.name, draw(model, n, labels, args.seed, quiet=args.json), labels, train.class_names)
         seconds = time.perf_counter() - began
-    elif args.n is not None and args.n < len(samples):
-        labels = None if samples.labels is None else samples.labels[: args.n]
-        samples = Images(samples.name, samples.pixels[: args.n], labels, samples.class_names)
+    elif args.n is not None:
+        samples = samples[: args.n]
     views = searched_views(train, model)
     results = [score(samples, train, test, extractor, name, views) for name, extractor in extractors.items()]
     for result in results:

@@ -94,13 +94,14 @@ def card_text(images) -> str:
 
 def labels_of(text: str, class_names: tuple[str, ...]) -> list[int]:
     """`3,5` or `Bag,Sneaker` -> numbers of classes; `none` -> the label that means none. Raises UsageError."""
-    names = {"none": len(class_names)} if class_names else {}
-    names |= {name.casefold(): i for i, name in enumerate(class_names)}
+    from ..data.images import class_number
+
     labels = []
-    for word in text.split(","):
-        word = word.strip()
-        label = names.get(word.casefold(), int(word) if re.fullmatch(r"\d{1,9}", word) else -1)
-        if not 0 <= label < len(class_names) and word.casefold() not in names:
+    for word in map(str.strip, text.split(",")):
+        label = class_number(word, class_names)
+        if label is None and class_names and word.casefold() == "none":
+            label = len(class_names)
+        if label is None:
             known = ", ".join(f"{i} {name}" if name != str(i) else name for i, name in enumerate(class_names))
             raise UsageError(f"the model has no label {word!r}: it knows {known or 'no labels'}")
         labels.append(label)

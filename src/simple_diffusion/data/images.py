@@ -139,26 +139,28 @@ def only(images: Images, classes: str | None) -> Images:
     return replace(images[rows], labels=labels, class_names=names)
 
 
-def _numbers(data: str, wanted: str, class_names: Sequence[str]) -> list[int]:
-    """`Bag,Sandal` or `8,5` -> [8, 5], each once."""
+def class_number(word: str, class_names: Sequence[str]) -> int | None:
+    """The class that a word names: exactly, else in any case, else by its number; None if it names none."""
     folded = {name.casefold(): number for number, name in reversed(list(enumerate(class_names)))}
     exact = {name: number for number, name in enumerate(class_names)}
+    found = exact.get(word, folded.get(word.casefold()))
+    if found is None and re.fullmatch(r"[0-9]{1,9}", word) and int(word) < len(class_names):
+        return int(word)
+    return found
 
-    def number(word: str) -> int | None:
-        found = exact.get(word, folded.get(word.casefold()))
-        if found is None and re.fullmatch(r"[0-9]{1,9}", word) and int(word) < len(class_names):
-            return int(word)
-        return found
 
+def _numbers(data: str, wanted: str, class_names: Sequence[str]) -> list[int]:
+    """`Bag,Sandal` or `8,5` -> [8, 5], each once."""
     numbers = []
     # A name may hold commas itself, as those of ImageNet do.
-    for word in [wanted] if number(wanted) is not None else map(str.strip, wanted.split(",")):
-        found = number(word)
+    for word in [wanted] if class_number(wanted, class_names) is not None else map(str.strip, wanted.split(",")):
+        found = class_number(word, class_names)
         if found is None:
             some = [f"{i} {name}" if name != str(i) else name for i, name in enumerate(class_names[:SHOWN])]
             more = f" and {len(class_names) - SHOWN} more" if len(class_names) > SHOWN else ""
-            near = get_close_matches(word.casefold(), folded, n=1)
-            hint = f"; did you mean {class_names[folded[near[0]]]!r}?" if near else ""
+            names = {name.casefold(): name for name in reversed(class_names)}
+            near = get_close_matches(word.casefold(), names, n=1)
+            hint = f"; did you mean {names[near[0]]!r}?" if near else ""
             raise DataError(f"{data!r} has no class {word!r}: it has {', '.join(some)}{more}{hint}")
         numbers.append(found)
     return list(dict.fromkeys(numbers))
