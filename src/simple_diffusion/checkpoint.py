@@ -5,14 +5,13 @@ What its header says is checked against the closed list of settings: data, never
 
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any
 
 import torch
 
 from .config import Card, Config, build, fitted, memory_format
 from .denoiser import Denoiser
-from .errors import CheckpointError, UsageError
-from .files import damaged, read_tensors, write_tensors
+from .errors import CheckpointError, SimpleDiffusionError
+from .files import adopt, damaged, fits, from_json, read_tensors, write_tensors
 from .hardware import pick_device
 
 MODEL_FILE = "model.safetensors"
@@ -47,13 +46,14 @@ def read(path: str | Path, device: str = "auto", precision: str = "auto") -> Mod
     where = pick_device(device)
     tensors, record = read_tensors(file)
     try:
-        config = fitted(replace(_record(Config, record["config"]), precision=precision), where)
-        card = _record(Card, record["card"])
+        config = fitted(replace(from_json(Config, record["config"]), precision=precision), where)
+        card, step, seconds = from_json(Card, record["card"]), record["step"], record["seconds"]
+        if type(step) is not int or not fits(seconds, float) or min(step, seconds) < 0:
+            raise ValueError(f"it says that it trained for {step!r} steps in {seconds!r} s")
         with torch.device("meta"):  # shapes are compared before a byte is spent on them
             denoiser = build(config, card)
-        denoiser.load_state_dict(tensors, assign=True)
-        step, seconds = int(record["step"]), float(record["seconds"])
-    except (KeyError, TypeError, ValueError, RuntimeError, UsageError) as error:
+        adopt(denoiser, tensors)
+    except (KeyError, TypeError, ValueError, RuntimeError, SimpleDiffusionError) as error:
         raise damaged(file, error) from error
     denoiser = denoiser.to(where).to(memory_format=memory_format(config))  # pyrefly: ignore[no-matching-overload]
     denoiser = denoiser.eval().requires_grad_(False)
@@ -63,11 +63,3 @@ def read(path: str | Path, device: str = "auto", precision: str = "auto") -> Mod
 def load(path: str | Path, device: str = "auto") -> Denoiser:
     """The denoiser of a run folder or file, ready to sample. Raises CheckpointError."""
     return read(path, device).denoiser
-
-
-def _record(kind: type, values: dict[str, Any]) -> Any:
-    """The dataclass from JSON, whose lists are its tuples; a setting that came later than the file has its default.
-
-    An unknown key is a TypeError, and so is a missing one without default.
-    """
-    return kind(**{key: tuple(v) if isinstance(v, list) else v for key, v in values.items()})

@@ -4,10 +4,31 @@ Raise these with a message that stands alone; the command line prints it and exi
 """
 
 
+def printable(text: str, keep: str = "") -> str:
+    """The text with an escape in the place of every character that a terminal would obey, except those of `keep`."""
+    return "".join(c if c.isprintable() or c in keep else ascii(c)[1:-1] for c in text)
+
+
+def reason(error: Exception) -> str:
+    """What the error of a library says, as a part of our sentence: one line of at most 160 characters."""
+    return " ".join(str(error).split())[:160].rstrip(" .") or type(error).__name__
+
+
+def printable(text: str) -> str:
+    """The text on one line, with what a terminal would obey (line breaks, ANSI's escapes, turns of direction) escaped.
+
+    Names of files and classes are other people's: `"a\\nb"` becomes `a\\nb`, a backslash and an n.
+    """
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
+
+
 class SimpleDiffusionError(Exception):
-    """Base of every error that is the input's fault and not the program's."""
+    """Base of every error that is the input's fault and not the program's: one line, whatever a file put into it."""
 
     exit_code = 1
+
+    def __init__(self, message: str):
+        super().__init__(printable(message))
 
 
 class UsageError(SimpleDiffusionError):

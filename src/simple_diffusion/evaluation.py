@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from functools import cached_property
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -152,14 +153,23 @@ def featured(images: Images, extractor: Features, name: str) -> Featured:
     path = cache_folder() / "features" / f"{name}-{images.fingerprint[:16]}.safetensors"
     if path.is_file():
         with suppress(CheckpointError):  # damaged: made anew
-            tensors, _ = read_tensors(path)
-            return Featured(tensors["features"], tensors["logits"])
+            return read_features(path, len(images))
     made = Featured(*extractor(images.pixels))
     with suppress(ResourceError):  # a cache that can't be written costs time alone
         write_tensors(
             path, {"features": made.features, "logits": made.logits}, {"extractor": name, "data": images.fingerprint}
         )
     return made
+
+
+def read_features(path: Path, n: int) -> Featured:
+    """The features of n images from a file. Raises CheckpointError unless it holds them."""
+    tensors, _ = read_tensors(path)
+    if set(tensors) != {"features", "logits"} or not all(
+        t.dtype == torch.float32 and t.ndim == 2 and len(t) == n and t.isfinite().all() for t in tensors.values()
+    ):
+        raise CheckpointError(f"{path} does not hold the features of {n} images: remove it")
+    return Featured(**tensors)
 
 
 def check(samples: Images, train: Images) -> None:

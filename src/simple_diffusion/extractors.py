@@ -16,7 +16,7 @@ from torch import Tensor
 from .classification import accuracy, infer, train_classifier
 from .data.images import Images
 from .errors import CheckpointError, DataError, ResourceError
-from .files import cache_folder, damaged, read_tensors, write_tensors
+from .files import adopt, cache_folder, damaged, from_json, read_tensors, write_tensors
 from .networks.classifier import Classifier
 
 VERSION = 1  # of the training; one that changes what it yields is another version
@@ -177,10 +177,12 @@ def read_extractor(path: Path) -> Extractor:
     """The extractor in a file. Raises CheckpointError, naming the path, if there is none."""
     tensors, about = read_tensors(path)
     try:
-        record = Record(**about["extractor"])
+        record = from_json(Record, about["extractor"])
+        if record.classes not in (0, record.architecture["classes"]) or Path(record.name).name != record.name:
+            raise ValueError(f"{record.name!r} can't tell {record.classes} classes apart")
         with torch.device("meta"):  # shapes are compared before a byte is spent on them
             net = Classifier(**record.architecture)
-        net.load_state_dict(tensors, assign=True)
+        adopt(net, tensors)
     except (KeyError, TypeError, ValueError, RuntimeError) as error:
         raise damaged(path, error) from error
     net = net.to(memory_format=torch.channels_last)  # pyrefly: ignore[no-matching-overload]

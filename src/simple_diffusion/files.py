@@ -7,16 +7,22 @@ import json
 import os
 import sys
 from pathlib import Path
-from typing import Any
+from types import UnionType
+from typing import Any, TypeVar, get_args, get_origin, get_type_hints
 
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
-from torch import Tensor
+from torch import Tensor, nn
 
-from .errors import CheckpointError, ResourceError
+from .errors import CheckpointError, ResourceError, reason
 
 FORMAT = 1
 """Of our records; a file of a higher number is of a newer version."""
+
+MAX_HEADER = 2**21
+"""Bytes of a header, enough for some 20,000 tensors: reading one takes up to thirty times its length in memory."""
+
+T = TypeVar("T")
 
 
 def write_atomic(path: Path, content: bytes) -> None:
@@ -54,10 +60,17 @@ def write_tensors(path: Path, tensors: dict[str, Tensor], record: dict[str, Any]
 def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     """What `write_tensors` wrote. Raises CheckpointError, naming the path, if it is damaged or not ours."""
     try:
+        with open(path, "rb") as file:
+            length = int.from_bytes(file.read(8), "little")
+        if length > MAX_HEADER:
+            raise ValueError(f"it claims a header of {length:,} bytes")
         with safe_open(path, framework="pt") as content:
-            record = json.loads((content.metadata() or {})["simple-diffusion"])
+            record = json.loads((content.metadata() or {})["simple-diffusion"], object_pairs_hook=_each_once)
             tensors = {name: content.get_tensor(name) for name in content.keys()}  # noqa: SIM118  not a dict
-        newer = record["format"] > FORMAT
+        number = record["format"]
+        if type(number) is not int or number < 1:
+            raise ValueError(f"its format is {number!r}")
+        newer = number > FORMAT
     except (SafetensorError, OSError, KeyError, TypeError, ValueError, RecursionError) as error:
         raise damaged(path, error) from error
     if newer:
@@ -67,8 +80,57 @@ def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
 
 def damaged(path: Path, error: Exception) -> CheckpointError:
     """The sentence for a file that does not hold what it should."""
-    reason = " ".join(str(error).split())[:160] or type(error).__name__
-    return CheckpointError(f"{path} is not a file of simple-diffusion, or is damaged: {reason}")
+    return CheckpointError(f"{path} is not a file of simple-diffusion, or is damaged: {reason(error)}")
+
+
+def _each_once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """A JSON object. Raises ValueError if a key stands twice, of which another reader would take the other one."""
+    if len(dict(pairs)) < len(pairs):
+        raise ValueError("a key of its record stands twice")
+    return dict(pairs)
+
+
+def from_json(kind: type[T], values: Any) -> T:
+    """The dataclass from JSON, whose lists are its tuples; a field that came later than the file has its default.
+
+    Raises TypeError for an unknown key, a missing one without default, and a value of another type than its field's.
+    """
+    if not isinstance(values, dict):
+        raise TypeError(f"a {kind.__name__} is not {values!r}")
+    types = get_type_hints(kind)
+    for key, value in values.items():
+        if key in types and not fits(value, types[key]):
+            raise TypeError(f"{key} can't be {value!r}")
+    return kind(**{key: tuple(value) if isinstance(value, list) else value for key, value in values.items()})
+
+
+def fits(value: Any, kind: Any) -> bool:
+    """Is a value from JSON of this type? A float may also be a whole number, but neither NaN nor infinite."""
+    arguments = get_args(kind)
+    if isinstance(kind, UnionType):
+        return any(fits(value, one) for one in arguments)
+    if get_origin(kind) is tuple:  # tuple[item, ...]
+        return isinstance(value, list) and all(fits(item, arguments[0]) for item in value)
+    if get_origin(kind) is dict:  # dict[str, item]
+        return isinstance(value, dict) and all(fits(item, arguments[1]) for item in value.values())
+    if kind is float:
+        return type(value) in (int, float) and -1e300 <= value <= 1e300  # NaN is not
+    return type(value) is kind
+
+
+def adopt(module: nn.Module, tensors: dict[str, Tensor]) -> None:
+    """Make tensors from a file the weights of a module on "meta", of which no byte was spent yet.
+
+    Raises RuntimeError unless their names and shapes are the module's, ValueError unless their types are, and unless
+    every number is finite.
+    """
+    types = {name: tensor.dtype for name, tensor in module.state_dict().items()}
+    module.load_state_dict(tensors, assign=True)
+    for name, tensor in tensors.items():
+        if tensor.dtype != types[name]:
+            raise ValueError(f"{name} is {tensor.dtype}, not {types[name]}")
+        if not tensor.isfinite().all():
+            raise ValueError(f"{name} holds a number that is not finite")
 
 
 def cache_folder() -> Path:
