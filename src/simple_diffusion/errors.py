@@ -14,14 +14,6 @@ def reason(error: Exception) -> str:
     return " ".join(str(error).split())[:160].rstrip(" .") or type(error).__name__
 
 
-def printable(text: str) -> str:
-    """The text on one line, with what a terminal would obey (line breaks, ANSI's escapes, turns of direction) escaped.
-
-    Names of files and classes are other people's: `"a\\nb"` becomes `a\\nb`, a backslash and an n.
-    """
-    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
-
-
 class SimpleDiffusionError(Exception):
     """Base of every error that is the input's fault and not the program's: one line, whatever a file put into it."""
 
