@@ -1,15 +1,19 @@
 """Images in a NumPy file: one array in `.npy`, or `images` and perhaps `labels` in `.npz`. Never a pickle."""
 
+import zipfile
 from pathlib import Path
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from ..errors import DataError
+from ..errors import DataError, reason
 from .images import Images, only, to_uint8
 
 MAX_CLASSES = 10_000  # a label beyond is a mistake, such as an index
+MAX_RATIO, FREE = 200, 2**26
+"""How many times its length a compressed array may grow, and the bytes up to which it may always: an archive of one
+megabyte can promise a gigabyte of zeros. Pictures shrink to a half, drawings to a tenth."""
 
 
 def load_array(path: str | Path, classes: str | None = None) -> Images:
@@ -33,9 +37,13 @@ def _read(path: str | Path) -> tuple[np.ndarray, np.ndarray | None]:
     """The images and the labels, of whatever type and shape they are."""
     try:
         with open(path, "rb") as file:  # NumPy leaves a damaged archive open
+            if file.read(4) not in (b"\x93NUM", b"PK\3\4"):
+                raise ValueError("it does not begin as .npy and .npz do")
+            file.seek(0)
             loaded = np.load(file, allow_pickle=False)
             if isinstance(loaded, np.ndarray):
                 return loaded, None
+            _check_sizes(loaded.zip)
             names = [name for name in loaded.files if name != "labels"]
             name = "images" if "images" in names else names[0] if len(names) == 1 else None
             if name is None:
@@ -44,8 +52,18 @@ def _read(path: str | Path) -> tuple[np.ndarray, np.ndarray | None]:
             return np.asarray(loaded[name]), labels
     except Exception as error:  # a damaged header or archive makes NumPy raise nearly anything
         raise DataError(
-            f"cannot read {str(path)!r} ({error}); save it anew: np.savez(file, images=uint8 array, labels=int array)"
+            f"cannot read {str(path)!r} ({reason(error)}); "
+            "save it anew: np.savez(file, images=uint8 array, labels=int array)"
         ) from error
+
+
+def _check_sizes(archive: zipfile.ZipFile) -> None:
+    """Raise ValueError where an array is packed as NumPy never does, or would grow beyond all measure."""
+    for info in archive.infolist():
+        if info.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
+            raise ValueError(f"{info.filename} is compressed by another method than NumPy's")
+        if info.file_size > max(FREE, MAX_RATIO * info.compress_size):
+            raise ValueError(f"{info.filename} would grow from {info.compress_size:,} to {info.file_size:,} bytes")
 
 
 def _pixels(array: np.ndarray) -> tuple[Tensor, tuple[str, ...]]:

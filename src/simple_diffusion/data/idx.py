@@ -13,12 +13,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..errors import DataError
+from ..errors import DataError, reason
 from ..files import cache_folder
 from .download import download
 from .images import Images, only
 
 STEMS = {"train": "train", "test": "t10k"}  # how the files of a split begin
+MAX_BYTES = 2**26  # of an unpacked file, more than any of the sets below has
 SYSTEM = Path("/usr/share/datasets")  # where Debian's dataset-* packages put theirs
 
 
@@ -75,9 +76,12 @@ IDX_SETS = {
 def read_idx(path: str | Path) -> Tensor:
     """An IDX file of bytes, gzipped or plain -> uint8 of the shape its header tells. Raises DataError if damaged."""
     try:
-        data = Path(path).read_bytes()
-        if data.startswith(b"\x1f\x8b"):
-            data = gzip.decompress(data)
+        with open(path, "rb") as packed:
+            is_gzip = packed.read(2) == b"\x1f\x8b"
+            packed.seek(0)
+            data = (gzip.GzipFile(fileobj=packed) if is_gzip else packed).read(MAX_BYTES + 1)
+        if len(data) > MAX_BYTES:
+            raise ValueError(f"it holds more than {MAX_BYTES:,} bytes")
         zero, kind, ndim = struct.unpack_from(">HBB", data)
         if (zero, kind) != (0, 8):
             raise ValueError("not an IDX file of bytes")
@@ -85,7 +89,7 @@ def read_idx(path: str | Path) -> Tensor:
         if len(data) - start != math.prod(shape):
             raise ValueError(f"{' x '.join(map(str, shape))} bytes should follow its header, not {len(data) - start}")
     except (OSError, EOFError, ValueError, struct.error, zlib.error) as error:
-        raise DataError(f"cannot read {str(path)!r} ({error}); delete it to have it downloaded anew") from error
+        raise DataError(f"cannot read {str(path)!r} ({reason(error)}); delete it to have it downloaded anew") from error
     return torch.from_numpy(np.frombuffer(data, np.uint8, offset=start).reshape(shape).copy())
 
 
