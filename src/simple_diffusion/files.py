@@ -62,8 +62,9 @@ def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     try:
         with open(path, "rb") as file:
             length = int.from_bytes(file.read(8), "little")
-        if length > MAX_HEADER:
-            raise ValueError(f"it claims a header of {length:,} bytes")
+            if length > MAX_HEADER:
+                raise ValueError(f"it claims a header of {length:,} bytes")
+            json.loads(file.read(length), object_pairs_hook=_each_once)  # safetensors takes the last of two
         with safe_open(path, framework="pt") as content:
             record = json.loads((content.metadata() or {})["simple-diffusion"], object_pairs_hook=_each_once)
             tensors = {name: content.get_tensor(name) for name in content.keys()}  # noqa: SIM118  not a dict
@@ -86,7 +87,7 @@ def damaged(path: Path, error: Exception) -> CheckpointError:
 def _each_once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     """A JSON object. Raises ValueError if a key stands twice, of which another reader would take the other one."""
     if len(dict(pairs)) < len(pairs):
-        raise ValueError("a key of its record stands twice")
+        raise ValueError("a key of its header stands twice")
     return dict(pairs)
 
 
