@@ -38,6 +38,8 @@ if TYPE_CHECKING:
     from .networks.classifier import Classifier as Classifier
     from .networks.double_conv import DoubleConvUNet as DoubleConvUNet
     from .networks.unet import UNet as UNet
+    from .optimizers import adamw as adamw
+    from .optimizers import muon as muon
     from .samplers import ddim as ddim
     from .samplers import ddpm as ddpm
     from .samplers import dpmpp as dpmpp
@@ -62,7 +64,6 @@ if TYPE_CHECKING:
     from .targets import flow as flow
     from .targets import noise as noise
     from .targets import velocity as velocity
-    from .training import adamw as adamw
     from .training import train as train
     from .training import warmup_constant as warmup_constant
     from .training import warmup_linear as warmup_linear
@@ -86,6 +87,7 @@ _PUBLIC = {
     "networks.classifier": ["Classifier"],
     "networks.double_conv": ["DoubleConvUNet"],
     "networks.unet": ["UNet"],
+    "optimizers": ["adamw", "muon"],
     "samplers": ["ddim", "ddpm", "dpmpp", "heun", "karras_grid", "sample", "samples", "states", "uniform_grid"],
     "schedules": [
         "Cosine",
@@ -101,7 +103,7 @@ _PUBLIC = {
         "sigmoid_betas",
     ],
     "targets": ["clean", "flow", "noise", "velocity"],
-    "training": ["adamw", "train", "warmup_constant", "warmup_linear"],
+    "training": ["train", "warmup_constant", "warmup_linear"],
 }
 _HOME = {name: module for module, names in _PUBLIC.items() for name in names}
 __all__ = sorted(_HOME)

@@ -16,8 +16,9 @@ from .data.images import Images, to_uint8, to_unit
 from .errors import DataError, DivergedError
 from .hardware import PRECISIONS, pick_device, pick_precision
 from .networks.classifier import Classifier
+from .optimizers import adamw
 from .randomness import permutation, philox
-from .training import adamw, warmup_linear
+from .training import warmup_linear
 from .validation import keep_out
 
 BATCH = 256  # most images an update, and images inferred at once

@@ -19,6 +19,7 @@ from .losses import MEASURES, LogNormal, Loss, MinSNR, Times, Weight, denoising_
 from .networks.annotated import AnnotatedUNet
 from .networks.double_conv import DoubleConvUNet
 from .networks.unet import UNet
+from .optimizers import OPTIMIZERS
 from .samplers import GRIDS, SAMPLERS, Sampler
 from .schedules import BETAS, SCHEDULES, Discrete, Schedule
 from .targets import TARGETS
@@ -40,6 +41,7 @@ class Config:
 
     data: str = setting("digits", "data set: a name, a folder of images, or an .npz or .npy file")
     size: int = setting(0, "height and width that images are brought to; 0 leaves them as they are", low=0, high=1024)
+    skip_bad: str = setting("no", "leave out images that can't be read, instead of stopping", among=("yes", "no"))
     seed: int = setting(0, "of the weights, the order of the data, and all noise", low=0, high=2**63 - 1)
 
     augment: str = setting("none", "views of each image that are trained on", among=AUGMENTATIONS)
@@ -56,7 +58,8 @@ class Config:
     seconds: float = setting(180.0, "length of the run by the clock; 0 if steps counts", low=0, high=1e8)
     steps: int = setting(0, "length of the run in updates; 0 if seconds counts", low=0, high=10**9)
     batch: int = setting(64, "images an update", low=1, high=65536)
-    lr: float = setting(3e-3, "peak learning rate of AdamW", low=1e-8, high=10)
+    optimizer: str = setting("adamw", "the optimiser", among=OPTIMIZERS)
+    lr: float = setting(3e-3, "peak learning rate", low=1e-8, high=10)
     lr_shape: str = setting("linear", "after the warm-up: linear to 0, or constant", among=LEARNING_RATES)
     warmup: float = setting(0.03, "share of the run over which the learning rate rises", low=1e-6, high=0.99)
     beta2: float = setting(0.99, "AdamW's memory of squared gradients", low=0, high=0.99999)

@@ -21,11 +21,12 @@ def pick_device(name: str = "auto") -> torch.device:
 def pick_precision(name: str, device: torch.device) -> str:
     """ "fp32" or "bf16": as asked, or what is faster on this device.
 
-    The rule, measured by `benchmarks/throughput.py`: bf16 where the hardware multiplies bf16 matrices (AMX tiles on a
-    CPU, tensor cores on a GPU), fp32 elsewhere, where casts cost more than they save.
+    The rule, measured by `benchmarks/throughput.py`: bf16 where the hardware multiplies bf16 numbers (AMX or AVX512_BF16 on
+    a CPU, tensor cores on a GPU), fp32 elsewhere, where casts cost more than they save.
     """
     if name != "auto":
         return name
     if device.type == "cuda":
         return "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "fp32"
-    return "bf16" if device.type == "cpu" and torch.cpu._is_amx_tile_supported() else "fp32"
+    native = torch.cpu._is_amx_tile_supported() or torch.cpu._is_avx512_bf16_supported()
+    return "bf16" if device.type == "cpu" and native else "fp32"

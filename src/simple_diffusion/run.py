@@ -2,6 +2,7 @@
 
 FOLDER/
   config.toml          every setting, and the command that repeats the run
+  left-out.csv         the images that could not be read, and why; only where some were left out
   log.csv              step, images, seconds, loss, learning_rate, images_per_second, held_out_loss
   model.safetensors    what `sample` uses: averaged weights and config; rewritten with each picture and at every stop
   samples/             grids drawn from fixed noise while it trained
@@ -26,13 +27,14 @@ from tqdm import tqdm
 from .checkpoint import MODEL_FILE, Model, save
 from .config import Card, Config, build, build_loss, build_sampler, build_training_loss, memory_format
 from .data.batches import Batch, batches
-from .data.images import Images, to_uint8
+from .data.images import Images, left_out_csv, to_uint8
 from .ema import EMA, Decay, constant_decay, power_decay
 from .errors import DivergedError, ResourceError, UsageError
 from .figures import grid, png
 from .files import write_atomic
+from .optimizers import OPTIMIZERS
 from .samplers import samples
-from .training import LEARNING_RATES, adamw, train
+from .training import LEARNING_RATES, train
 from .validation import HeldOut, keep_out
 
 PICTURES = (0.05, *(tenth / 10 for tenth in range(1, 10)))
@@ -131,7 +133,7 @@ def start_training(config: Config, card: Card, images: Images, device: torch.dev
         torch.manual_seed(config.seed)  # the weights; everything else is derived from (seed, purpose, step, sample)
         denoiser = build(config, card).to(device)
     stream = laid_out(batches(images, config.batch, seed=config.seed, device=device), config)
-    optimizer = adamw(denoiser, config.lr, (0.9, config.beta2))
+    optimizer = OPTIMIZERS[config.optimizer](denoiser, config.lr, (0.9, config.beta2))
     steps = train(denoiser, stream, optimizer, loss=build_training_loss(config, card), lr=lr, clip=config.clip)
     return denoiser, steps
 
@@ -211,6 +213,8 @@ def train_run(
     """
     new_folder(folder)
     write_atomic(folder / "config.toml", config_toml(config))
+    if images.left_out:
+        write_atomic(folder / "left-out.csv", left_out_csv(images.left_out))
     card, budget = Card.of(images), Budget(config, started)
     held_out = None
     if config.held_out:

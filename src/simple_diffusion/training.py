@@ -45,11 +45,6 @@ LEARNING_RATES: dict[str, Callable[[float, float], float]] = {"linear": warmup_l
 """Shapes of the learning rate by name: (progress, warmup), shares of the run -> share of the peak."""
 
 
-def adamw(model: nn.Module, lr: float = 3e-3, betas: tuple[float, float] = (0.9, 0.99)) -> torch.optim.AdamW:
-    """AdamW without weight decay (Loshchilov & Hutter 2019), fused."""
-    return torch.optim.AdamW(model.parameters(), lr=lr, betas=betas, weight_decay=0.0, fused=True)
-
-
 def backward(loss: Loss, denoiser: Denoiser, batch: Batch) -> Tensor:
     """Set the parameters' gradients to those of the mean loss of a batch; returns the loss of each sample `[B]`.
 

@@ -1,0 +1,87 @@
+"""Optimisers: AdamW, and Muon, which turns the gradient of a matrix into the nearest orthogonal matrix."""
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor, nn
+
+from .networks.embedding import Labels
+
+
+def adamw(model: nn.Module, lr: float = 3e-3, betas: tuple[float, float] = (0.9, 0.99)) -> torch.optim.AdamW:
+    """AdamW without weight decay (Loshchilov & Hutter 2019), fused."""
+    return torch.optim.AdamW(model.parameters(), lr=lr, betas=betas, weight_decay=0.0, fused=True)
+
+
+def muon(model: nn.Module, lr: float = 3e-3, betas: tuple[float, float] = (0.9, 0.99)) -> "Muon":
+    """Muon for the weights of a network's layers, AdamW for its biases, norms and tables of labels."""
+    tables = {id(p) for module in model.modules() if isinstance(module, Labels) for p in module.parameters()}
+    matrices = [p for p in model.parameters() if p.ndim > 1 and id(p) not in tables]
+    matrix_ids = {id(p) for p in matrices}
+    return Muon(matrices, [p for p in model.parameters() if id(p) not in matrix_ids], lr, betas)
+
+
+OPTIMIZERS: dict[str, Callable[[nn.Module, float, tuple[float, float]], torch.optim.Optimizer]] = {
+    "adamw": adamw,
+    "muon": muon,
+}
+"""name -> (model, learning rate, betas) -> optimiser."""
+
+
+def orthogonalized(matrices: Tensor, steps: int = 5) -> Tensor:
+    """About U V^T for each matrix U S V^T of a stack `[N, rows, columns]`: singular values go to roughly 0.7 .. 1.2.
+
+    A Newton-Schulz iteration whose polynomial is steepest at 0 (Jordan et al. 2024, "Muon"): products of matrices
+    alone, in bf16, which is exact enough for a direction.
+    """
+    a, b, c = 3.4445, -4.7750, 2.0315
+    wide = matrices.shape[-2] <= matrices.shape[-1]
+    x = (matrices if wide else matrices.mT).bfloat16()
+    x = x / (x.norm(dim=(-2, -1), keepdim=True) + 1e-7)
+    for _ in range(steps):
+        gram = x @ x.mT
+        x = a * x + (b * gram + c * gram @ gram) @ x
+    return (x if wide else x.mT).to(matrices.dtype)
+
+
+class Muon(torch.optim.Optimizer):
+    """Momentum whose every update is orthogonalised (Jordan et al. 2024), for weights of two dimensions and more.
+
+    matrices  a convolution's kernel `[out, in, h, w]` counts as a matrix `[out, in h w]`
+    others    parameters left to AdamW, at the same learning rate
+    lr        an update of a matrix has the size that AdamW's has (Liu et al. 2025, eq. 4), so that one rate serves both
+    betas     of AdamW
+    momentum  of the matrices, Nesterov's
+    """
+
+    def __init__(
+        self,
+        matrices: list[Tensor],
+        others: list[Tensor],
+        lr: float = 3e-3,
+        betas: tuple[float, float] = (0.9, 0.99),
+        momentum: float = 0.95,
+    ):
+        super().__init__([{"params": matrices}, {"params": others}], {"lr": lr})
+        self.momentum = momentum
+        self.adamw = torch.optim.AdamW([self.param_groups[1]], lr=lr, betas=betas, weight_decay=0.0, fused=True)
+        self.adamw.state = self.state  # one record of both, for checkpoints
+
+    @torch.no_grad()
+    def step(self, closure: None = None) -> None:
+        """One update of every parameter that has a gradient."""
+        group = self.param_groups[0]
+        of_shape: dict[torch.Size, list[tuple[Tensor, Tensor]]] = {}
+        for parameter in group["params"]:
+            if parameter.grad is not None:
+                state = self.state[parameter]
+                if "momentum" not in state:
+                    state["momentum"] = torch.zeros_like(parameter)
+                state["momentum"].lerp_(parameter.grad, 1 - self.momentum)
+                ahead = parameter.grad.lerp(state["momentum"], self.momentum).flatten(1)
+                of_shape.setdefault(ahead.shape, []).append((parameter, ahead))
+        for shape, pairs in of_shape.items():  # matrices of one shape go through the products together
+            parameters, ahead = zip(*pairs, strict=True)
+            for parameter, direction in zip(parameters, orthogonalized(torch.stack(ahead)), strict=True):
+                parameter.add_(direction.view(parameter.shape), alpha=-0.2 * max(shape) ** 0.5 * group["lr"])
+        self.adamw.step()

@@ -1,0 +1,130 @@
+"""Optimisers: what an update of Muon is, and which parameters it takes."""
+
+import pytest
+import torch
+
+from simple_diffusion.networks.unet import UNet
+from simple_diffusion.optimizers import OPTIMIZERS, Muon, adamw, muon, orthogonalized
+
+
+def well_conditioned(n: int, rows: int, columns: int) -> torch.Tensor:
+    """Matrices whose singular values lie in 0.3 .. 1."""
+    torch.manual_seed(0)
+    u, _, v = torch.linalg.svd(torch.randn(n, rows, columns), full_matrices=False)
+    return u @ torch.diag_embed(torch.rand(n, min(rows, columns)) * 0.7 + 0.3) @ v
+
+
+@pytest.mark.parametrize("shape", [(8, 8), (6, 40), (40, 6), (96, 432)])
+def test_orthogonalising_keeps_the_singular_vectors_and_levels_the_values(shape):
+    matrices = well_conditioned(3, *shape)
+    out = orthogonalized(matrices)
+    u, _, v = torch.linalg.svd(matrices, full_matrices=False)
+    core = u.mT @ out @ v.mT  # diagonal, where the singular vectors are the same
+    diagonal = core.diagonal(dim1=-2, dim2=-1)
+    assert diagonal.min() > 0.5
+    assert diagonal.max() < 1.5
+    assert (core - torch.diag_embed(diagonal)).abs().max() < 0.05  # what bf16 leaves
+
+
+def test_orthogonalising_forgets_the_size_and_commutes_with_the_transpose():
+    matrices = well_conditioned(2, 12, 30)
+    # A power of two is exact in bf16, so that only the 1e-7 beside the norm is left to differ.
+    assert torch.equal(orthogonalized(1024 * matrices), orthogonalized(matrices))
+    assert torch.equal(orthogonalized(matrices.mT), orthogonalized(matrices).mT)
+    assert torch.equal(orthogonalized(torch.zeros(1, 3, 4)), torch.zeros(1, 3, 4))
+
+
+@pytest.mark.parametrize("shape", [(64, 64), (32, 16, 3, 3), (200, 20)])
+def test_an_update_of_a_matrix_has_the_size_of_adamws(shape):
+    """Its root mean square is 0.2 lr for a matrix of full rank (Liu et al. 2025, section 2.2), whatever the gradient's."""
+    torch.manual_seed(0)
+    weight = torch.nn.Parameter(torch.zeros(shape))
+    weight.grad = 1e-4 * torch.randn(shape)
+    Muon([weight], [], lr=0.01).step()
+    rms = weight.square().mean().sqrt().item()
+    assert rms == pytest.approx(0.2 * 0.01, rel=0.25)
+    assert (weight * weight.grad).sum() < 0  # downhill
+
+
+def test_the_momentum_is_nesterovs():
+    torch.manual_seed(0)
+    weight = torch.nn.Parameter(torch.zeros(5, 9))
+    optimizer = Muon([weight], [], lr=0.0, momentum=0.9)
+    gradients = torch.randn(3, 5, 9)
+    for gradient in gradients:
+        weight.grad = gradient.clone()
+        optimizer.step()
+    kept = 0.1 * (0.81 * gradients[0] + 0.9 * gradients[1] + gradients[2])
+    torch.testing.assert_close(optimizer.state[weight]["momentum"], kept)
+    optimizer.param_groups[0]["lr"] = 1.0
+    weight.grad = torch.zeros(5, 9)
+    optimizer.step()
+    expected = -0.2 * 3 * orthogonalized(0.81 * kept[None])[0]  # 0.9 of a momentum that has kept 0.9
+    torch.testing.assert_close(weight.detach(), expected, atol=0.02, rtol=0)
+
+
+def test_every_parameter_is_in_one_group_and_what_is_no_matrix_is_left_to_adamw():
+    net = UNet(3, classes=4, widths=(8, 16), blocks=(1, 1), views=2)
+    optimizer = muon(net, lr=0.01, betas=(0.8, 0.95))
+    matrices, others = (group["params"] for group in optimizer.param_groups)
+    assert sorted(map(id, matrices + others)) == sorted(map(id, net.parameters()))
+    names = {id(p): name for name, p in net.named_parameters()}
+    assert {names[id(p)] for p in others if p.ndim > 1} == {
+        "embedding.labels.of_class.weight",
+        "embedding.labels.of_view.weight",
+    }
+    assert all(p.ndim > 1 for p in matrices)
+
+    twin = UNet(3, classes=4, widths=(8, 16), blocks=(1, 1), views=2)
+    twin.load_state_dict(net.state_dict())
+    reference = adamw(twin, lr=0.01, betas=(0.8, 0.95))
+    before = {name: p.detach().clone() for name, p in net.named_parameters()}
+    for _ in range(3):
+        torch.manual_seed(1)
+        for p, q in zip(net.parameters(), twin.parameters(), strict=True):
+            p.grad = torch.randn_like(p)
+            q.grad = p.grad.clone()
+        optimizer.step()
+        reference.step()
+    other_ids = {id(p) for p in others}
+    for (name, p), q in zip(net.named_parameters(), twin.parameters(), strict=True):
+        assert torch.equal(p, q) == (id(p) in other_ids), name
+        assert not torch.equal(p, before[name]), name
+
+
+def test_the_rate_of_both_groups_is_the_loops():
+    """`train` sets `lr` in `param_groups`: AdamW's part must hear it."""
+    net = torch.nn.Linear(3, 3)
+    optimizer = muon(net, lr=1.0)
+    for group in optimizer.param_groups:
+        group["lr"] = 0.0
+    before = [p.detach().clone() for p in net.parameters()]
+    for p in net.parameters():
+        p.grad = torch.ones_like(p)
+    optimizer.step()
+    assert all(torch.equal(p, q) for p, q in zip(net.parameters(), before, strict=True))
+
+
+def test_a_parameter_without_gradient_stays():
+    net = torch.nn.Sequential(torch.nn.Linear(3, 3), torch.nn.Linear(3, 3))
+    optimizer = muon(net)
+    net[0].weight.grad = torch.ones(3, 3)
+    before = net[1].weight.detach().clone()
+    optimizer.step()
+    assert torch.equal(net[1].weight, before)
+    assert net[1].weight not in optimizer.state
+
+
+@pytest.mark.parametrize("name", OPTIMIZERS)
+def test_every_optimiser_finds_the_solution_of_a_linear_problem(name):
+    torch.manual_seed(0)
+    net, x = torch.nn.Linear(6, 6), torch.randn(64, 6)
+    truth = torch.randn(6, 6)
+    optimizer = OPTIMIZERS[name](net, 0.1, (0.9, 0.99))
+    for n in range(400):
+        for group in optimizer.param_groups:
+            group["lr"] = 0.1 * (1 - n / 400)
+        optimizer.zero_grad()
+        (net(x) - x @ truth).square().mean().backward()
+        optimizer.step()
+    assert (net(x) - x @ truth).square().mean() < 1e-3
