@@ -21,8 +21,8 @@ def pick_device(name: str = "auto") -> torch.device:
 def pick_precision(name: str, device: torch.device) -> str:
     """ "fp32" or "bf16": as asked, or what is faster on this device.
 
-    The rule, measured by `benchmarks/throughput.py`: bf16 where the hardware multiplies bf16 numbers (AMX or AVX512_BF16 on
-    a CPU, tensor cores on a GPU), fp32 elsewhere, where casts cost more than they save.
+    The rule, measured by `benchmarks/throughput.py`: bf16 where the hardware multiplies bf16 numbers (AMX, AVX512_BF16,
+    tensor cores), fp32 elsewhere, where casts cost more than they save.
     """
     if name != "auto":
         return name
