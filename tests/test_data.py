@@ -4,9 +4,6 @@ import gzip
 import hashlib
 import os
 import struct
-import time
-import warnings
-import zlib
 from contextlib import suppress
 from pathlib import Path
 
@@ -175,7 +172,7 @@ def test_fashion_mnist_is_the_published_one():
     assert images.std / 2 == pytest.approx(0.3530, abs=1e-4)
 
 
-# Folders: what the pixels mean
+# Folders: what the pixels mean; of odd files in test_odd_images.py
 
 
 def test_folder_keeps_small_images_of_one_size(tmp_path):
@@ -198,70 +195,6 @@ def test_all_grey_is_one_channel_and_grey_among_colours_is_rgb(tmp_path):
     assert pixels.shape == (3, 3, 8, 8)
     assert torch.equal(pixels[0], torch.from_numpy(grey).expand(3, 8, 8))
     assert torch.equal(pixels[2], planes(colour))
-
-
-def test_sixteen_bits_are_scaled(tmp_path):
-    ramp = np.linspace(0, 65535, 4096).round().astype(np.uint16).reshape(64, 64)
-    save(tmp_path / "ramp.png", ramp)
-    pixels = load_folder(tmp_path).pixels
-    assert pixels.shape == (1, 1, 64, 64)
-    error = np.abs(pixels[0, 0].numpy() / 255 - ramp / 65535)
-    assert error.max() <= 0.5 / 255 + 1e-9
-    assert pixels.unique().numel() == 256
-
-
-@pytest.mark.parametrize("mode", ["RGBA", "LA"])
-def test_alpha_is_laid_on_white(tmp_path, mode):
-    value, alpha = np.meshgrid(np.arange(256), np.arange(256))  # each value under each alpha
-    bands = [value] * (len(mode) - 1) + [alpha]
-    save(tmp_path / "x.png", Image.merge(mode, [Image.fromarray(band.astype(np.uint8)) for band in bands]))
-    expected = np.rint((value * alpha + 255 * (255 - alpha)) / 255)
-    pixels = load_folder(tmp_path, size=256).pixels[0]
-    assert len(pixels) == len(mode) - 1
-    assert all((channel.numpy() == expected).all() for channel in pixels)
-
-
-def test_transparent_palette_is_white(tmp_path):
-    image = Image.fromarray(np.arange(64, dtype=np.uint8).reshape(8, 8) % 3, "P")
-    image.putpalette([255, 0, 0, 0, 255, 0, 0, 0, 255])
-    save(tmp_path / "x.png", image, transparency=bytes([0, 255, 128]))
-    pixels = load_folder(tmp_path).pixels[0]
-    assert [pixels[:, 0, column].tolist() for column in range(3)] == [[255, 255, 255], [0, 255, 0], [127, 127, 255]]
-
-
-def test_cmyk_becomes_rgb(tmp_path):
-    save(tmp_path / "x.jpg", Image.new("CMYK", (16, 16), (0, 255, 255, 0)), quality=95)  # magenta and yellow: red
-    assert load_folder(tmp_path).pixels[0, :, 8, 8].tolist() == pytest.approx([255, 0, 0], abs=3)
-
-
-@pytest.mark.parametrize(
-    ("suffix", "kind"),
-    [(".png", "RGB"), (".png", "L"), (".png", "I;16"), (".jpg", "RGB"), (".jpg", "L"), (".webp", "RGB")],
-)
-def test_every_exif_orientation_comes_upright(tmp_path, suffix, kind):
-    upright = np.full((16, 24), 20, np.uint8)
-    upright[:8, :8], upright[8:, 16:] = 240, 130  # asymmetric, and in blocks that JPEG keeps
-    stored = {  # what a camera held so writes for this scene, by the EXIF standard's row 0 and column 0
-        1: upright,
-        2: upright[:, ::-1],
-        3: upright[::-1, ::-1],
-        4: upright[::-1],
-        5: upright.T,
-        6: np.rot90(upright),
-        7: upright[::-1, ::-1].T,
-        8: np.rot90(upright, -1),
-    }
-    for orientation, pixels in stored.items():
-        exif = Image.Exif()
-        exif[0x0112] = orientation
-        image = Image.fromarray(pixels.astype(np.uint16) * 257) if kind == "I;16" else Image.fromarray(pixels)
-        options = {"lossless": True} if suffix == ".webp" else {"quality": 100} if suffix == ".jpg" else {}
-        save(
-            tmp_path / f"{orientation}{suffix}", image if kind == "I;16" else image.convert(kind), exif=exif, **options
-        )
-    pixels = load_folder(tmp_path).pixels.float()
-    assert pixels.shape[2:] == (16, 24)
-    assert (pixels - torch.from_numpy(upright).float()).abs().max() <= 2
 
 
 # Folders: sizes
@@ -347,12 +280,6 @@ def test_order_is_that_of_the_bytes_whatever_came_first(tmp_path):
     assert torch.equal(one.pixels, torch.stack(expected))
 
 
-def test_class_names_can_be_printed_whatever_the_folder_is_called(tmp_path):
-    for folder in ("日本", os.fsdecode(b"caf\xe9")):
-        save(tmp_path / folder / "1.png", noise(4, 4))
-    assert load_folder(tmp_path).class_names == (r"caf\xe9", "日本")
-
-
 def test_other_and_hidden_files_are_ignored_and_counted(tmp_path):
     for name in ("1.JPEG", "2.Jpg", "3.PNG", "4.webp", "5.BMP"):
         save(tmp_path / name, noise(4, 4, 3))
@@ -366,9 +293,8 @@ def test_other_and_hidden_files_are_ignored_and_counted(tmp_path):
     assert images.notes == ("ignored 6 entries that are hidden, not images, or links to what was already seen",)
 
 
-@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="no pipes here")
-def test_pipes_are_not_opened_and_loops_end(tmp_path):
-    os.mkfifo(tmp_path / "pipe.png")
+@pytest.mark.skipif(os.name != "posix", reason="no links for everybody here")
+def test_links_are_followed_once(tmp_path):
     save(tmp_path / "a/1.png", noise(4, 4))
     save(tmp_path / "z/2.png", noise(4, 4))
     (tmp_path / "a/loop").symlink_to("..")
@@ -378,7 +304,7 @@ def test_pipes_are_not_opened_and_loops_end(tmp_path):
     (tmp_path / "other").symlink_to(outside)
     images = load_folder(tmp_path)
     assert (images.class_names, len(images)) == (("a", "other", "z"), 3)
-    assert "ignored 4 entries" in images.notes[0]
+    assert "ignored 3 entries" in images.notes[0]
 
 
 def test_an_empty_or_missing_folder_is_refused(tmp_path):
@@ -390,69 +316,9 @@ def test_an_empty_or_missing_folder_is_refused(tmp_path):
         load_folder(tmp_path)
 
 
-# Folders: files that are bad
-
-
-def png_header(width: int, height: int) -> bytes:
-    def chunk(kind: bytes, body: bytes) -> bytes:
-        return struct.pack(">I", len(body)) + kind + body + struct.pack(">I", zlib.crc32(kind + body))
-
-    return (
-        b"\x89PNG\r\n\x1a\n"
-        + chunk(b"IHDR", struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0))
-        + chunk(b"IEND", b"")
-    )
-
-
-def test_damaged_files_are_named(tmp_path):
-    good = save(tmp_path / "good.jpg", noise(40, 40, 3)).read_bytes()
-    frames = [Image.fromarray(noise(8, 8, 3)) for _ in range(3)]
-    save(tmp_path / "many.png", frames[0], save_all=True, append_images=frames[1:])
-    save(tmp_path / "many.webp", frames[0], save_all=True, append_images=frames[1:], lossless=True)
-    save(tmp_path / "gif.png", frames[0], format="GIF", save_all=True, append_images=frames[1:])
-    save(tmp_path / "tiff.jpg", frames[0], format="TIFF")
-    bad = {f"cut{percent}.jpg": good[: len(good) * percent // 100] for percent in (10, 50, 90)}
-    png = save(tmp_path / "good.png", noise(40, 40, 3)).read_bytes()
-    bad |= {f"cut{percent}.png": png[: len(png) * percent // 100] for percent in (10, 50, 90)}
-    bad |= {"empty.png": b"", "page.jpg": b"<!DOCTYPE html>", "odd\nname.jpg": b"x"}
-    for name, content in bad.items():
-        (tmp_path / name).write_bytes(content)
-    for name in (*bad, "many.png", "many.webp", "gif.png", "tiff.jpg"):
-        alone = tmp_path / "alone"
-        alone.mkdir(exist_ok=True)
-        (tmp_path / name).rename(alone / name)
-        with pytest.raises(DataError, match=r"cannot read 1 of 1 images: '.*alone") as error:
-            load_folder(alone)
-        assert repr(name)[1:-1] in str(error.value)
-        assert "\n" not in str(error.value)
-        (alone / name).rename(tmp_path / name)
-    with pytest.raises(DataError, match=r"cannot read 13 of 15 images: .*cut10.jpg.*cut10.png.*; and 10 more"):
-        load_folder(tmp_path)
-
-
-@pytest.mark.parametrize("side", [8001, 10_000, 60_000])  # below, between and above Pillow's own two limits
-def test_a_huge_header_is_refused_at_once(tmp_path, side):
-    (tmp_path / "bomb.png").write_bytes(png_header(side, side))
-    start = time.perf_counter()
-    with warnings.catch_warnings(record=True) as said:
-        warnings.simplefilter("always")
-        with pytest.raises(DataError, match=r"bomb.png.*pixels"):
-            load_folder(tmp_path)
-    assert said == []  # the error is all there is to say
-    assert time.perf_counter() - start < 0.5
-
-
-def test_the_previews_of_a_camera_are_no_animation(tmp_path):
-    frames = [Image.new("RGB", (8, 8), colour) for colour in ("red", "blue")]
-    save(tmp_path / "x.jpg", frames[0], format="MPO", save_all=True, append_images=frames[1:])
-    assert load_folder(tmp_path).pixels[0, :, 4, 4].tolist() == pytest.approx([255, 0, 0], abs=3)
-
-
 @pytest.mark.skipif(not (DATA / "goldfish-32").is_dir(), reason="goldfish-32 is not in $SIMPLE_DIFFUSION_DATA")
-def test_five_hundred_photographs_load_at_once():
-    start = time.perf_counter()
+def test_five_hundred_photographs():
     images = load_folder(DATA / "goldfish-32")
-    assert time.perf_counter() - start < 2
     assert images.pixels.shape == (500, 3, 32, 32)
     first, second, third = images.pixels.float().mean((0, 2, 3))
     assert first > second > third  # goldfish are more red than green, and more green than blue

@@ -95,6 +95,23 @@ def test_no_image_of_another_class_is_decoded(pets):
         load_images(f"hub:{pets}[dogs]")
 
 
+def test_skip_bad_leaves_out_the_rows_that_cannot_be_read(tmp_path):
+    grey = [png(np.full((4, 4), value, np.uint8)) for value in range(3)]
+    parquet(tmp_path, [grey[0], b"not an image", grey[1], None, grey[2]], [2, 1, 0, 2, 1])
+    images = load_images(f"hub:{tmp_path}", skip_bad=True)
+    assert (values(images), images.labels.tolist()) == ([0, 1, 2], [2, 0, 1])
+    assert list(images.left_out) == [f"row {row} of 'hub:{tmp_path}'" for row in (1, 3)]
+    parquet(tmp_path, [grey[0], b"not an image"], [0, 1], "test")
+    with pytest.raises(DataError, match="has no readable image of its class 'dog'"):
+        held_out(f"hub:{tmp_path}", skip_bad=True)
+    assert values(held_out(f"hub:{tmp_path}[cat]", skip_bad=True)) == [0]
+
+
+def test_names_of_classes_can_be_printed(tmp_path):
+    parquet(tmp_path, [png(noise(4, 4))] * 2, [0, 1], names=("\x1b[31mred\n", "blue"))
+    assert load_images(f"hub:{tmp_path}").class_names == (r"\x1b[31mred\n", "blue")
+
+
 def test_images_are_decoded_by_the_rules_of_folders(tmp_path):
     grey, sideways = noise(8, 8), Image.Exif()
     sideways[0x0112] = 6

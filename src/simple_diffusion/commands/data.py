@@ -34,7 +34,7 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
     schedule = args.schedule or "cosine"
     if schedule not in SCHEDULES:
         raise UsageError(f"no schedule is called {schedule!r}: choose among {', '.join(SCHEDULES)}")
-    images = load(args, args.data, args.size)
+    images = load(args, args.data, args.size, args.skip_bad)
     say(args, card_text(images))
     counts: dict[str, int] = {}
     if images.labels is not None:
@@ -69,6 +69,7 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
         "std": images.std,
         "fingerprint": images.fingerprint,
         "notes": list(images.notes),
+        "left_out": images.left_out,
     }
 
 

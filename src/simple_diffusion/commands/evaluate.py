@@ -49,7 +49,7 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
 
     model, samples = None, None
     if Path(args.what).suffix in (".npz", ".npy"):
-        samples = load(args, args.what, args.size)
+        samples = load(args, args.what, args.size, args.skip_bad)
         source, size, out = args.data, args.size, Path(args.what).with_suffix("")
     else:
         args.model = args.what
@@ -57,12 +57,13 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
         source, size = args.data or model.card.name, args.size or model.config.size
         out = Path(args.what) if Path(args.what).is_dir() else Path(args.what).with_suffix("")
     out = args.out or out / "evaluation"
-    train = load(args, source, size)
+    skip_bad = args.skip_bad or (model is not None and model.config.skip_bad == "yes")
+    train = load(args, source, size, skip_bad)
     if model is not None and args.data is None and train.fingerprint != model.card.fingerprint:
         raise DataError(f"{source} is not what the model was trained on any more: name the data with --data")
     if samples is not None:
         check(samples, train)  # before minutes go into an extractor
-    test = held_out(source, root=args.data_root, size=size or None)
+    test = held_out(source, root=args.data_root, size=size or None, skip_bad=skip_bad)
     extractors = extractors_for(args, train)
 
     seconds = 0.0

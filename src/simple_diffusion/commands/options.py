@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable
 from typing import Any, NoReturn
 
-from ..errors import UsageError
+from ..errors import UsageError, printable
 
 STARTED = time.perf_counter()
 """When the command began: the clock of `train --for` counts from here."""
@@ -56,6 +56,7 @@ def command(commands: Any, name: str, run: Callable, help: str) -> Parser:
 def data_options(sub: Parser) -> None:
     sub.add_argument("--data-root", metavar="PATH", help="where data sets lie and are downloaded to")
     sub.add_argument("--size", type=positive, help="bring images to this height and width")
+    sub.add_argument("--skip-bad", action="store_true", help="leave out images that can't be read, and say which")
 
 
 def device_options(sub: Parser) -> None:
@@ -72,14 +73,20 @@ def sampling_options(sub: Parser) -> None:
 
 def say(args: argparse.Namespace, text: str) -> None:
     """Human words: to stdout, or to stderr where stdout is for JSON."""
+    text = printable(text, keep="\n")  # it has names of files and classes in it, and they may hold anything
     print(text, file=sys.stderr if args.json else sys.stdout, flush=True)
 
 
-def load(args: argparse.Namespace, source: str, size: int | None):
-    """The images of DATA, as the options say."""
+def load(args: argparse.Namespace, source: str, size: int | None, skip_bad: bool):
+    """The images of DATA, as the options say; what was left out is said on stderr."""
+    from ..data.images import first_reasons
     from ..data.sources import load_images
 
-    return load_images(source, root=args.data_root, size=size or None)
+    images = load_images(source, root=args.data_root, size=size or None, skip_bad=skip_bad)
+    if bad := images.left_out:
+        total = len(bad) + len(images)
+        print(f"left out {len(bad):,} of {total:,} images: {first_reasons(bad)}", file=sys.stderr, flush=True)
+    return images
 
 
 def card_text(images) -> str:
@@ -89,7 +96,7 @@ def card_text(images) -> str:
     classes = f" in {images.classes} classes ({', '.join(images.class_names)})" if images.classes else ""
     text = f"{images.name}: {len(images):,} {kind} images of {height} x {width} pixels{classes}; "
     text += f"mean {images.mean:.3f}, deviation {images.std:.3f} in [-1, 1]."
-    return " ".join([text, *images.notes])
+    return printable(" ".join([text, *images.notes]))
 
 
 def labels_of(text: str, class_names: tuple[str, ...]) -> list[int]:
@@ -124,4 +131,4 @@ def sampling_text(model, n: int) -> str:
     """What is drawn, and how."""
     config = model.config
     guidance = f", guidance {config.guidance:g}" if model.card.classes else ""
-    return f"{n:,} images of {model.card.name}, {config.sampler} in {config.sampler_steps} steps{guidance}"
+    return f"{n:,} images of {printable(model.card.name)}, {config.sampler} in {config.sampler_steps} steps{guidance}"

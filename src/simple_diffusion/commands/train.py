@@ -46,6 +46,7 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
         raise UsageError(f"no preset is called {args.preset!r}: choose one of {', '.join(PRESETS)}")
 
     given = {"data": args.data, "seed": args.seed, "size": args.size, "seconds": args.seconds, "steps": args.steps}
+    given["skip_bad"] = "yes" if args.skip_bad else None
     given["precision"] = None if args.precision == "auto" else args.precision
     if args.epochs:
         given["steps"] = 1  # until the size of the data is known
@@ -67,7 +68,7 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
         refuse_taken(args.out)  # before the data is loaded
     device = pick_device(args.device)
     config = fitted(config, device)
-    images = load(args, config.data, config.size)
+    images = load(args, config.data, config.size, config.skip_bad == "yes")
     if args.epochs:
         config = replace(config, steps=math.ceil(args.epochs * len(images) / config.batch))
     say(args, card_text(images))
@@ -78,6 +79,8 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
     folder = args.out or free_folder(Path("runs"), images.stem)
     length = f"{config.steps:,} steps" if config.steps else f"{config.seconds:g} s"
     say(args, f"Training for {length} on {device.type} in {config.precision}, into {folder}.")
+    if images.left_out:
+        say(args, f"The images that were left out: {folder / 'left-out.csv'}")
     result = train_run(config, images, folder, device, STARTED, quiet=args.json)
     if result.held_out_loss is not None:
         say(

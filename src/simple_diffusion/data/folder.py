@@ -1,9 +1,13 @@
-"""A folder of images, whose sub-folders are its classes: every file is decoded and checked before any is used."""
+"""A folder of images, whose sub-folders are its classes: every file is decoded and checked before any is used.
+
+docs/images-on-disk.md says what becomes of odd files; tests/test_odd_images.py holds one of each.
+"""
 
 import os
 import warnings
 from collections import Counter
 from collections.abc import Iterable, Mapping
+from dataclasses import replace
 from io import BytesIO
 from pathlib import Path
 
@@ -13,22 +17,25 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 from torch import Tensor
 from tqdm import tqdm
 
-from ..errors import DataError
-from .images import Images, select
+from ..errors import DataError, printable, reason
+from .images import Images, first_reasons, select
 
 FORMATS = ("JPEG", "PNG", "WEBP", "BMP")  # Pillow has some forty more openers, and most of its holes lie in those
 SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp")
 MAX_PIXELS = 64_000_000  # a header of 70 bytes can promise gigabytes
+MAX_ASPECT = 4  # of a longer image the square in its centre would show less than a quarter
 KEEP = 64  # images of one size up to this stay as they are ...
 SIZE = 32  # ... and all others become this
 
 
-def load_folder(path: str | Path, size: int | None = None, classes: str | None = None) -> Images:
+def load_folder(
+    path: str | Path, size: int | None = None, classes: str | None = None, skip_bad: bool = False
+) -> Images:
     """The images below `path`, in the byte order of their paths; first-level sub-folders are classes.
 
     8-bit RGB, or grey where all are grey; upright; transparency on white. If `size` is given, or if the images differ
     in size or are larger than `KEEP`, each is centre-cropped to a square and resized. `classes` reads only some of
-    them, as `select` reads it. Raises DataError.
+    them, as `select` reads it. Raises DataError if one of them can't be read; `skip_bad` leaves those out.
     """
     root = Path(path)
     files, folders, ignored = _find(root)
@@ -36,45 +43,63 @@ def load_folder(path: str | Path, size: int | None = None, classes: str | None =
     if folders := _classes(root, files, folders, ignored):
         number = {name: label for label, name in enumerate(folders)}
         labels = torch.tensor([number[_class(file)] for file in files])
-        names = tuple(os.fsencode(name).decode(errors="backslashreplace") for name in folders)
+        names = tuple(printable(os.fsencode(name).decode(errors="backslashreplace")) for name in folders)
     if classes is not None:
         rows, labels, names = select(str(path), classes, labels, names)
         files = [files[row] for row in rows]
-    pixels, notes = read_images([(repr(str(root / file)), root / file) for file in files], len(files), size)
-    if ignored:
-        note = f"ignored {ignored} entries that are hidden, not images, or links to what was already seen"
-        notes = (note, *notes)
-    return Images(str(path), pixels, labels, names, notes)
+    paths = [root / file for file in files]
+    images = read_images(str(path), ((str(file), file) for file in paths), len(paths), labels, names, size, skip_bad)
+    if not ignored:
+        return images
+    note = f"ignored {ignored} entries that are hidden, not images, or links to what was already seen"
+    return replace(images, notes=(note, *images.notes))
 
 
 def read_images(
-    images: Iterable[tuple[str, Path | BytesIO]], n: int, size: int | None = None
-) -> tuple[Tensor, tuple[str, ...]]:
-    """n images, each with what an error is to call it -> uint8 `[n, C, H, W]`, and notes of what was done to them.
+    name: str,
+    files: Iterable[tuple[str, Path | BytesIO]],
+    n: int,
+    labels: Tensor | None = None,
+    class_names: tuple[str, ...] = (),
+    size: int | None = None,
+    skip_bad: bool = False,
+) -> Images:
+    """The data set `name` from its n images, each with what the user is to call it.
 
-    The rules are those of `load_folder`. Raises DataError if one can't be read.
+    The rules are those of `load_folder`. Raises DataError if one can't be read, or with `skip_bad` if no image, or
+    none of a class, is left.
     """
-    pixels, shapes, bad = [], Counter(), []
+    pixels, rows, shapes, bad = [], [], Counter(), {}
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # Pillow's remarks on odd but readable files
-        for name, source in tqdm(images, total=n, desc="reading", unit=" images", delay=1, disable=None):
+        bar = tqdm(files, total=n, desc="reading", unit=" images", delay=1, disable=None)
+        for row, (called, file) in enumerate(bar):
             try:
-                image = read_image(source)
+                image = read_image(file)
             except Exception as error:  # a damaged file makes Pillow's decoders raise nearly anything
-                bad.append(f"{name}: {error}")
+                bad[called] = reason(error)
                 continue
             shapes[image.shape[:2]] += 1
+            rows.append(row)
             pixels.append(fit(image, size or SIZE) if size or max(image.shape) > KEEP else image)
-    if bad:
-        more = f"; and {len(bad) - 3} more" if len(bad) > 3 else ""
-        raise DataError(f"cannot read {len(bad)} of {n} images: {'; '.join(bad[:3])}{more}")
+    if bad and not skip_bad:
+        raise DataError(
+            f"cannot read {len(bad):,} of {n:,} images: {first_reasons(bad)}; "
+            "mend or remove them, or add --skip-bad to go on without them"
+        )
+    if not pixels:
+        raise DataError(f"{name!r} has no image that can be read, of {n:,}: {first_reasons(bad)}")
+    if labels is not None:
+        if lost := set(labels.tolist()) - set(labels[rows].tolist()):
+            raise DataError(f"{name!r} has no readable image of its class {class_names[min(lost)]!r}: remove the class")
+        labels = labels[rows]
     notes = ()
     if size is None and (len(shapes) > 1 or max(next(iter(shapes))) > KEEP):
         pixels = [fit(image, SIZE) for image in pixels]
         notes = (f"{resize_note(shapes, SIZE)}; --size N for another size",)
     elif size and set(shapes) != {(size, size)}:
         notes = (resize_note(shapes, size),)
-    return pack(pixels), notes
+    return Images(name, pack(pixels), labels, class_names, notes, bad)
 
 
 def read_image(file: Path | BytesIO) -> np.ndarray:
@@ -83,17 +108,24 @@ def read_image(file: Path | BytesIO) -> np.ndarray:
         source = Image.open(file, formats=FORMATS)
     except UnidentifiedImageError:
         raise ValueError("not a JPEG, PNG, WebP or BMP image") from None
+    except Image.DecompressionBombError:  # far above our own limit, and raised before we see the size
+        raise ValueError(f"more than {MAX_PIXELS:,} pixels") from None
     with source:
         width, height = source.size
         if width * height > MAX_PIXELS:
-            raise ValueError(f"{width} x {height} pixels are more than {MAX_PIXELS}")
+            raise ValueError(f"more than {MAX_PIXELS:,} pixels ({width} x {height})")
+        if max(width, height) > MAX_ASPECT * min(width, height):
+            raise ValueError(f"{width} x {height} is longer than {MAX_ASPECT}:1: the square in its centre shows little")
         # The further frames of an MPO are a camera's previews and depth maps, those of others an animation.
         frames = getattr(source, "n_frames", 1)
         if frames > 1 and source.format != "MPO":
             raise ValueError(f"an animation of {frames} frames")
         image = ImageOps.exif_transpose(source)
     if image.mode.startswith("I;16"):
-        return ((np.asarray(image).astype(np.uint32) + 128) // 257).astype(np.uint8)  # 65535 = 255 * 257
+        grey = np.asarray(image).astype(np.uint32)
+        if (key := image.info.get("transparency")) is not None:
+            grey[grey == key] = 65535
+        return ((grey + 128) // 257).astype(np.uint8)  # 65535 = 255 * 257
     mode = "L" if image.mode in ("1", "L", "LA") else "RGB"
     if not image.has_transparency_data:
         return np.asarray(image.convert(mode))

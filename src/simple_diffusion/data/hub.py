@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..errors import DataError, UsageError
+from ..errors import DataError, UsageError, printable
 from .folder import read_images
 from .images import Images, select
 
@@ -30,13 +30,15 @@ QUIET = {  # read when the libraries are imported; what the user has set stands
 }
 
 
-def load_hub(where: str, split: str = "train", size: int | None = None, classes: str | None = None) -> Images | None:
+def load_hub(
+    where: str, split: str = "train", size: int | None = None, classes: str | None = None, skip_bad: bool = False
+) -> Images | None:
     """The data set OWNER/NAME of huggingface.co, or a folder of parquet files or images laid out as there.
 
     The first column of images and, if there is one, the first of classes; the split "test" may be called validation
     there, and is None where there is neither, or where its labels are withheld. Images are read by the rules of
-    `load_folder`, after `classes` has chosen among them, as `select` reads it. Raises DataError, and UsageError if
-    `datasets` is not installed.
+    `load_folder`, after `classes` has chosen among them, as `select` reads it; `skip_bad` leaves out those that can't
+    be read. Raises DataError, and UsageError if `datasets` is not installed.
     """
     name = f"hub:{where}"
     for key, value in QUIET.items():
@@ -57,7 +59,7 @@ def load_hub(where: str, split: str = "train", size: int | None = None, classes:
             have = ", ".join(f"{key} ({type(kind).__name__})" for key, kind in data.features.items())
             raise DataError(f"{name!r} has no column of images: it has {have}")
         labels = None if target is None else _labels(data, target)
-        class_names = () if target is None else tuple(data.features[target].names)
+        class_names = () if target is None else tuple(map(printable, data.features[target].names))
         missing = [] if labels is None else (labels < 0).nonzero().flatten().tolist()
         if missing and split != "train":  # a contest keeps the labels of its test set to itself
             continue
@@ -68,8 +70,7 @@ def load_hub(where: str, split: str = "train", size: int | None = None, classes:
             rows, labels, class_names = select(name, classes, labels, class_names)
         data = data.select_columns([column]).cast_column(column, Image(decode=False))
         files = ((f"row {int(row)} of {name!r}", _file(data[int(row)][column])) for row in rows)
-        pixels, notes = read_images(files, len(rows), size)
-        return Images(name, pixels, labels, class_names, notes)
+        return read_images(name, files, len(rows), labels, class_names, size, skip_bad)
     return None
 
 

@@ -1,19 +1,22 @@
 """A data set: every image in memory as one uint8 tensor, with its labels and what can be read off it."""
 
+import csv
 import hashlib
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from difflib import get_close_matches
 from functools import cached_property
+from io import StringIO
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
-from ..errors import DataError, DivergedError
+from ..errors import DataError, DivergedError, printable
 
 SHOWN = 12  # classes that an error lists
+REASONS = 3  # unreadable images that a sentence names
 
 
 def to_unit(pixels: Tensor) -> Tensor:
@@ -39,7 +42,8 @@ class Images:
     pixels      uint8 `[N, C, H, W]`
     labels      int64 `[N]` in 0..classes-1, or None for data without classes
     class_names one name a class, in the order of the labels; empty for data without classes
-    notes       one sentence for each thing a loader did that the user should know (resized, left out, ...)
+    notes       one sentence for each thing a loader did that the user should know (resized, ignored, ...)
+    left_out    the images that can't be read and were left out with `skip_bad`: path -> why
     """
 
     name: str
@@ -47,6 +51,7 @@ class Images:
     labels: Tensor | None = None
     class_names: tuple[str, ...] = ()
     notes: tuple[str, ...] = field(default=())
+    left_out: dict[str, str] = field(default_factory=dict)
 
     def __len__(self) -> int:
         return len(self.pixels)
@@ -100,6 +105,22 @@ class Images:
         if self.labels is not None:
             digest.update(self.labels.numpy().tobytes())
         return digest.hexdigest()
+
+
+def first_reasons(left_out: Mapping[str, str]) -> str:
+    """The first few of the images that can't be read, each with why, and how many more there are: one line."""
+    named = [f"{path}: {reason}" for path, reason in left_out.items()][:REASONS]
+    more = [f"and {len(left_out) - REASONS:,} more"] if len(left_out) > REASONS else []
+    return printable("; ".join(named + more))
+
+
+def left_out_csv(left_out: Mapping[str, str]) -> bytes:
+    """All of them as a table, a line each: image, reason."""
+    table = StringIO()
+    rows = csv.writer(table, lineterminator="\n")
+    rows.writerow(("image", "reason"))
+    rows.writerows((printable(path), printable(reason)) for path, reason in left_out.items())
+    return table.getvalue().encode()
 
 
 def split_name(source: str) -> tuple[str, str | None]:

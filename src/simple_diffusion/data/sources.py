@@ -24,26 +24,34 @@ HUB = "hub:"
 
 
 def load_images(
-    source: str, *, split: str = "train", root: str | Path | None = None, size: int | None = None
+    source: str,
+    *,
+    split: str = "train",
+    root: str | Path | None = None,
+    size: int | None = None,
+    skip_bad: bool = False,
 ) -> Images:
     """A data set of `SOURCES`, a folder of images, an `.npy` or `.npz` file, or `hub:OWNER/NAME` of huggingface.co.
 
     `DATA[Bag]` or `DATA[8]` is one class of any of them, as data without classes; `DATA[Bag,Sandal]` are these two,
     numbered 0 and 1. No image of another class is decoded. `root` is where the named sets lie and are downloaded to.
-    `size` makes every image size x size. Raises DataError, and UsageError if `hub:` lacks its package.
+    `size` makes every image size x size. Raises DataError, also if an image can't be read, unless `skip_bad` leaves it
+    out; and UsageError if `hub:` lacks its package.
     """
-    images = _load(source, split, root, size)
+    images = _load(source, split, root, size, skip_bad)
     if images is None:
         raise DataError(f"{source!r} has no {split!r} split: name the folder or file of those images instead")
     return images
 
 
-def held_out(source: str, *, root: str | Path | None = None, size: int | None = None) -> Images | None:
+def held_out(
+    source: str, *, root: str | Path | None = None, size: int | None = None, skip_bad: bool = False
+) -> Images | None:
     """The test set that comes with `source`, of the same classes; None for folders and arrays, which have none."""
-    return _load(source, "test", root, size)
+    return _load(source, "test", root, size, skip_bad)
 
 
-def _load(source: str, split: str, root: str | Path | None, size: int | None) -> Images | None:
+def _load(source: str, split: str, root: str | Path | None, size: int | None, skip_bad: bool) -> Images | None:
     """None where the data has no such split."""
     if size is not None and size < 1:
         raise UsageError(f"--size {size} is no size of an image: give a number of pixels")
@@ -54,7 +62,7 @@ def _load(source: str, split: str, root: str | Path | None, size: int | None) ->
     if data in SOURCES:
         images = SOURCES[data](split, root, classes)
     elif data.startswith(HUB):
-        images = load_hub(data.removeprefix(HUB), split, size, classes)
+        images = load_hub(data.removeprefix(HUB), split, size, classes, skip_bad)
     elif not is_array and not path.is_dir():
         near = get_close_matches(data.lower(), SOURCES, n=1)
         hint = f"; did you mean {near[0]!r}?" if near else ""
@@ -63,7 +71,7 @@ def _load(source: str, split: str, root: str | Path | None, size: int | None) ->
     elif split != "train":
         return None
     else:
-        images = load_array(path, classes) if is_array else load_folder(path, size, classes)
+        images = load_array(path, classes) if is_array else load_folder(path, size, classes, skip_bad)
     return images and replace(_resized(images, size), name=source)
 
 

@@ -1,0 +1,650 @@
+"""One of each odd file that a folder of images may hold, and what becomes of it.
+
+The table of docs/images-on-disk.md has a row for each key of CORPUS, and no other.
+"""
+
+import csv
+import json
+import os
+import re
+import socket
+import struct
+import sys
+import tomllib
+import zlib
+from argparse import Namespace
+from collections.abc import Callable
+from dataclasses import dataclass
+from io import BytesIO
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from conftest import TINY
+from PIL import Image
+
+from simple_diffusion.checkpoint import read
+from simple_diffusion.cli import main
+from simple_diffusion.commands.options import labels_of, say
+from simple_diffusion.data import folder
+from simple_diffusion.data.folder import load_folder, read_image
+from simple_diffusion.data.sources import load_images
+from simple_diffusion.errors import DataError, UsageError
+
+pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="pipes, and names that Windows can't write")
+DOCS = Path(__file__).parents[1] / "docs" / "images-on-disk.md"
+RNG = np.random.default_rng(0)
+
+
+# Making files
+
+
+def encoded(pixels: np.ndarray | Image.Image, kind: str, **options) -> bytes:
+    file = BytesIO()
+    (pixels if isinstance(pixels, Image.Image) else Image.fromarray(pixels)).save(file, kind, **options)
+    return file.getvalue()
+
+
+def chunk(kind: bytes, body: bytes) -> bytes:
+    return struct.pack(">I", len(body)) + kind + body + struct.pack(">I", zlib.crc32(kind + body))
+
+
+def png(width: int, height: int, bits: int, colour: int, data: bytes = b"", extra: bytes = b"", adam7=False) -> bytes:
+    """A PNG by hand. `colour` is the standard's: 0 grey, 2 RGB, 3 palette, 6 RGBA; `data` is compressed already."""
+    header = struct.pack(">IIBBBBB", width, height, bits, colour, 0, 0, adam7)
+    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + extra + chunk(b"IDAT", data) + chunk(b"IEND", b"")
+
+
+def packed(*parts: np.ndarray) -> bytes:
+    """The lines of an image, or of the passes of an interlaced one: unfiltered, 16 bits as two bytes, compressed."""
+    parts = [part.astype(">u2") if part.dtype == np.uint16 else part for part in parts]
+    return zlib.compress(b"".join(b"\0" + line.tobytes() for part in parts for line in part))
+
+
+def adam7(grey: np.ndarray) -> list[np.ndarray]:
+    """The seven passes of an interlaced image."""
+    grid = [(0, 0, 8, 8), (0, 4, 8, 8), (4, 0, 8, 4), (0, 2, 4, 4), (2, 0, 4, 2), (0, 1, 2, 2), (1, 0, 2, 1)]
+    return [grey[top::down, left::right] for top, left, down, right in grid]
+
+
+def black(lines: int, length: int) -> bytes:
+    """So many lines of zeros compressed, without making them; a hundredth of them is."""
+    press = zlib.compressobj(9, wbits=-15)
+    piece = press.compress(bytes(lines // 100 * length)) + press.flush(zlib.Z_FULL_FLUSH)  # refers to nothing before it
+    return b"\x78\xda" + piece * 100 + b"\x03\x00" + struct.pack(">I", (lines * length % 65521 << 16) + 1)
+
+
+def orientation(number: int) -> bytes:
+    tags = Image.Exif()
+    tags[0x0112] = number
+    return tags.tobytes()
+
+
+def changed(content: bytes, place: int, new: bytes) -> bytes:
+    return content[:place] + new + content[place + len(new) :]
+
+
+def on_white(pixels: np.ndarray, alpha: np.ndarray) -> np.ndarray:
+    """Pixels in 0..255 laid on white, by the definition: uint8."""
+    alpha = alpha[..., None] if pixels.ndim == 3 else alpha
+    return np.rint((1.0 * pixels * alpha + 255 * (255.0 - alpha)) / 255).astype(np.uint8)
+
+
+def socket_at(path: Path) -> None:
+    here = os.getcwd()
+    os.chdir(path.parent)  # the address of a socket has a hundred bytes at most
+    try:
+        with socket.socket(socket.AF_UNIX) as unbound:
+            unbound.bind(path.name)
+    finally:
+        os.chdir(here)
+
+
+def elsewhere(path: Path) -> Path:
+    """A good image outside of the folder that `path` lies in."""
+    target = path.parent.parent / "elsewhere.png"
+    target.write_bytes(PNG)
+    return target
+
+
+# The corpus
+
+
+@dataclass(frozen=True)
+class Read:
+    """It becomes these pixels: uint8 `[H, W]` or `[H, W, 3]`."""
+
+    pixels: np.ndarray
+    within: int = 0  # grey levels
+
+
+@dataclass(frozen=True)
+class Refused:
+    """It stops the command, or is left out by --skip-bad; the message says its path and this pattern."""
+
+    reason: str
+
+
+class Ignored:
+    """It is no image to us: never opened and no error, but counted."""
+
+
+Odd = dict[str, tuple[bytes | Callable[[Path], object], Read | Refused | Ignored]]
+"""Name of the file -> (its content or what makes it, what becomes of it)."""
+
+GREY, ALPHA = RNG.integers(0, 256, (2, 16, 24), np.uint8)
+COLOUR = RNG.integers(0, 256, (16, 24, 3), np.uint8)
+DEEP = np.linspace(0, 65535, 64 * 64).round().astype(np.uint16).reshape(64, 64)  # a ramp through all of 8 bits
+DEEP_COLOUR = RNG.integers(0, 65536, (16, 24, 4)).astype(np.uint16)
+BLOCKS = np.full((16, 24), 20, np.uint8)  # no two turns of it are alike, and JPEG keeps it
+BLOCKS[:8, :8], BLOCKS[8:, 16:] = 240, 130
+INKS = np.kron(RNG.integers(0, 256, (2, 3, 4), np.uint8), np.ones((8, 8, 1), np.uint8))  # blocks that JPEG keeps
+WITHOUT_INK = np.rint((255.0 - INKS[..., :3]) * (255.0 - INKS[..., 3:]) / 255).astype(np.uint8)
+FRAMES = [Image.fromarray(RNG.integers(0, 256, (8, 8, 3), np.uint8)) for _ in range(3)]
+ALL = {"save_all": True, "append_images": FRAMES[1:]}
+PNG, BMP = encoded(COLOUR, "PNG"), encoded(COLOUR, "BMP")
+JPEG, WEBP = encoded(COLOUR, "JPEG"), encoded(COLOUR, "WEBP", lossless=True)
+JPEG_SIZE = JPEG.index(b"\xff\xc0") + 5  # where height and width stand
+DECODED = np.asarray(Image.open(BytesIO(JPEG)))  # what a JPEG of noise shows is the decoder's matter
+LARGER = RNG.integers(0, 256, (40, 60, 3), np.uint8)  # a hundredth of its file is more than what follows the pixels
+LONG_JPEG = encoded(RNG.integers(0, 256, (300, 300, 3), np.uint8), "JPEG", quality=95)  # Pillow reads it piece by piece
+PALETTE = np.arange(255, -1, -1, np.uint8).repeat(3)  # entry n is grey 255 - n
+KEY = tuple(COLOUR[1, 1].tolist())
+SCENES = {  # what a camera held so writes of the blocks, by where the standard puts row 0 and column 0
+    1: BLOCKS,
+    2: BLOCKS[:, ::-1],
+    3: BLOCKS[::-1, ::-1],
+    4: BLOCKS[::-1],
+    5: BLOCKS.T,
+    6: np.rot90(BLOCKS),
+    7: BLOCKS[::-1, ::-1].T,
+    8: np.rot90(BLOCKS, -1),
+}
+NO_IMAGE = Refused("not a JPEG, PNG, WebP or BMP image")
+CUT = Refused("[Tt]runcated|not a JPEG|could not create decoder|unrecognized data stream|broken")
+ANIMATION = Refused("an animation of 3 frames")
+TOO_LARGE = Refused("more than 64,000,000 pixels")
+TOO_LONG = Refused("longer than 4:1")
+
+
+def cuts(suffix: str, whole: bytes) -> Odd:
+    return {f"cut at {share} %.{suffix}": (whole[: len(whole) * share // 100], CUT) for share in (10, 50, 90, 99)}
+
+
+CORPUS: dict[str, Odd] = {
+    "16 bits a channel": {
+        "grey of 16 bits.png": (encoded(DEEP, "PNG"), Read(np.rint(DEEP / 257).astype(np.uint8))),
+        "grey of 16 bits, one transparent.png": (
+            png(64, 64, 16, 0, packed(DEEP), chunk(b"tRNS", struct.pack(">H", DEEP[1, 1]))),
+            Read(np.rint(np.where(DEEP[1, 1] == DEEP, 65535, DEEP) / 257).astype(np.uint8)),
+        ),
+        "rgb of 16 bits.png": (
+            png(24, 16, 16, 2, packed(DEEP_COLOUR[..., :3])),
+            Read(np.rint(DEEP_COLOUR[..., :3] / 257).astype(np.uint8), within=1),
+        ),
+        "rgba of 16 bits.png": (
+            png(24, 16, 16, 6, packed(DEEP_COLOUR)),
+            Read(on_white(DEEP_COLOUR[..., :3] / 257, DEEP_COLOUR[..., 3] / 257), within=2),
+        ),
+    },
+    "fewer than 8 bits": {
+        "1 bit.png": (encoded(GREY > 127, "PNG"), Read((GREY > 127) * np.uint8(255))),
+        "1 bit.bmp": (encoded(GREY > 127, "BMP"), Read((GREY > 127) * np.uint8(255))),
+        "2 bits.png": (
+            png(4, 2, 2, 0, packed(np.array([[0b00011011], [0b11100100]], np.uint8))),
+            Read(np.array([[0, 85, 170, 255], [255, 170, 85, 0]], np.uint8)),
+        ),
+        "4 bits.png": (
+            png(2, 2, 4, 0, packed(np.array([[0x0F], [0x37]], np.uint8))),
+            Read(np.array([[0, 255], [51, 119]], np.uint8)),
+        ),
+    },
+    "a palette": {
+        "palette.png": (
+            png(24, 16, 8, 3, packed(GREY), chunk(b"PLTE", PALETTE.tobytes())),
+            Read(255 - GREY[..., None].repeat(3, 2)),
+        ),
+        "palette.bmp": (
+            encoded(Image.fromarray(COLOUR).quantize(64), "BMP"),
+            Read(np.asarray(Image.fromarray(COLOUR).quantize(64).convert("RGB"))),
+        ),
+    },
+    "transparency": {
+        "rgba.png": (encoded(np.dstack([COLOUR, ALPHA]), "PNG"), Read(on_white(COLOUR, ALPHA))),
+        "grey and alpha.png": (encoded(np.dstack([GREY, ALPHA]), "PNG"), Read(on_white(GREY, ALPHA))),
+        "rgba.webp": (
+            encoded(np.dstack([COLOUR, ALPHA]), "WEBP", lossless=True, exact=True),
+            Read(on_white(COLOUR, ALPHA)),
+        ),
+        "palette with alpha.png": (
+            png(24, 16, 8, 3, packed(GREY), chunk(b"PLTE", PALETTE.tobytes()) + chunk(b"tRNS", bytes(range(256)))),
+            Read(on_white(255 - GREY, GREY)[..., None].repeat(3, 2)),
+        ),
+        "one transparent grey.png": (
+            png(24, 16, 8, 0, packed(GREY), chunk(b"tRNS", struct.pack(">H", GREY[1, 1]))),
+            Read(np.where(GREY[1, 1] == GREY, np.uint8(255), GREY)),
+        ),
+        "one transparent colour.png": (
+            png(24, 16, 8, 2, packed(COLOUR), chunk(b"tRNS", struct.pack(">HHH", *KEY))),
+            Read(np.where((COLOUR == KEY).all(2, keepdims=True), np.uint8(255), COLOUR)),
+        ),
+    },
+    "CMYK": {
+        "cmyk.jpg": (encoded(Image.fromarray(INKS, "CMYK"), "JPEG", quality=100), Read(WITHOUT_INK, within=3)),
+    },
+    "an orientation in EXIF": {
+        f"orientation {number}.jpg": (
+            encoded(scene.copy(), "JPEG", quality=100, exif=orientation(number)),
+            Read(BLOCKS, within=2),
+        )
+        for number, scene in SCENES.items()
+    }
+    | {
+        "orientation 6.png": (encoded(SCENES[6].copy(), "PNG", exif=orientation(6)), Read(BLOCKS)),
+        "orientation 6 of 16 bits.png": (
+            encoded(SCENES[6].astype(np.uint16) * 257, "PNG", exif=orientation(6)),
+            Read(BLOCKS),
+        ),
+        "orientation 6.webp": (
+            encoded(SCENES[6][..., None].repeat(3, 2), "WEBP", lossless=True, exif=orientation(6)),
+            Read(BLOCKS[..., None].repeat(3, 2)),
+        ),
+        "orientation 9.jpg": (encoded(COLOUR, "JPEG", exif=orientation(9)), Read(DECODED)),
+        "exif of nonsense.jpg": (encoded(COLOUR, "JPEG", exif=b"Exif\0\0nonsense"), Read(DECODED)),
+    },
+    "a colour profile, a gamma": {
+        "profile.jpg": (encoded(COLOUR, "JPEG", icc_profile=b"of a camera" * 50), Read(DECODED)),
+        "gamma.png": (png(24, 16, 8, 0, packed(GREY), chunk(b"gAMA", struct.pack(">I", 100_000))), Read(GREY)),
+    },
+    "progressive, interlaced": {
+        "progressive.jpg": (encoded(COLOUR, "JPEG", progressive=True), Read(DECODED)),
+        "interlaced.png": (png(24, 16, 8, 0, packed(*adam7(GREY)), adam7=True), Read(GREY)),
+        "from the top.bmp": (changed(BMP, 22, struct.pack("<i", -16)), Read(COLOUR[::-1])),
+    },
+    "several pictures of a camera": {
+        "previews.jpg": (
+            encoded(FRAMES[0], "MPO", **ALL),
+            Read(np.asarray(Image.open(BytesIO(encoded(FRAMES[0], "JPEG"))))),
+        ),
+    },
+    "an animation": {
+        "moving.png": (encoded(FRAMES[0], "PNG", **ALL), ANIMATION),
+        "moving.webp": (encoded(FRAMES[0], "WEBP", lossless=True, **ALL), ANIMATION),
+        "moving gif.png": (encoded(FRAMES[0], "GIF", **ALL), NO_IMAGE),
+        "of one frame.webp": (encoded(COLOUR, "WEBP", lossless=True, save_all=True), Read(COLOUR)),
+    },
+    "the wrong ending": {
+        "png.jpg": (PNG, Read(COLOUR)),
+        "webp.bmp": (WEBP, Read(COLOUR)),
+        "LOUD.JPEG": (JPEG, Read(DECODED)),
+    },
+    "cut short": {
+        **cuts("jpg", encoded(LARGER, "JPEG")),
+        **cuts("png", encoded(LARGER, "PNG")),
+        **cuts("webp", encoded(LARGER, "WEBP")),
+        **cuts("bmp", encoded(LARGER, "BMP")),
+        "long, cut at 99 %.jpg": (LONG_JPEG[: len(LONG_JPEG) * 99 // 100], CUT),
+    },
+    "no image": {
+        "empty.png": (b"", NO_IMAGE),
+        "page.jpg": (b"<!DOCTYPE html><html>404</html>", NO_IMAGE),
+        "pointer.png": (b"version https://git-lfs.github.com/spec/v1\noid sha256:00\nsize 1\n", NO_IMAGE),
+        "zeros.bmp": (bytes(1000), NO_IMAGE),
+        "tiff.jpg": (encoded(COLOUR, "TIFF"), NO_IMAGE),
+        "drawing.png": (b'<svg xmlns="http://www.w3.org/2000/svg"/>', NO_IMAGE),
+        "iphone.jpg": (b"\0\0\0\x18ftypheic" + bytes(100), NO_IMAGE),
+        "postscript.jpg": (b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n", NO_IMAGE),
+    },
+    "damaged": {
+        "a bit of the pixels.png": (changed(PNG, 600, bytes([PNG[600] ^ 1])), Refused("broken data stream")),
+        "checksum of the header.png": (changed(PNG, 29, b"nono"), NO_IMAGE),
+        "no width.png": (png(0, 16, 8, 0), NO_IMAGE),
+        "12 bits.jpg": (changed(JPEG, JPEG_SIZE - 1, b"\x0c"), NO_IMAGE),
+        "a text of 100 MB.png": (
+            png(24, 16, 8, 0, packed(GREY), chunk(b"zTXt", b"a\0\0" + zlib.compress(bytes(10**8), 1))),
+            Refused("too large"),
+        ),
+    },
+    "damage that no decoder notices": {
+        "a bit of the pixels.jpg": (changed(JPEG, len(JPEG) - 99, bytes([JPEG[-99] ^ 1])), Read(DECODED, within=255)),
+        "checksum of the pixels.png": (changed(PNG, PNG.index(b"IEND") - 8, b"nono"), Read(COLOUR)),
+        "no end.png": (PNG[:-12], Read(COLOUR)),
+        "too few lines.png": (png(24, 16, 8, 0, packed(GREY[:9])), Read(np.vstack([GREY[:9], GREY[9:] * 0]))),
+        "more behind.jpg": (JPEG + b"more" * 100, Read(DECODED)),
+    },
+    "more than 64,000,000 pixels": {
+        "8001 x 8001.png": (png(8001, 8001, 8, 2), TOO_LARGE),  # below both of Pillow's own limits,
+        "10000 x 10000.png": (png(10_000, 10_000, 8, 2), TOO_LARGE),  # between them,
+        "60000 x 60000.png": (png(60_000, 60_000, 8, 2), TOO_LARGE),  # and above
+        "60000 x 60000, all there.png": (png(60_000, 60_000, 1, 0, black(60_000, 7501)), TOO_LARGE),
+        "60000 x 60000.jpg": (changed(JPEG, JPEG_SIZE, struct.pack(">HH", 60_000, 60_000)), TOO_LARGE),
+        "60000 x 60000.bmp": (changed(BMP, 18, struct.pack("<ii", 60_000, 60_000)), TOO_LARGE),
+    },
+    "longer than 4:1": {
+        "wide.png": (encoded(np.zeros((1, 4000), np.uint8), "PNG"), TOO_LONG),
+        "tall.png": (encoded(np.zeros((4000, 1), np.uint8), "PNG"), TOO_LONG),
+        "just too long.png": (encoded(np.zeros((61, 15), np.uint8), "PNG"), TOO_LONG),
+        "just not.png": (encoded(GREY[:6], "PNG"), Read(GREY[:6])),
+    },
+    "one pixel": {
+        "one.png": (encoded(GREY[:1, :1], "PNG"), Read(GREY[:1, :1])),
+    },
+    "any name": {
+        name: (PNG, Read(COLOUR))
+        for name in (
+            "日本.png",
+            "🐟.png",
+            "e\u0301.png",  # two characters, which macOS makes one
+            "a\nb.png",
+            "\x1b[31mred\x1b[0m.png",
+            "\u202egnp.png",  # reads from right to left
+            " .png",
+            "-rf *.png",
+            f"{'x' * 251}.png",
+            *([os.fsdecode(b"caf\xe9.png")] if sys.platform == "linux" else []),  # no UTF-8
+        )
+    }
+    | {"page\n\x1b[31m.jpg": (b"<html>", NO_IMAGE)},
+    "a link to an image": {
+        "link.png": (lambda path: path.symlink_to(elsewhere(path)), Read(COLOUR)),
+        "second name.png": (lambda path: path.hardlink_to(elsewhere(path)), Read(COLOUR)),
+    },
+    "hidden, another ending, no file": {
+        ".hidden.png": (PNG, Ignored()),
+        "._x.jpg": (b"what macOS leaves", Ignored()),
+        "Thumbs.db": (b"what Windows leaves", Ignored()),
+        "moving.gif": (encoded(FRAMES[0], "GIF"), Ignored()),
+        "scan.tiff": (encoded(COLOUR, "TIFF"), Ignored()),
+        "pipe.png": (os.mkfifo, Ignored()),
+        "socket.png": (socket_at, Ignored()),
+        "endless.png": (lambda path: path.symlink_to("/dev/zero"), Ignored()),
+        "dangling.png": (lambda path: path.symlink_to("nothing"), Ignored()),
+        "itself.png": (lambda path: path.symlink_to(path.name), Ignored()),
+        "loop": (lambda path: path.symlink_to("."), Ignored()),
+        "loop.png": (lambda path: path.symlink_to(path.parent), Ignored()),
+    },
+}
+FILES: Odd = {name: odd for row in CORPUS.values() for name, odd in row.items()}
+BAD = sorted((name for name, (_, outcome) in FILES.items() if isinstance(outcome, Refused)), key=os.fsencode)
+GOOD = sorted((name for name, (_, outcome) in FILES.items() if isinstance(outcome, Read)), key=os.fsencode)
+
+
+def put(path: Path) -> Path:
+    """Make the file that the corpus knows by the name of this path."""
+    content, _ = FILES[path.name]
+    path.parent.mkdir(parents=True, exist_ok=True)
+    if callable(content):
+        content(path)
+    else:
+        path.write_bytes(content)
+    return path
+
+
+@pytest.fixture(scope="module")
+def corpus(tmp_path_factory) -> Path:
+    """All of them in one folder."""
+    path = tmp_path_factory.mktemp("odd") / "photos"
+    for name in FILES:
+        put(path / name)
+    return path
+
+
+def fails(capsys, argv: list, code: int) -> str:
+    """The one line on stderr with which a command ends."""
+    with pytest.raises(SystemExit) as stop:
+        main([str(word) for word in argv])
+    err = capsys.readouterr().err
+    assert stop.value.code == code, err
+    assert err.startswith("simple-diffusion: ")
+    assert err[:-1].isprintable(), err
+    return err
+
+
+# What becomes of each
+
+
+def test_the_corpus_is_what_the_documentation_says():
+    assert sum(map(len, CORPUS.values())) == len(FILES) >= 80  # no name twice
+    text = DOCS.read_text()
+    table = text[text.index("| a file with, or that is |") :].split("\n\n")[0].splitlines()[2:]
+    assert [row.split(" | ")[0].removeprefix("| ") for row in table] == list(CORPUS)
+    for number in (f"{folder.MAX_PIXELS:,}", f"{folder.MAX_ASPECT}:1", f"{folder.KEEP} × ", f"{folder.SIZE} × "):
+        assert number in text
+    assert all(f"`{suffix}`" in text for suffix in folder.SUFFIXES)
+
+
+@pytest.mark.parametrize("name", FILES, ids=ascii)
+def test_an_odd_file_becomes_what_is_documented(tmp_path, name):
+    alone, outcome = put(tmp_path / "alone" / name).parent, FILES[name][1]
+    if isinstance(outcome, Read):
+        images = load_folder(alone)
+        expected = torch.from_numpy(np.atleast_3d(outcome.pixels).transpose(2, 0, 1).copy())
+        assert images.pixels[0].shape == expected.shape
+        assert (images.pixels[0].int() - expected.int()).abs().max() <= outcome.within
+        assert (len(images), images.notes, images.left_out) == (1, (), {})
+        return
+    with pytest.raises(DataError) as error:
+        load_folder(alone)
+    message = str(error.value)
+    assert message.isprintable()
+    if isinstance(outcome, Ignored):
+        assert re.search(r"no image in '.*alone': .* found 0 folders and 1 other", message)
+        return
+    path = f"{alone}/{name}".encode("unicode_escape").decode()
+    assert message.startswith(f"cannot read 1 of 1 images: {path}: "), message
+    assert re.search(outcome.reason, message), message
+    assert message.endswith("; mend or remove them, or add --skip-bad to go on without them")
+
+
+def test_sixteen_bits_are_scaled_and_not_clipped():
+    for name, levels in (("grey of 16 bits.png", DEEP), ("rgb of 16 bits.png", DEEP_COLOUR[..., :3])):
+        error = np.abs(read_image(BytesIO(FILES[name][0])) - levels / 257)
+        assert error.mean() <= 0.5
+        assert error.max() < 1
+
+
+@pytest.mark.parametrize("mode", ["RGBA", "LA"])
+def test_each_value_under_each_alpha_is_laid_on_white(mode):
+    value, alpha = np.meshgrid(*2 * [np.arange(256, dtype=np.uint8)])
+    bands = [Image.fromarray(band) for band in [value] * (len(mode) - 1) + [alpha]]
+    pixels = read_image(BytesIO(encoded(Image.merge(mode, bands), "PNG")))
+    assert (np.atleast_3d(pixels) == on_white(value, alpha)[..., None]).all()
+    assert pixels.ndim == len(mode) // 2 + 1  # grey stays grey
+
+
+@pytest.mark.parametrize("kind", ["JPEG", "progressive", "grey", "PNG", "WEBP", "lossless", "BMP"])
+def test_a_file_cut_anywhere_is_refused_or_all_there(kind):
+    """Every cut: no file that lost its end comes as an image with a part of its pixels."""
+    options = {"progressive": {"progressive": True}, "lossless": {"lossless": True}}.get(kind, {})
+    name = {"progressive": "JPEG", "grey": "JPEG", "lossless": "WEBP"}.get(kind, kind)
+    whole = encoded(GREY if kind == "grey" else COLOUR, name, **options)
+    pixels, passed = read_image(BytesIO(whole)), []
+    for end in range(len(whole)):
+        try:
+            cut = read_image(BytesIO(whole[:end]))
+        except (OSError, ValueError, SyntaxError):
+            continue
+        assert (cut == pixels).all()
+        passed.append(len(whole) - end)
+    behind = {"PNG": 20, "JPEG": 2}.get(name, 0)  # bytes behind the pixels: checksums, and the mark of the end
+    assert max(passed, default=0) <= behind
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="needs /proc")
+@pytest.mark.parametrize("name", CORPUS["more than 64,000,000 pixels"])
+def test_a_huge_image_is_refused_in_fifty_megabytes(tmp_path, name):
+    put(tmp_path / name)
+    resource = pytest.importorskip("resource")
+    used = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
+    before = resource.getrlimit(resource.RLIMIT_AS)
+    resource.setrlimit(resource.RLIMIT_AS, (used + 50_000_000, before[1]))
+    try:
+        with pytest.raises(DataError, match="more than 64,000,000 pixels"):  # and not MemoryError
+            load_folder(tmp_path)
+    finally:
+        resource.setrlimit(resource.RLIMIT_AS, before)
+
+
+def test_the_limits_are_where_they_are_said_to_be(monkeypatch):
+    monkeypatch.setattr(folder, "MAX_PIXELS", COLOUR.shape[0] * COLOUR.shape[1])
+    assert (read_image(BytesIO(PNG)) == COLOUR).all()
+    monkeypatch.setattr(folder, "MAX_PIXELS", COLOUR.shape[0] * COLOUR.shape[1] - 1)
+    with pytest.raises(ValueError, match="24 x 16"):
+        read_image(BytesIO(PNG))
+
+
+# All of them together
+
+
+def test_a_scan_finds_every_bad_file(corpus):
+    with pytest.raises(DataError, match=f"^cannot read {len(BAD)} of {len(BAD) + len(GOOD)} images: ") as error:
+        load_folder(corpus)
+    assert f"images: {corpus}/{BAD[0]}: " in str(error.value)
+    assert f"; and {len(BAD) - 3} more; " in str(error.value)
+
+
+def test_skip_bad_leaves_out_the_bad_ones_and_keeps_the_rest_in_order(corpus, tmp_path):
+    images = load_images(str(corpus), skip_bad=True, size=16)
+    assert list(images.left_out) == [f"{corpus}/{name}" for name in BAD]
+    for name in BAD:
+        assert re.search(FILES[name][1].reason, images.left_out[f"{corpus}/{name}"])
+    for name in GOOD:
+        put(tmp_path / "good" / name)
+    good = load_images(str(tmp_path / "good"), size=16)
+    assert (len(images), images.left_out != {}, good.left_out) == (len(GOOD), True, {})
+    assert images.fingerprint == good.fingerprint
+    ignored = sum(isinstance(outcome, Ignored) for _, outcome in FILES.values())
+    assert images.notes[0].startswith(f"ignored {ignored} entries ")
+
+
+def put_classes(root: Path, **classes: tuple[str, ...]) -> Path:
+    for label, names in classes.items():
+        for name in names:
+            put(root / label / name)
+    return root
+
+
+def test_skip_bad_keeps_every_image_with_its_label(tmp_path):
+    put_classes(tmp_path, a=("empty.png", "rgba.png"), b=("one.png", "page.jpg"), c=("png.jpg",))
+    images = load_folder(tmp_path, size=1, skip_bad=True)
+    assert (images.labels.tolist(), images.class_names) == ([0, 1, 2], ("a", "b", "c"))
+    assert len(images.left_out) == 2
+    assert load_folder(tmp_path, size=1, classes="c,a", skip_bad=True).labels.tolist() == [1, 0]
+
+
+def test_skip_bad_does_not_go_on_without_images_or_without_a_class(tmp_path):
+    put_classes(tmp_path, a=("empty.png", "page.jpg"), b=("one.png",))
+    with pytest.raises(DataError, match=r"has no readable image of its class 'a'"):
+        load_folder(tmp_path, skip_bad=True)
+    with pytest.raises(DataError, match=r"has no image that can be read, of 2: .*a/empty\.png: not a JPEG"):
+        load_folder(tmp_path / "a", skip_bad=True)
+    with pytest.raises(DataError, match=r"has no image that can be read"):
+        load_folder(tmp_path, classes="a", skip_bad=True)
+
+
+# The commands
+
+
+def commands_that_read(data: Path, tmp_path: Path) -> dict[str, list]:
+    np.savez(tmp_path / "samples.npz", images=np.zeros((4, 8, 8, 3), np.uint8))
+    return {
+        "train": ["train", data, "--steps", "1", "--out", tmp_path / "run"],
+        "forecast": ["train", data, "--dry-run"],
+        "data": ["data", data, "--out", tmp_path / "grid.png"],
+        "classifier": ["classifier", data, "--out", tmp_path / "c.safetensors"],
+        "evaluate": ["evaluate", tmp_path / "samples.npz", "--data", data, "--out", tmp_path / "scores"],
+    }
+
+
+@pytest.mark.parametrize("command", ["train", "forecast", "data", "classifier", "evaluate"])
+def test_a_bad_file_stops_every_command_before_it_begins(corpus, tmp_path, capsys, command):
+    err = fails(capsys, commands_that_read(corpus, tmp_path)[command], 3)
+    assert f"cannot read {len(BAD)} of {len(BAD) + len(GOOD)} images: {corpus}/{BAD[0]}: " in err
+    assert "add --skip-bad" in err
+    assert [path.name for path in tmp_path.iterdir()] == ["samples.npz"]
+
+
+def test_train_with_skip_bad_says_and_records_what_it_left_out(corpus, tmp_path, capsys):
+    main(["train", str(corpus), "--skip-bad", "--steps", "2", "--out", str(tmp_path / "run"), *TINY])
+    out, err = capsys.readouterr()
+    first, *_ = err.splitlines()
+    assert first.startswith(f"left out {len(BAD)} of {len(BAD) + len(GOOD)} images: {corpus}/{BAD[0]}: ")
+    assert first.endswith(f"; and {len(BAD) - 3} more")
+    assert first.isprintable()
+    assert str(tmp_path / "run" / "left-out.csv") in out
+    content = (tmp_path / "run" / "left-out.csv").read_text(encoding="utf-8")
+    assert content.replace("\n", "").isprintable()
+    table = list(csv.DictReader(content.splitlines()))
+    assert [row["image"] for row in table] == [f"{corpus}/{name}".encode("unicode_escape").decode() for name in BAD]
+    assert f"{corpus}/page\\n\\x1b[31m.jpg" in content
+    assert all(re.search(FILES[name][1].reason, row["reason"]) for name, row in zip(BAD, table, strict=True))
+
+    # The command that repeats the run leaves them out again, and so does what reads the data of the model.
+    config = (tmp_path / "run" / "config.toml").read_text()
+    assert tomllib.loads(config)["skip_bad"] == "yes"
+    command = config.splitlines()[1].removeprefix("# simple-diffusion ")
+    main([*command.split(), "--out", str(tmp_path / "again")])
+    once, again = (read(tmp_path / name).denoiser.state_dict() for name in ("run", "again"))
+    assert all(torch.equal(tensor, again[key]) for key, tensor in once.items())
+
+
+def test_evaluate_leaves_out_what_the_training_left_out(tmp_path, capsys):
+    data = put_classes(tmp_path / "data", a=("rgba.png", "empty.png"), b=("one.png",))
+    main(["train", str(data), "--skip-bad", "--steps", "1", "--out", str(tmp_path / "run"), *TINY])
+    (data / "b" / "one.png").write_bytes(PNG)  # so that it has read all images when it stops
+    capsys.readouterr()
+    with pytest.raises(SystemExit) as stop:
+        main(["evaluate", str(tmp_path / "run")])
+    err = capsys.readouterr().err.splitlines()
+    assert stop.value.code == 3
+    assert err[0].startswith("left out 1 of 3 images: ")
+    assert "not what the model was trained on any more" in err[1]
+
+
+def test_data_and_classifier_with_skip_bad(corpus, tmp_path, capsys, monkeypatch):
+    main(["data", str(corpus), "--skip-bad", "--json"])
+    out, err = capsys.readouterr()
+    assert err.startswith(f"left out {len(BAD)} of ")
+    result = json.loads(out)
+    assert result["count"] == len(GOOD)
+    assert list(result["left_out"]) == [f"{corpus}/{name}" for name in BAD]  # to a program as they are
+
+    def count(images, *args, **options):
+        raise UsageError(f"it would train on {len(images)}")
+
+    monkeypatch.setattr("simple_diffusion.extractors.make_extractor", count)
+    with pytest.raises(SystemExit):
+        main(["classifier", str(corpus), "--skip-bad", "--out", str(tmp_path / "c.safetensors")])
+    assert f"it would train on {len(GOOD)}" in capsys.readouterr().err
+
+
+def test_a_run_that_left_nothing_out_says_nothing(tmp_path, capsys):
+    data = put_classes(tmp_path / "data", a=("rgba.png",), b=("one.png",))
+    main(["train", str(data), "--skip-bad", "--steps", "1", "--out", str(tmp_path / "run"), *TINY])
+    out, err = capsys.readouterr()
+    assert "left out" not in out + err
+    assert not (tmp_path / "run" / "left-out.csv").exists()
+
+
+HOSTILE = "\x1b[2Jcats\n\u202e"
+ESCAPED = r"\x1b[2Jcats\n\u202e"
+
+
+def test_names_of_classes_are_escaped_where_they_are_printed(tmp_path, capsys):
+    put_classes(tmp_path / "data", **{HOSTILE: ("one.png",), "dogs": ("one.png",)})
+    (tmp_path / "data").rename(tmp_path / f"data{HOSTILE}")
+    data = str(tmp_path / f"data{HOSTILE}")
+    assert load_folder(data).class_names == (ESCAPED, "dogs")
+    main(["data", data])
+    out = capsys.readouterr().out
+    assert f"data{ESCAPED}: 2 grey images" in out  # the folder itself
+    assert f"({ESCAPED}, dogs)" in out
+    assert f"1  {ESCAPED}\n" in out
+    assert out.replace("\n", "").isprintable()
+    assert ESCAPED in fails(capsys, ["data", f"{data}[fish]"], 3)
+    with pytest.raises(UsageError) as error:  # a model file may hold what no loader lets through
+        labels_of("fish", (HOSTILE, "dogs"))
+    assert str(error.value).isprintable()
+    say(Namespace(json=False), f"two\nlines of {HOSTILE}")
+    assert capsys.readouterr().out == "two\nlines of \\x1b[2Jcats\n\\u202e\n"
