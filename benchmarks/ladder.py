@@ -23,8 +23,16 @@ from typing import Any
 os.environ["OMP_NUM_THREADS"] = "1"  # one process a core, one thread a process
 
 FINE: dict[str, Any] = {"sampler": "dpmpp", "grid": "karras", "sampler_steps": 18}
-DDPM: dict[str, Any] = {"schedule": "linear", "timesteps": 1000, "times": "steps", "target": "noise", "guidance": 1.0}
+DDPM: dict[str, Any] = {
+    "optimizer": "adamw",
+    "schedule": "linear",
+    "timesteps": 1000,
+    "times": "steps",
+    "target": "noise",
+    "guidance": 1.0,
+}
 EDM: dict[str, Any] = {
+    "optimizer": "adamw",
     "schedule": "karras",
     "timesteps": 0,
     "times": "lognormal",
@@ -52,6 +60,7 @@ TRAININGS: dict[str, tuple[dict[str, Any], bool]] = {  # name -> (settings, with
     "v": (COSINE | {"target": "velocity"}, True),
     "edm": (EDM, True),
     "flow": (EDM | {"schedule": "flow", "target": "flow"}, True),
+    "muon": (EDM | {"optimizer": "muon"}, True),
 }
 EVALUATIONS = (10, 20)
 RUNGS = [
@@ -63,6 +72,7 @@ RUNGS = [
     Rung("EDM", "edm", "velocity"),
     Rung("flow", "flow", "EDM"),
     Rung("EDM + guidance 1.5", "edm", "EDM", FINE | {"guidance": 1.5}),
+    Rung("EDM + Muon", "muon", "EDM"),
 ] + [
     Rung(
         f"{sampler}, {n}",
@@ -80,15 +90,17 @@ def task(training: str, seed: int, steps: int, n: int, data: str) -> dict[str, d
     """Train one model, and score every rung that is drawn from it: rung -> score -> value."""
     import torch
 
+    from simple_diffusion.budget import Budget
     from simple_diffusion.checkpoint import Model
     from simple_diffusion.config import PRESETS, Card, Config, fitted
     from simple_diffusion.data.sources import load_images
+    from simple_diffusion.drawing import draw
     from simple_diffusion.ema import EMA
     from simple_diffusion.evaluation import Featured, featured, labels_like
     from simple_diffusion.extractors import extractor_for
     from simple_diffusion.metrics import frechet_distance, kernel_distance, precision_recall
     from simple_diffusion.randomness import permutation
-    from simple_diffusion.run import Budget, decay_of, draw, start_training
+    from simple_diffusion.run import decay_of, start_training
 
     torch.set_num_threads(1)
     settings, labelled = TRAININGS[training]
@@ -102,6 +114,7 @@ def task(training: str, seed: int, steps: int, n: int, data: str) -> dict[str, d
     ema = EMA(denoiser, decay_of(config))
     for step in updates:
         ema.update(denoiser, step.n)
+        budget.advance(step.n, 0)
         if step.n == steps:
             break
     trained = time.perf_counter() - budget.started

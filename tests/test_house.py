@@ -9,12 +9,12 @@ import simple_diffusion
 
 SOURCE = Path(simple_diffusion.__file__).parent
 ORDER = """
-    errors randomness cores schedules targets metrics denoiser networks.dropout networks.embedding networks.unet
-    networks.annotated networks.double_conv networks.classifier ema losses guidance augmentation samplers files
-    data.images data.digits data.download data.idx data.folder data.arrays data.hub data.sources data.batches
+    errors lock signals ranks randomness cores schedules targets metrics denoiser networks.dropout networks.embedding
+    networks.unet networks.annotated networks.double_conv networks.classifier ema losses guidance augmentation samplers
+    files data.images data.digits data.download data.idx data.folder data.arrays data.hub data.sources data.batches
     training validation hardware optimizers classification config checkpoint extractors inception copies levels film
-    figures evaluation run commands.options commands.train commands.sample commands.evaluate commands.data
-    commands.schedules commands.classifier cli __main__
+    figures drawing evaluation budget log state run forecast commands.options commands.train commands.sample
+    commands.evaluate commands.data commands.schedules commands.classifier cli __main__
 """.split()  # noqa: SIM905  a list would be a line a name
 """The order of reading: a module may import only what stands before it."""
 

@@ -3,9 +3,14 @@
 import pytest
 import torch
 
+import simple_diffusion.budget as budget
 import simple_diffusion.run as run
+from simple_diffusion.checkpoint import read
 from simple_diffusion.config import Card, Config, fitted
 from simple_diffusion.data.sources import load_images
+from simple_diffusion.errors import DivergedError
+from simple_diffusion.forecast import spelled
+from simple_diffusion.lock import free_folder
 from simple_diffusion.training import warmup_linear
 
 TINY = {"widths": (8, 16), "blocks": (1, 1), "batch": 8, "sampler_steps": 2}
@@ -16,7 +21,7 @@ class Clock:
 
     def __init__(self, monkeypatch, step_seconds):
         self.now, self.steps = 0.0, 0
-        monkeypatch.setattr(run.time, "perf_counter", lambda: self.now)
+        monkeypatch.setattr(budget.time, "perf_counter", lambda: self.now)
         real = run.train
 
         def slow(*args, **kwargs):
@@ -70,9 +75,9 @@ def test_divergence_keeps_the_last_good_weights(squares, tmp_path, monkeypatch):
         return lambda d, x0, cond, draws: loss(d, x0, cond, draws) * (float("nan") if draws.step == 6 else 1.0)
 
     monkeypatch.setattr(run, "build_training_loss", poisoned)
-    with pytest.raises(run.DivergedError, match="step 6"):
+    with pytest.raises(DivergedError, match="step 6"):
         run.train_run(config, images, tmp_path / "run", torch.device("cpu"), 0.0, quiet=True)
-    model = run.save.__globals__["read"](tmp_path / "run")
+    model = read(tmp_path / "run")
     assert model.step == 5
     assert all(p.isfinite().all() for p in model.denoiser.parameters())
 
@@ -83,9 +88,9 @@ def test_the_card_is_read_from_the_data(squares):
 
 
 def test_free_folder_takes_the_first_free_number(tmp_path):
-    assert run.free_folder(tmp_path, "digits").name == "digits-1"
+    assert free_folder(tmp_path, "digits").name == "digits-1"
     (tmp_path / "digits-1").mkdir()
-    assert run.free_folder(tmp_path, "digits").name == "digits-2"
+    assert free_folder(tmp_path, "digits").name == "digits-2"
 
 
 @pytest.mark.parametrize(
@@ -100,4 +105,4 @@ def test_free_folder_takes_the_first_free_number(tmp_path):
     ],
 )
 def test_lengths_of_time_are_spelled_for_people(seconds, text):
-    assert run.spelled(seconds) == text
+    assert spelled(seconds) == text

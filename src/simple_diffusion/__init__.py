@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from .extractors import Extractor as Extractor
     from .extractors import extractor_for as extractor_for
     from .figures import grid as grid
+    from .guidance import AutoGuided as AutoGuided
     from .guidance import Guided as Guided
     from .guidance import drop_labels as drop_labels
     from .losses import LogNormal as LogNormal
@@ -81,7 +82,7 @@ _PUBLIC = {
     "ema": ["EMA", "constant_decay", "power_decay"],
     "extractors": ["Extractor", "extractor_for"],
     "figures": ["grid"],
-    "guidance": ["Guided", "drop_labels"],
+    "guidance": ["AutoGuided", "Guided", "drop_labels"],
     "losses": ["LogNormal", "MinSNR", "denoising_loss", "huber", "on_steps", "uniform"],
     "networks.annotated": ["AnnotatedUNet"],
     "networks.classifier": ["Classifier"],

@@ -7,6 +7,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import torch
+from torch import Tensor
 
 from .config import Card, Config, build, fitted, memory_format
 from .denoiser import Denoiser
@@ -16,23 +17,30 @@ from .hardware import pick_device
 
 MODEL_FILE = "model.safetensors"
 
+GUIDE = "guide."  # in front of the names of the guide's weights
+
 
 @dataclass(frozen=True)
 class Model:
-    """A trained denoiser with the config that made it, the card of its data, and how long it trained."""
+    """A trained denoiser with the config that made it, the card of its data, and how long it trained.
+
+    guide   an early snapshot of the same training, for autoguidance, or None
+    """
 
     denoiser: Denoiser
     config: Config
     card: Card
     step: int
     seconds: float
+    guide: Denoiser | None = None
 
 
 def save(path: Path, model: Model) -> None:
     """Write the model to one file, whole or not at all. Raises ResourceError."""
     record = {"config": asdict(model.config), "card": asdict(model.card)}
     record |= {"step": model.step, "seconds": round(model.seconds, 1)}
-    write_tensors(path, model.denoiser.state_dict(), record)
+    guide = {} if model.guide is None else model.guide.state_dict()
+    write_tensors(path, model.denoiser.state_dict() | {GUIDE + name: w for name, w in guide.items()}, record)
 
 
 def read(path: str | Path, device: str = "auto", precision: str = "auto") -> Model:
@@ -50,14 +58,22 @@ def read(path: str | Path, device: str = "auto", precision: str = "auto") -> Mod
         card, step, seconds = from_json(Card, record["card"]), record["step"], record["seconds"]
         if type(step) is not int or not fits(seconds, float) or min(step, seconds) < 0:
             raise ValueError(f"it says that it trained for {step!r} steps in {seconds!r} s")
-        with torch.device("meta"):  # shapes are compared before a byte is spent on them
-            denoiser = build(config, card)
-        adopt(denoiser, tensors)
+        weights = {name: w for name, w in tensors.items() if not name.startswith(GUIDE)}
+        denoiser = _made_of(weights, config, card, where)
+        guide = {name.removeprefix(GUIDE): w for name, w in tensors.items() if name.startswith(GUIDE)}
+        model = Model(denoiser, config, card, step, seconds, _made_of(guide, config, card, where) if guide else None)
     except (KeyError, TypeError, ValueError, RuntimeError, SimpleDiffusionError) as error:
         raise damaged(file, error) from error
-    denoiser = denoiser.to(where).to(memory_format=memory_format(config))  # pyrefly: ignore[no-matching-overload]
-    denoiser = denoiser.eval().requires_grad_(False)
-    return Model(denoiser, config, card, step, seconds)
+    return model
+
+
+def _made_of(weights: dict[str, Tensor], config: Config, card: Card, device: torch.device) -> Denoiser:
+    """The denoiser with these weights, ready to sample. Raises ValueError where they are not those of the config."""
+    with torch.device("meta"):  # shapes are compared before a byte is spent on them
+        denoiser = build(config, card)
+    adopt(denoiser, weights)
+    denoiser = denoiser.to(device).to(memory_format=memory_format(config))  # pyrefly: ignore[no-matching-overload]
+    return denoiser.eval().requires_grad_(False)
 
 
 def load(path: str | Path, device: str = "auto") -> Denoiser:

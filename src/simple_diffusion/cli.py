@@ -9,7 +9,7 @@ import os
 import sys
 
 from .commands import classifier, data, evaluate, sample, schedules, train
-from .commands.options import Parser
+from .commands.options import FIRST, SHARED, Parser
 from .errors import SimpleDiffusionError
 
 # A thread that waits for another one sleeps instead of spinning. It must be said before torch is imported. On two quiet
@@ -46,8 +46,14 @@ def main(argv: list[str] | None = None) -> None:
         elif args.command is None:
             parser().print_help()
         else:
-            result = args.run(args)
-            if args.json:
+            if SHARED:
+                from .ranks import joined
+
+                with joined():
+                    result = args.run(args)
+            else:
+                result = args.run(args)
+            if args.json and FIRST:
                 print(json.dumps(result))
     except SimpleDiffusionError as error:
         if "--debug" in argv:

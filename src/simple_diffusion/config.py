@@ -12,8 +12,8 @@ from torch import Tensor, nn
 from .augmentation import AUGMENTATIONS, Augmentation, augmented
 from .data.images import Images
 from .denoiser import Clipped, Denoiser, PosteriorMean
-from .errors import UsageError
-from .guidance import Guided, drop_labels
+from .errors import DataError, UsageError, reason
+from .guidance import EVERYWHERE, AutoGuided, Guided, drop_labels
 from .hardware import PRECISIONS, pick_precision
 from .losses import MEASURES, LogNormal, Loss, MinSNR, Times, Weight, denoising_loss, on_steps, uniform
 from .networks.annotated import AnnotatedUNet
@@ -28,6 +28,12 @@ from .training import LEARNING_RATES
 TIMES = ("lognormal", "uniform", "steps")
 WEIGHTS = ("none", "min-snr")
 NETWORKS = ("unet", "annotated", "double-conv")
+
+MAX_PARAMETERS = 2 * 10**9
+"""Of a network: with the optimiser and the average of its weights they take 40 GB."""
+
+MAX_SIDE = 4096
+"""Pixels of an image's height and width: a batch of 64 such images, as the sampler draws them, takes 13 GB."""
 
 
 def setting(default: Any, meaning: str, *, low: float = -math.inf, high: float = math.inf, among: Any = ()) -> Any:
@@ -58,6 +64,11 @@ class Config:
     seconds: float = setting(180.0, "length of the run by the clock; 0 if steps counts", low=0, high=1e8)
     steps: int = setting(0, "length of the run in updates; 0 if seconds counts", low=0, high=10**9)
     batch: int = setting(64, "images an update", low=1, high=65536)
+    accumulate: int = setting(
+        1, "parts of a batch that are computed one after another, to save memory", low=1, high=65536
+    )
+    tolerate: int = setting(0, "steps in a row that may not be finite, and are left out", low=0, high=1000)
+    save_seconds: float = setting(300.0, "seconds between checkpoints; 0 after every step", low=0, high=1e8)
     optimizer: str = setting("adamw", "the optimiser", among=OPTIMIZERS)
     lr: float = setting(3e-3, "peak learning rate", low=1e-8, high=10)
     lr_shape: str = setting("linear", "after the warm-up: linear to 0, or constant", among=LEARNING_RATES)
@@ -99,7 +110,12 @@ class Config:
     guidance: float = setting(
         1.5, "classifier-free guidance: 0 ignores the label, 1 is none, above 1 stronger", low=0, high=100
     )
-
+    autoguidance: float = setting(
+        1.0, "guidance by an early snapshot of the training: 1 is none, above 1 stronger", low=0, high=100
+    )
+    snapshot: float = setting(
+        0.0, "share of the run after which the averaged weights are kept for autoguidance; 0 keeps none", low=0, high=1
+    )
     guidance_low: float = setting(0.1, "least sigma/alpha at which guidance acts", low=0, high=1e4)
     guidance_high: float = setting(5.0, "largest sigma/alpha at which guidance acts", low=0, high=1e4)
 
@@ -111,6 +127,10 @@ class Config:
             _check(f.name, getattr(self, f.name), f.default, f.metadata)
         if len(self.widths) != len(self.blocks):
             raise UsageError(f"widths and blocks need one number a level each, not {self.widths} and {self.blocks}")
+        if not self.data:
+            raise UsageError("data is the name of a data set or a path, not ''")
+        if self.guidance_low > self.guidance_high:
+            raise UsageError(f"guidance_low is at most guidance_high, {self.guidance_high:g}, not {self.guidance_low:g}")
         first = self.widths[0]
         if self.network == "annotated" and any(width % first for width in self.widths):
             raise UsageError(f"the widths of the annotated network are multiples of the first, not {self.widths}")
@@ -120,6 +140,8 @@ class Config:
             raise UsageError("a run has one length: give seconds or steps, and 0 for the other")
         if self.patience and not self.held_out:
             raise UsageError("patience needs a held-out loss: set held_out=0.1")
+        if self.autoguidance != 1 and not self.snapshot:
+            raise UsageError("autoguidance needs a snapshot of the training: train with snapshot=0.1")
         if self.ema_warmup and not self.ema_decay:
             raise UsageError("ema_warmup belongs to a constant decay: set ema_decay=0.995")
         if self.times == "steps" and not self.timesteps:
@@ -255,7 +277,7 @@ PRESETS: dict[str, tuple[str, dict[str, Any]]] = {
 
 @dataclass(frozen=True)
 class Card:
-    """What a model knows of the data it was made for."""
+    """What a model knows of the data it was made for. Raises DataError for what no network can be made for."""
 
     name: str
     count: int
@@ -266,6 +288,20 @@ class Card:
     mean: float
     std: float
     fingerprint: str
+
+    def __post_init__(self) -> None:
+        if self.count < 1 or self.channels not in (1, 3):
+            raise DataError(f"{self.name} has {self.count} images of {self.channels} channels: use some of 1 or 3")
+        if not all(1 <= side <= MAX_SIDE for side in (self.height, self.width)):
+            raise DataError(
+                f"{self.name} has images of {self.height} x {self.width} pixels, and {MAX_SIDE} a side are the most: "
+                "add --size 64"
+            )
+        if not (-1 <= self.mean <= 1 and 0 < self.std <= 1):
+            raise DataError(
+                f"{self.name} has pixels of mean {self.mean:g} and deviation {self.std:g} in [-1, 1]: "
+                "there is nothing to learn from images of one grey"
+            )
 
     @classmethod
     def of(cls, images: Images) -> "Card":
@@ -322,25 +358,36 @@ def views_told(config: Config, card: Card) -> int:
 
 
 def network_of(config: Config, card: Card) -> nn.Module:
-    """The untrained network. Raises UsageError where the widths don't suit it."""
+    """The untrained network. Raises UsageError where the widths don't suit it, or are too many for any memory."""
+    try:
+        with torch.device("meta"):  # counted before a byte is spent
+            n = sum(weight.numel() for weight in _network(config, card).parameters())
+        if n <= MAX_PARAMETERS:
+            return _network(config, card)
+    except (ValueError, RuntimeError) as error:  # RuntimeError: a shape that overflows
+        raise UsageError(f"no network has widths {config.widths} and blocks {config.blocks}: {reason(error)}") from error
+    raise UsageError(
+        f"widths {config.widths} and blocks {config.blocks} make {n / 1e9:,.1f} billion parameters, and "
+        f"{MAX_PARAMETERS // 10**9} billion are the most: use smaller ones"
+    )
+
+
+def _network(config: Config, card: Card) -> nn.Module:
     widths, lowest = config.widths, config.blocks[-1]
     told = {"views": views_told(config, card), "dropout": config.dropout}
-    try:
-        if config.network == "annotated":
-            mults = tuple(width // widths[0] for width in widths)
-            return AnnotatedUNet(widths[0], dim_mults=mults, channels=card.channels, classes=card.classes, **told)
-        if config.network == "double-conv":
-            return DoubleConvUNet(
-                card.channels,
-                base_channels=widths[0],
-                n_scaling=len(widths),
-                n_bottleneck=lowest,
-                num_classes=card.classes,
-                **told,
-            )
-        return UNet(card.channels, card.classes, widths, config.blocks, config.patch, **told)
-    except ValueError as error:
-        raise UsageError(str(error)) from error
+    if config.network == "annotated":
+        mults = tuple(width // widths[0] for width in widths)
+        return AnnotatedUNet(widths[0], dim_mults=mults, channels=card.channels, classes=card.classes, **told)
+    if config.network == "double-conv":
+        return DoubleConvUNet(
+            card.channels,
+            base_channels=widths[0],
+            n_scaling=len(widths),
+            n_bottleneck=lowest,
+            num_classes=card.classes,
+            **told,
+        )
+    return UNet(card.channels, card.classes, widths, config.blocks, config.patch, **told)
 
 
 def build(config: Config, card: Card) -> Denoiser:
@@ -349,14 +396,17 @@ def build(config: Config, card: Card) -> Denoiser:
     return Denoiser(net, schedule_of(config), TARGETS[config.target], card.std, PRECISIONS[config.precision])
 
 
+def build_times(config: Config, card: Card) -> Times:
+    """The density of training times."""
+    lognormal = LogNormal(math.log(card.std) + config.level_mean, config.level_std)
+    return {"uniform": uniform, "steps": on_steps}.get(config.times, lognormal)
+
+
 def build_loss(config: Config, card: Card) -> Loss:
     """The loss of a config on plain images and their labels: the density of times, the measure and the weight."""
-    times: Times = {"uniform": uniform, "steps": on_steps}.get(
-        config.times, LogNormal(math.log(card.std) + config.level_mean, config.level_std)
-    )
     weight: Weight | None = MinSNR() if config.weight == "min-snr" else None
     measure = MEASURES[config.measure]
-    return partial(denoising_loss, times=times, weight=weight, measure=measure)
+    return partial(denoising_loss, times=build_times(config, card), weight=weight, measure=measure)
 
 
 def build_training_loss(config: Config, card: Card) -> Loss:
@@ -367,11 +417,15 @@ def build_training_loss(config: Config, card: Card) -> Loss:
     return drop_labels(loss, null=card.classes, p=config.drop_labels) if card.classes else loss
 
 
-def build_sampler(config: Config, card: Card, denoiser: PosteriorMean) -> tuple[PosteriorMean, Tensor, Sampler]:
-    """(denoiser with guidance and clipping, grid of times, sampler): what `samples` takes."""
+def build_sampler(
+    config: Config, card: Card, denoiser: PosteriorMean, guide: PosteriorMean | None = None
+) -> tuple[PosteriorMean, Tensor, Sampler]:
+    """(denoiser with guidance and clipping, grid of times, sampler): what `samples` takes; `guide` is the snapshot."""
+    interval = config.guidance_low, config.guidance_high
+    if guide is not None:
+        denoiser = AutoGuided(denoiser, guide, config.autoguidance, interval)
     if card.classes:
         unconditional = config.guidance == 0  # at every level, not only where guidance acts
-        interval = (0.0, math.inf) if unconditional else (config.guidance_low, config.guidance_high)
-        denoiser = Guided(denoiser, config.guidance, card.classes, interval)
+        denoiser = Guided(denoiser, config.guidance, card.classes, EVERYWHERE if unconditional else interval)
     times = GRIDS[config.grid](denoiser.schedule, config.sampler_steps)
     return Clipped(denoiser), times, SAMPLERS[config.sampler]

@@ -59,3 +59,7 @@ class EMA(Generic[Averaged]):
         torch._foreach_lerp_(slow, fast, 1 - self.decay(n))  # lerp is exact at both ends
         for kept, fresh in zip(self.model.buffers(), model.buffers(), strict=True):
             kept.copy_(fresh)
+
+    def snapshot(self) -> Averaged:
+        """A copy of the average as it is now."""
+        return deepcopy(self.model)

@@ -3,21 +3,26 @@
 A file of numbers is safetensors with JSON in its header. Reading one executes nothing, whatever it holds.
 """
 
+import hashlib
 import json
 import os
 import sys
+from contextlib import suppress
 from pathlib import Path
 from types import UnionType
 from typing import Any, TypeVar, get_args, get_origin, get_type_hints
 
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save
+from safetensors import SafetensorError
+from safetensors.torch import load, save
 from torch import Tensor, nn
 
 from .errors import CheckpointError, ResourceError, reason
 
-FORMAT = 1
-"""Of our records; a file of a higher number is of a newer version."""
+FORMAT = 2
+"""Of our records; a file of a higher number is of a newer version. Files of format 1 carried no checksum."""
+
+NO_CHECKSUM = "0" * 64
+"""What stands in the place of the checksum while it is computed: the rest of the file is all that it covers."""
 
 MAX_HEADER = 2**21
 """Bytes of a header, enough for some 20,000 tensors: reading one takes up to thirty times its length in memory."""
@@ -37,42 +42,53 @@ def write_atomic(path: Path, content: bytes) -> None:
             file.write(content)
             file.flush()
             os.fsync(file.fileno())
+        if part.read_bytes() != content:
+            raise OSError(None, "what was written does not read back")
         os.replace(part, path)
+        if os.name == "posix":  # the rename itself must reach the disk too
+            folder = os.open(path.parent, os.O_RDONLY)
+            try:
+                os.fsync(folder)
+            finally:
+                os.close(folder)
     except OSError as error:
-        part.unlink(missing_ok=True)
-        raise ResourceError(
-            f"{path} can't be written ({error.strerror}): free the disk or choose another --out"
-        ) from error
-    if os.name == "posix":  # the rename itself must reach the disk too
-        folder = os.open(path.parent, os.O_RDONLY)
-        try:
-            os.fsync(folder)
-        finally:
-            os.close(folder)
+        with suppress(OSError):
+            part.unlink(missing_ok=True)
+        raise unwritable(path, error) from error
+
+
+def unwritable(path: Path, error: OSError) -> ResourceError:
+    """The sentence for a disk that does not take a file."""
+    return ResourceError(f"{path} can't be written ({reason(error)}): free the disk or choose another --out")
 
 
 def write_tensors(path: Path, tensors: dict[str, Tensor], record: dict[str, Any]) -> None:
     """Write tensors, with a record of plain values in the header. Raises ResourceError."""
-    header = {"simple-diffusion": json.dumps({"format": FORMAT, **record})}
-    write_atomic(path, save({name: tensor.contiguous() for name, tensor in tensors.items()}, header))
+    header = {"simple-diffusion": json.dumps({"sha256": NO_CHECKSUM, "format": FORMAT, **record})}
+    content = save({name: tensor.contiguous() for name, tensor in tensors.items()}, header)
+    write_atomic(path, content.replace(NO_CHECKSUM.encode(), hashlib.sha256(content).hexdigest().encode(), 1))
 
 
 def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     """What `write_tensors` wrote. Raises CheckpointError, naming the path, if it is damaged or not ours."""
     try:
         with open(path, "rb") as file:
-            length = int.from_bytes(file.read(8), "little")
+            start = file.read(8)
+            length = int.from_bytes(start, "little")
             if length > MAX_HEADER:
                 raise ValueError(f"it claims a header of {length:,} bytes")
-            json.loads(file.read(length), object_pairs_hook=_each_once)  # safetensors takes the last of two
-        with safe_open(path, framework="pt") as content:
-            record = json.loads((content.metadata() or {})["simple-diffusion"], object_pairs_hook=_each_once)
-            tensors = {name: content.get_tensor(name) for name in content.keys()}  # noqa: SIM118  not a dict
-        number = record["format"]
-        if type(number) is not int or number < 1:
-            raise ValueError(f"its format is {number!r}")
-        newer = number > FORMAT
-    except (SafetensorError, OSError, KeyError, TypeError, ValueError, RecursionError) as error:
+            header = file.read(length)
+            names = json.loads(header, object_pairs_hook=_each_once)  # safetensors takes the last of two
+            record = json.loads(names["__metadata__"]["simple-diffusion"], object_pairs_hook=_each_once)
+            number = record["format"]
+            if type(number) is not int or number < 1:
+                raise ValueError(f"its format is {number!r}")
+            newer = number > FORMAT
+            content = b"" if newer else start + header + file.read()
+        if number == FORMAT:
+            _check_sum(content, record.pop("sha256"))
+        tensors = {} if newer else load(content)
+    except (SafetensorError, OSError, KeyError, TypeError, ValueError, RecursionError, AttributeError) as error:
         raise damaged(path, error) from error
     if newer:
         raise CheckpointError(f"{path} was made by a newer version: upgrade simple-diffusion")
@@ -82,6 +98,14 @@ def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
 def damaged(path: Path, error: Exception) -> CheckpointError:
     """The sentence for a file that does not hold what it should."""
     return CheckpointError(f"{path} is not a file of simple-diffusion, or is damaged: {reason(error)}")
+
+
+def _check_sum(content: bytes, digest: Any) -> None:
+    """Raise ValueError unless the content is what the digest in it was computed of."""
+    if type(digest) is not str or len(digest) != len(NO_CHECKSUM):
+        raise ValueError(f"its checksum is {digest!r}")
+    if hashlib.sha256(content.replace(digest.encode(), NO_CHECKSUM.encode(), 1)).hexdigest() != digest:
+        raise ValueError("its checksum does not match, so some of its bytes have changed")
 
 
 def _each_once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
@@ -122,16 +146,18 @@ def fits(value: Any, kind: Any) -> bool:
 def adopt(module: nn.Module, tensors: dict[str, Tensor]) -> None:
     """Make tensors from a file the weights of a module on "meta", of which no byte was spent yet.
 
-    Raises RuntimeError unless their names and shapes are the module's, ValueError unless their types are, and unless
-    every number is finite.
+    Raises ValueError unless their names, types and shapes are the module's and every number is finite.
     """
-    types = {name: tensor.dtype for name, tensor in module.state_dict().items()}
-    module.load_state_dict(tensors, assign=True)
+    wanted = module.state_dict()
+    if odd := sorted(wanted.keys() ^ tensors.keys()):
+        raise ValueError(f"{odd[0]} is {'missing' if odd[0] in wanted else 'no weight of this network'}")
     for name, tensor in tensors.items():
-        if tensor.dtype != types[name]:
-            raise ValueError(f"{name} is {tensor.dtype}, not {types[name]}")
+        (dtype, shape), (given, size) = ((x.dtype, tuple(x.shape)) for x in (wanted[name], tensor))
+        if (given, size) != (dtype, shape):
+            raise ValueError(f"{name} is {given} {size}, not {dtype} {shape}")
         if not tensor.isfinite().all():
             raise ValueError(f"{name} holds a number that is not finite")
+    module.load_state_dict(tensors, assign=True)
 
 
 def cache_folder() -> Path:

@@ -1,6 +1,8 @@
-"""Classifier-free guidance (Ho & Salimans 2022): one network that knows labels and knows how to do without.
+"""Guidance: the posterior mean, pushed away from that of a model which knows less.
 
-`drop_labels` is the half for training, `Guided` the half for sampling.
+Classifier-free guidance (Ho & Salimans 2022) pushes away from the same network without the label: `drop_labels` is the
+half for training, `Guided` the half for sampling. Autoguidance (Karras et al. 2024) needs no labels: `AutoGuided`
+pushes away from an early snapshot of the same training.
 """
 
 import math
@@ -11,6 +13,7 @@ from torch import Tensor
 from .denoiser import PosteriorMean
 from .losses import Loss
 from .randomness import Draws
+from .schedules import Schedule
 
 
 def unlabelled(cond: Tensor, null: int) -> Tensor:
@@ -32,19 +35,35 @@ def drop_labels(loss: Loss, null: int, p: float = 0.1) -> Loss:
     return dropped
 
 
+Interval = tuple[float, float]
+"""Least and largest sigma/alpha at which guidance acts: it costs variety at high noise and does nothing at low noise
+(Kynkäänniemi et al. 2024)."""
+
+EVERYWHERE: Interval = (0.0, math.inf)
+
+
+def inside(interval: Interval, schedule: Schedule, t: Tensor) -> Tensor:
+    """Which of the times lie in the interval: bool, on the CPU, so that deciding does not wait for a GPU."""
+    ratio = schedule.ratio(t.cpu().double())
+    return (interval[0] <= ratio) & (ratio <= interval[1])
+
+
+def pushed(away_from: Tensor, x0_hat: Tensor, scale: float, acts: Tensor) -> Tensor:
+    """lerp(away_from, x0_hat, scale) where guidance acts `[B]` or `[1]`, x0_hat elsewhere; `[B, ...]`."""
+    scales = torch.where(acts, torch.tensor(scale, dtype=torch.float64), 1.0)
+    return torch.lerp(away_from, x0_hat, scales.to(x0_hat).reshape(-1, *[1] * (x0_hat.ndim - 1)))
+
+
 class Guided:
-    """The posterior mean pushed away from the unconditional one: lerp(x0_hat(null), x0_hat(cond), scale).
+    """Classifier-free guidance: lerp(x0_hat(null), x0_hat(cond), scale).
 
     scale     0 unconditional, 1 conditional without guidance, above 1 stronger; both ends are exact and cost one
               evaluation. In the paper's notation scale = 1 + w (eq. 6).
     null      the label that means "no label"
-    interval  of sigma/alpha inside which it guides; outside, the conditional mean alone, at one evaluation: guidance
-              costs variety at high noise and does nothing at low noise (Kynkäänniemi et al. 2024)
+    interval  of sigma/alpha inside which it guides; outside, the conditional mean alone, at one evaluation
     """
 
-    def __init__(
-        self, denoiser: PosteriorMean, scale: float, null: int, interval: tuple[float, float] = (0.0, math.inf)
-    ):
+    def __init__(self, denoiser: PosteriorMean, scale: float, null: int, interval: Interval = EVERYWHERE):
         self.denoiser, self.scale, self.null, self.interval = denoiser, scale, null, interval
         self.schedule = denoiser.schedule
 
@@ -52,15 +71,33 @@ class Guided:
         if cond is None:
             raise ValueError("guidance needs a label for each image: pass cond [B]")
         no_label = unlabelled(cond, self.null)
-        low, high = self.interval
-        ratio = self.schedule.ratio(t.cpu().double())
-        inside = (low <= ratio) & (ratio <= high)  # as many as there are times
-        if self.scale == 1 or not inside.any():
+        acts = inside(self.interval, self.schedule, t)
+        if self.scale == 1 or not acts.any():
             return self.denoiser(x_t, t, cond)
-        if self.scale == 0 and inside.all():
+        if self.scale == 0 and acts.all():
             return self.denoiser(x_t, t, no_label)
         t = t.expand(len(x_t))
         both = self.denoiser(torch.cat([x_t, x_t]), torch.cat([t, t]), torch.cat([no_label, cond]))  # [2B, ...]
         x0_null, x0_cond = both.chunk(2)
-        scale = torch.where(inside, ratio.new_tensor(self.scale), 1.0).to(x_t).reshape(-1, *[1] * (x_t.ndim - 1))
-        return torch.lerp(x0_null, x0_cond, scale)
+        return pushed(x0_null, x0_cond, self.scale, acts)
+
+
+class AutoGuided:
+    """Autoguidance: lerp(x0_hat of the guide, x0_hat, scale) (Karras et al. 2024, "Guiding a diffusion model with a bad
+    version of itself", eq. 3).
+
+    guide     a worse model of the same data and schedule; both err alike, the guide more, so that their difference
+              points away from the error
+    scale     1 is none, at one evaluation; above 1 stronger, at one evaluation of each
+    interval  of sigma/alpha inside which it guides
+    """
+
+    def __init__(self, denoiser: PosteriorMean, guide: PosteriorMean, scale: float, interval: Interval = EVERYWHERE):
+        self.denoiser, self.guide, self.scale, self.interval = denoiser, guide, scale, interval
+        self.schedule = denoiser.schedule
+
+    def __call__(self, x_t: Tensor, t: Tensor, cond: Tensor | None = None) -> Tensor:
+        x0_hat, acts = self.denoiser(x_t, t, cond), inside(self.interval, self.schedule, t)
+        if self.scale == 1 or not acts.any():
+            return x0_hat
+        return pushed(self.guide(x_t, t, cond), x0_hat, self.scale, acts)

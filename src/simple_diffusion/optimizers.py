@@ -56,8 +56,8 @@ class Muon(torch.optim.Optimizer):
 
     def __init__(
         self,
-        matrices: list[Tensor],
-        others: list[Tensor],
+        matrices: list[nn.Parameter],
+        others: list[nn.Parameter],
         lr: float = 3e-3,
         betas: tuple[float, float] = (0.9, 0.99),
         momentum: float = 0.95,
@@ -68,7 +68,7 @@ class Muon(torch.optim.Optimizer):
         self.adamw.state = self.state  # one record of both, for checkpoints
 
     @torch.no_grad()
-    def step(self, closure: None = None) -> None:
+    def step(self, closure: None = None) -> None:  # pyrefly: ignore[bad-override]  torch's closures have no use here
         """One update of every parameter that has a gradient."""
         group = self.param_groups[0]
         of_shape: dict[torch.Size, list[tuple[Tensor, Tensor]]] = {}

@@ -2,21 +2,21 @@
 
 FOLDER/
   config.toml          every setting, and the command that repeats the run
-  left-out.csv         the images that could not be read, and why; only where some were left out
   log.csv              step, images, seconds, loss, learning_rate, images_per_second, held_out_loss
+  left-out.csv         the images that could not be read, and why; only where some were left out
+  checkpoints/         all that `--resume` needs, the newest two
   model.safetensors    what `sample` uses: averaged weights and config; rewritten with each picture and at every stop
   samples/             grids drawn from fixed noise while it trained
+  lock                 who holds the folder
 """
 
 import json
 import math
 import shlex
-import signal
 import sys
-import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from dataclasses import asdict, dataclass, replace
+from contextlib import ExitStack
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -24,17 +24,24 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
+from .budget import Budget
 from .checkpoint import MODEL_FILE, Model, save
-from .config import Card, Config, build, build_loss, build_sampler, build_training_loss, memory_format
-from .data.batches import Batch, batches
-from .data.images import Images, left_out_csv, to_uint8
+from .config import Card, Config, build, build_loss, build_times, build_training_loss, memory_format
+from .data.batches import Batch, batches, order
+from .data.images import Images, left_out_csv
+from .denoiser import Denoiser
+from .drawing import draw
 from .ema import EMA, Decay, constant_decay, power_decay
-from .errors import DivergedError, ResourceError, UsageError
+from .errors import DivergedError
 from .figures import grid, png
-from .files import write_atomic
+from .files import damaged, write_atomic
+from .lock import hold, refuse_taken
+from .log import Log
 from .optimizers import OPTIMIZERS
-from .samplers import samples
-from .training import LEARNING_RATES, train
+from .ranks import check_equal, largest, on_first, rank
+from .signals import Stopped, stop_on_signals
+from .state import Checkpoint, State, latest, room_for, save_checkpoint
+from .training import NotFiniteError, Step, train
 from .validation import HeldOut, keep_out
 
 PICTURES = (0.05, *(tenth / 10 for tenth in range(1, 10)))
@@ -48,77 +55,12 @@ PREVIEW: dict[str, Any] = {"sampler": "dpmpp", "grid": "karras"}
 PREVIEW_STEPS = 10
 
 CHECKS = 20  # measurements of the held-out loss in a run
-
-
-@dataclass
-class Budget:
-    """How much of a run is done, by the clock or by steps.
-
-    config    gives the length
-    started   `time.perf_counter()` when the command began: the clock counts everything since
-    reserve   seconds to keep for what follows the last step; grows to what saving and drawing turn out to take
-    """
-
-    config: Config
-    started: float
-    reserve: float = 1.0
-
-    @property
-    def elapsed(self) -> float:
-        return time.perf_counter() - self.started
-
-    def expect(self, seconds: float) -> None:
-        """Keep so much in reserve, but never more than would end the run early by over 3 %."""
-        self.reserve = min(seconds, 0.03 * self.config.seconds)
-
-    def lr(self, step: int) -> float:
-        """The learning rate of a step."""
-        return self.config.lr * LEARNING_RATES[self.config.lr_shape](self.progress(step - 1), self.config.warmup)
-
-    def progress(self, step: int) -> float:
-        """Share of the run that is over after `step` updates, 1 at its end."""
-        if self.config.steps:
-            return step / self.config.steps
-        return min(1.0, self.elapsed / max(self.config.seconds - self.reserve, 1e-9))
-
-
-class Stopped:
-    """Which signal asked the run to stop, if any did."""
-
-    number: int | None = None
-
-
-@contextmanager
-def stop_on_signals() -> Iterator[Stopped]:
-    """While inside, ctrl-C and SIGTERM only leave a note, which the loop reads between two steps."""
-    stopped = Stopped()
-
-    def note(number: int, frame: object) -> None:
-        stopped.number = number
-
-    before = {number: signal.signal(number, note) for number in (signal.SIGINT, signal.SIGTERM)}
-    try:
-        yield stopped
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
+ROWS = 200  # of the log
 
 
 def preview_labels(classes: int, rows: int = 10, columns: int = 10) -> Tensor | None:
     """One label for each image of a grid that has one class a row: int64 `[N]`, or None without classes."""
     return torch.arange(min(classes, rows)).repeat_interleave(columns) if classes else None
-
-
-def draw(model: Model, n: int, labels: Tensor | None, seed: int, quiet: bool = True) -> Tensor:
-    """n images of a model with the sampler of its config: uint8 `[n, C, H, W]` on the CPU."""
-    denoiser, times, sampler = build_sampler(model.config, model.card, model.denoiser)
-    device = next(model.denoiser.parameters()).device
-    drawn = []
-    with tqdm(total=n, unit=" images", disable=quiet or not sys.stderr.isatty()) as bar:
-        for x in samples(denoiser, (n, *model.card.shape), times, labels, sampler=sampler, seed=seed, device=device):
-            drawn.append(to_uint8(x).cpu())
-            bar.update(len(x))
-    return torch.cat(drawn)
 
 
 def laid_out(stream: Iterator[Batch], config: Config) -> Iterator[Batch]:
@@ -127,43 +69,47 @@ def laid_out(stream: Iterator[Batch], config: Config) -> Iterator[Batch]:
         yield replace(batch, x0=batch.x0.contiguous(memory_format=memory_format(config)))
 
 
-def start_training(config: Config, card: Card, images: Images, device: torch.device, lr: Callable[[int], float]):
-    """(denoiser, the generator of its steps): all of a run but its clock and its files."""
+def learner(config: Config, card: Card, device: torch.device) -> tuple[Denoiser, torch.optim.Optimizer]:
+    """The untrained denoiser and its optimiser; the weights are those of the seed."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(config.seed)  # the weights; everything else is derived from (seed, purpose, step, sample)
         denoiser = build(config, card).to(device)
-    stream = laid_out(batches(images, config.batch, seed=config.seed, device=device), config)
-    optimizer = OPTIMIZERS[config.optimizer](denoiser, config.lr, (0.9, config.beta2))
-    steps = train(denoiser, stream, optimizer, loss=build_training_loss(config, card), lr=lr, clip=config.clip)
-    return denoiser, steps
+    return denoiser, OPTIMIZERS[config.optimizer](denoiser, config.lr, (0.9, config.beta2))
+
+
+def updates(
+    config: Config,
+    card: Card,
+    images: Images,
+    denoiser: Denoiser,
+    optimizer: torch.optim.Optimizer,
+    lr: Callable[[int], float],
+    start: int = 0,
+) -> Iterator[Step]:
+    """The steps start + 1, start + 2, ... of a run, without end: all of it but its clock and its files."""
+    device = next(denoiser.parameters()).device
+    return train(
+        denoiser,
+        laid_out(batches(images, config.batch, seed=config.seed, start=start, device=device), config),
+        optimizer,
+        loss=build_training_loss(config, card),
+        lr=lr,
+        clip=config.clip,
+        start=start,
+        accumulate=config.accumulate,
+        tolerate=config.tolerate,
+    )
+
+
+def start_training(config: Config, card: Card, images: Images, device: torch.device, lr: Callable[[int], float]):
+    """(denoiser, the generator of its steps), from the beginning."""
+    denoiser, optimizer = learner(config, card, device)
+    return denoiser, updates(config, card, images, denoiser, optimizer, lr)
 
 
 def decay_of(config: Config) -> Decay:
     """How the averaged weights forget."""
     return constant_decay(config.ema_decay, config.ema_warmup) if config.ema_decay else power_decay(config.ema)
-
-
-def refuse_taken(path: Path) -> None:
-    """Raise UsageError unless a run can have this folder: nothing is there, or it is empty."""
-    if path.exists() and (not path.is_dir() or any(path.iterdir())):
-        raise UsageError(f"{path} exists already: choose another --out, or remove it")
-
-
-def new_folder(path: Path) -> None:
-    """Create the folder of a run. Raises UsageError if something is there."""
-    refuse_taken(path)
-    try:
-        (path / "samples").mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise ResourceError(f"{path} can't be made ({error.strerror}): choose another --out") from error
-
-
-def free_folder(parent: Path, name: str) -> Path:
-    """parent/name-1, or the first number that is not taken."""
-    number = 1
-    while (parent / f"{name}-{number}").exists():
-        number += 1
-    return parent / f"{name}-{number}"
 
 
 def command_of(config: Config, steps: int = 0) -> str:
@@ -184,6 +130,16 @@ def config_toml(config: Config, steps: int = 0) -> bytes:
     return ("\n".join(lines) + "\n").encode()
 
 
+def suspects(step: Step, images: Images, config: Config, card: Card, most: int = 4) -> str:
+    """Which images of a step, at which noise, have a loss that is not finite; all if only the gradient is not."""
+    rows = (~step.losses.isfinite()).nonzero().flatten().tolist() or list(range(config.batch))
+    index = order((step.n - 1) * config.batch, config.batch, len(images), config.seed)
+    schedule = build(config, card).schedule
+    ratio = schedule.ratio(build_times(config, card)(step.batch.draws.stratified("time"), schedule))
+    named = [f"{images.name_of(int(index[row]))} at noise {ratio[row]:.3g}" for row in rows[:most]]
+    return ", ".join(named) + (f" and {len(rows) - most} more" if len(rows) > most else "")
+
+
 @dataclass(frozen=True)
 class Result:
     """How a run ended."""
@@ -194,142 +150,219 @@ class Result:
     seconds: float
     loss: float
     images_per_second: float
-    signal: int | None
+    signal: int
     picture: Path | None
     held_out_loss: float | None = None  # the lowest
     gave_up: bool = False  # it stopped because the held-out loss had not fallen for long
 
 
+@dataclass
+class Run:
+    """A run under way: what it trains, and what it leaves behind. Only rank 0 writes.
+
+    drawing   seconds spent on pictures
+    saved     when the last checkpoint was written, on the budget's clock
+    """
+
+    config: Config
+    card: Card
+    images: Images
+    folder: Path
+    state: State
+    budget: Budget
+    stopped: Stopped
+    drawing: float = 0.0
+    saved: float = 0.0
+    pictures: list[float] = field(default_factory=list)
+
+    def model(self) -> Model:
+        """The averaged weights, ready to be saved."""
+        numbers = self.state.numbers
+        return Model(self.state.ema.model, self.config, self.card, numbers.n, self.budget.elapsed, self.state.guide)
+
+    def save(self, log: Log | None = None) -> None:
+        """Write a checkpoint. Raises ResourceError, on every process."""
+        self.state.numbers.seconds = self.budget.elapsed
+        check_equal(list(self.state.denoiser.parameters()))
+
+        def write() -> None:
+            if log is not None:
+                log.sync()
+            save_checkpoint(self.folder, self.config, self.card, self.state)
+
+        on_first(write)
+        self.saved = self.budget.elapsed
+
+    def show(self, picture: bool) -> Path | None:
+        """Save the averaged weights and draw a grid with them; what that takes is kept in reserve for the end."""
+        began, path = self.budget.elapsed, None
+        model = self.model()
+        on_first(lambda: save(self.folder / MODEL_FILE, model))
+        if picture:
+            labels = preview_labels(self.card.classes)
+            count = 64 if labels is None else len(labels)
+            quick = replace(self.config, **PREVIEW, sampler_steps=min(self.config.sampler_steps, PREVIEW_STEPS))
+            pixels = draw(replace(model, config=quick), count, labels, self.config.seed, stopped=self.stopped)
+            if not any(largest(self.stopped.number)):
+                path = self.folder / "samples" / f"step-{self.state.numbers.n:08d}.png"
+                sheet = png(grid(pixels, 8 if labels is None else 10))
+                on_first(lambda: write_atomic(path, sheet))
+            self.budget.expect(1.1 * (self.budget.elapsed - began) + 0.3)
+        self.drawing += self.budget.elapsed - began
+        return path
+
+    def exhausted(self) -> bool:
+        """Has the held-out loss not fallen for longer than the config's patience?"""
+        held_out, patience = self.state.held_out, self.config.patience
+        return held_out is not None and 0 < patience <= self.budget.progress - held_out.best_progress
+
+
 def train_run(
-    config: Config, images: Images, folder: Path, device: torch.device, started: float, quiet: bool = False
+    config: Config,
+    images: Images,
+    folder: Path,
+    device: torch.device,
+    started: float,
+    quiet: bool = False,
+    resume: bool = False,
 ) -> Result:
     """Train as the config says, and leave the run folder behind.
 
     config    fitted to the device
-    folder    new or empty
+    folder    new or empty, or that of the run to go on with
     started   `time.perf_counter()` at the beginning of the budget
+    resume    go on from the newest checkpoint in the folder
 
-    Raises DivergedError, after saving the last good weights.
+    Raises UsageError where the folder is taken, BusyError where another process holds it, ResourceError where the disk
+    takes no checkpoint, CheckpointError where there is none to go on from, and DivergedError after saving the last good
+    weights.
     """
-    new_folder(folder)
-    write_atomic(folder / "config.toml", config_toml(config))
-    if images.left_out:
-        write_atomic(folder / "left-out.csv", left_out_csv(images.left_out))
-    card, budget = Card.of(images), Budget(config, started)
+    with ExitStack() as stack:
+
+        def take() -> None:
+            stack.enter_context(hold(folder))
+            if not resume:
+                refuse_taken(folder)
+
+        on_first(take)
+        return _train_held(config, images, folder, device, started, quiet, latest(folder) if resume else None)
+
+
+def _train_held(
+    config: Config,
+    images: Images,
+    folder: Path,
+    device: torch.device,
+    started: float,
+    quiet: bool,
+    checkpoint: Checkpoint | None,
+) -> Result:
+    """Train in a folder that nobody else holds, from the checkpoint or from the beginning."""
+    card = Card.of(images)
     held_out = None
     if config.held_out:
         images, kept = keep_out(images, config.held_out, config.seed)
         held_out = HeldOut(kept, build_loss(config, card), config.seed)
-    denoiser, steps = start_training(config, card, images, device, budget.lr)
-    ema = EMA(denoiser, decay_of(config))
-    labels = preview_labels(card.classes)
-    n, progress, checks, held_out_loss = 0, 0.0, 0, math.nan
-
-    def keep(picture: bool) -> Path | None:
-        """Save the averaged weights and draw a grid with them; what that takes is kept in reserve for the end."""
-        began = time.perf_counter()
-        model = Model(ema.model, config, card, n, budget.elapsed)
-        save(folder / MODEL_FILE, model)
-        path = None
-        if picture:
-            path = folder / "samples" / f"step-{n:08d}.png"
-            count = 64 if labels is None else len(labels)
-            quick = replace(config, **PREVIEW, sampler_steps=min(config.sampler_steps, PREVIEW_STEPS))
-            drawn = draw(replace(model, config=quick), count, labels, config.seed)
-            write_atomic(path, png(grid(drawn, 8 if labels is None else 10)))
-            budget.expect(1.1 * (time.perf_counter() - began) + 0.3)
-        return path
-
-    pictures = list(PICTURES)
-    unlogged: list[Tensor] = []
-    loss, speed, rows, row_step, row_time = math.nan, 0.0, 0, 0, budget.elapsed
-    before, drawing = budget.elapsed, 0.0  # time that was not training
-    form = "{desc} {percentage:3.0f}%|{bar}| {postfix}"
-    with (
-        stop_on_signals() as stopped,
-        open(folder / "log.csv", "w", buffering=1) as log,
-        tqdm(total=1.0, desc=folder.name, bar_format=form, disable=quiet or not sys.stderr.isatty()) as bar,
-    ):
-        print("step,images,seconds,loss,learning_rate,images_per_second,held_out_loss", file=log)
+    denoiser, optimizer = learner(config, card, device)
+    state = State(denoiser, optimizer, EMA(denoiser, decay_of(config)), held_out)
+    if checkpoint is not None:
         try:
-            for step in steps:
-                n = step.n
-                ema.update(denoiser, n)
-                unlogged.append(step.losses)
-                progress = budget.progress(n)
+            state.restore(checkpoint.tensors, checkpoint.numbers)
+        except ValueError as error:
+            raise damaged(checkpoint.path, error) from error
+    with stop_on_signals() as stopped:
+        budget = Budget(config, started, before=state.numbers.seconds)
+        run = Run(config, card, images, folder, state, budget, stopped, saved=budget.before)
+        if checkpoint is None:
+            on_first(lambda: room_for(folder, state))
+            run.save()  # first of all, so that a folder in which anything stands can be gone on with
+        return finish(run, train_on(run, quiet))
+
+
+def train_on(run: Run, quiet: bool) -> tuple[float, float]:
+    """Train until the run's end or a signal. Returns (loss of the last row, images/s)."""
+    config, state, budget = run.config, run.state, run.budget
+    numbers, held_out = state.numbers, state.held_out
+    on_first(lambda: write_atomic(run.folder / "config.toml", config_toml(config)))
+    if run.images.left_out:
+        on_first(lambda: write_atomic(run.folder / "left-out.csv", left_out_csv(run.images.left_out)))
+    quiet = quiet or rank() > 0
+    budget.advance(numbers.n, 0)
+    rows, checks = int(budget.progress * ROWS), int(budget.progress * CHECKS)
+    pictures = [share for share in PICTURES if share > budget.progress]
+    log = Log(run.folder, after=numbers.n) if rank() == 0 else None
+    first, row_step, row_time, before = numbers.n, numbers.n, budget.elapsed, budget.elapsed
+    loss, form = math.nan, "{desc} {percentage:3.0f}%|{bar}| {postfix}"
+    over = numbers.done
+    steps = updates(config, run.card, run.images, state.denoiser, state.optimizer, budget.lr, start=numbers.n)
+    with tqdm(total=1.0, desc=run.folder.name, bar_format=form, disable=quiet or not sys.stderr.isatty()) as bar:
+        try:
+            while not over:
+                step = next(steps)
+                numbers.n = step.n
+                if step.finite:
+                    state.ema.update(state.denoiser, step.n)
+                    state.losses.append(step.losses)
+                elif not quiet:
+                    where = suspects(step, run.images, config, run.card)
+                    print(f"step {step.n} was left out, it is not finite: {where}", file=sys.stderr)
+                signal = budget.advance(step.n, run.stopped.number)
+                progress = budget.progress
+                if config.snapshot and state.guide is None and progress >= config.snapshot:
+                    state.guide = state.ema.snapshot()
                 if held_out is not None and progress * CHECKS >= checks + 1:
-                    checks, held_out_loss = int(progress * CHECKS), held_out.check(ema.model, progress)
-                over = progress >= 1 or stopped.number is not None or exhausted(held_out, config, progress)
-                if progress * 200 >= rows + 1 or over:
-                    loss = torch.cat(unlogged).mean().item()
-                    speed = (n - row_step) * config.batch / max(budget.elapsed - row_time, 1e-9)
-                    unseen = "" if math.isnan(held_out_loss) else f"{held_out_loss:.6g}"
-                    row = f"{n},{n * config.batch},{budget.elapsed:.2f},{loss:.6g},{step.lr:.4g},{speed:.0f},{unseen}"
-                    print(row, file=log)
-                    rows, row_step, row_time = int(progress * 200), n, budget.elapsed
-                    unlogged.clear()
+                    checks = int(progress * CHECKS)
+                    numbers.held_out_loss = held_out.check(state.ema.model, progress)
+                    numbers.best, numbers.best_progress = held_out.best, held_out.best_progress
+                over = progress >= 1 or run.exhausted()
+                if progress * ROWS >= rows + 1 or over:
+                    loss = torch.cat(state.losses).mean().item() if state.losses else math.nan
+                    speed = (step.n - row_step) * config.batch / max(budget.elapsed - row_time, 1e-9)
+                    unseen = "" if numbers.held_out_loss is None else f"{numbers.held_out_loss:.6g}"
+                    cells = f"{step.n * config.batch}", f"{budget.elapsed:.2f}", f"{loss:.6g}", f"{step.lr:.4g}"
+                    if log is not None:
+                        log.row(step.n, *cells, f"{speed:.0f}", unseen)
+                    rows, row_step, row_time = int(progress * ROWS), step.n, budget.elapsed
+                    state.losses.clear()
                     left = budget.elapsed / progress - budget.elapsed
                     bar.set_postfix_str(f"loss {loss:.4f}, {speed:,.0f} images/s, {left:,.0f} s left")
                     bar.update(progress - bar.n)
-                if over:
+                if over or signal:
+                    numbers.done = over
+                    run.stopped.number = run.stopped.number or signal
                     break
-                if pictures and progress >= pictures[0] and drawing <= DRAWING * budget.elapsed:
+                paused = budget.elapsed
+                if paused - run.saved >= config.save_seconds:
+                    run.save(log)
+                if pictures and progress >= pictures[0] and run.drawing <= DRAWING * paused:
                     pictures = [share for share in pictures if share > progress]
-                    paused = budget.elapsed
-                    keep(picture=True)
-                    drawing += budget.elapsed - paused
-                    row_time += budget.elapsed - paused
+                    run.show(picture=True)
                     if bar.disable and not quiet:
-                        print(f"{progress:4.0%}  step {n}, loss {loss:.4f}, {speed:,.0f} images/s", file=sys.stderr)
-        except DivergedError:
-            keep(picture=False)
-            raise
-        average = n * config.batch / max(budget.elapsed - before - drawing, 1e-9)
-        if held_out is not None and held_out.weights is not None and config.patience:
-            ema.model.load_state_dict(held_out.weights)
-        picture = keep(picture=stopped.number is None)
-    gave_up = exhausted(held_out, config, progress)
-    write_atomic(folder / "config.toml", config_toml(config, 0 if config.steps or gave_up else n))
-    lowest = None if held_out is None else held_out.best
-    return Result(folder, n, n * config.batch, budget.elapsed, loss, average, stopped.number, picture, lowest, gave_up)
+                        print(f"{progress:4.0%}  step {step.n}, loss {loss:.4f}", file=sys.stderr)
+                row_time += budget.elapsed - paused
+        except NotFiniteError as error:
+            run.show(picture=False)
+            where = suspects(error.step, run.images, config, run.card)
+            raise DivergedError(f"{error}, or look at {where}") from error
+        finally:
+            if log is not None:
+                log.close()
+    average = (numbers.n - first) * config.batch / max(budget.elapsed - before - run.drawing, 1e-9)
+    if state.losses:
+        loss = torch.cat(state.losses).mean().item()
+    return loss, average
 
 
-def exhausted(held_out: HeldOut | None, config: Config, progress: float) -> bool:
-    """Has the held-out loss not fallen for longer than the config's patience?"""
-    return held_out is not None and 0 < config.patience <= progress - held_out.best_progress
-
-
-def spelled(seconds: float) -> str:
-    """A length of time in the largest unit of which there are two."""
-    for unit, size in (("days", 86400), ("hours", 3600), ("minutes", 60)):
-        if seconds >= 2 * size:
-            return f"{seconds / size:.1f} {unit}"
-    return f"{seconds:.0f} s"
-
-
-def forecast(config: Config, images: Images, device: torch.device, seconds: float = 4.0) -> dict:
-    """What a run would take on this machine, measured over a few steps of it; writes nothing."""
-    card = Card.of(images)
-    denoiser, steps = start_training(config, card, images, device, lambda n: config.lr * 1e-3)
-    next(steps), next(steps)  # the first ones warm up
-    began, n = time.perf_counter(), 0
-    while time.perf_counter() - began < seconds:
-        next(steps)
-        n += 1
-    speed = n * config.batch / (time.perf_counter() - began)
-    length = config.steps * config.batch / speed if config.steps else config.seconds
-    parameters = sum(p.numel() for p in denoiser.parameters())
-    seen = speed * length
-    text = (
-        f"A U-Net of {parameters / 1e6:.2f} M parameters would train on {device.type} in {config.precision} at about "
-        f"{speed:,.0f} images/s, batches of {config.batch}: {spelled(length)} to the end, {seen:,.0f} images, "
-        f"{seen / len(images):.1f} epochs; the first pictures come after {spelled(length * PICTURES[0])}."
-    )
-    return {
-        "text": text,
-        "parameters": parameters,
-        "images_per_second": round(speed),
-        "seconds": round(length),
-        "images": round(seen),
-        "config": asdict(config),
-    }
+def finish(run: Run, trained: tuple[float, float]) -> Result:
+    """Save what the run has come to; where it stopped by itself, with a picture and the weights that are best."""
+    config, state, held_out = run.config, run.state, run.state.held_out
+    run.save()
+    if held_out is not None and held_out.weights is not None and config.patience:
+        state.ema.model.load_state_dict(held_out.weights)
+    signal = run.stopped.number
+    picture = run.show(picture=not signal)
+    gave_up = run.exhausted()
+    repeats = 0 if config.steps or gave_up else state.numbers.n
+    on_first(lambda: write_atomic(run.folder / "config.toml", config_toml(config, repeats)))
+    images, seconds = state.numbers.n * config.batch, run.budget.elapsed
+    return Result(run.folder, state.numbers.n, images, seconds, *trained, signal, picture, state.numbers.best, gave_up)

@@ -7,7 +7,7 @@ The coefficients of a step are Python floats, exact in float64 whatever the imag
 
 import math
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from itertools import chain
@@ -180,6 +180,9 @@ def dpmpp(
         yield x
 
 
+BATCH = 64
+"""Images drawn together, whatever number is asked for: the last bits of a convolution depend on how many share it."""
+
 SAMPLERS: dict[str, Sampler] = {
     "ddpm": ddpm,
     "ddpm-beta": partial(ddpm, variance="beta"),
@@ -197,7 +200,7 @@ def states(
     *,
     sampler: Sampler = dpmpp,
     seed: int = 0,
-    batch: int = 64,
+    batch: int = BATCH,
     device: torch.device | str = "cpu",
     first: int = 0,
 ) -> Iterator[Tensor]:
@@ -235,8 +238,9 @@ def samples(
     *,
     sampler: Sampler = dpmpp,
     seed: int = 0,
-    batch: int = 64,
+    batch: int = BATCH,
     device: torch.device | str = "cpu",
+    firsts: Iterable[int] | None = None,
 ) -> Iterator[Tensor]:
     """Draw images from noise, `batch` at a time: float `[<= batch, ...]` about [-1, 1], on `device`.
 
@@ -246,6 +250,7 @@ def samples(
     shape    (N, C, H, W), or any shape that the network takes
     times    a grid; x starts at its first level
     cond     labels `[N]` int64, or None
+    firsts   the first image's number of each batch to draw, multiples of `batch`; all of them if it is None
     """
 
     def drawn(first: int) -> Tensor:
@@ -253,7 +258,7 @@ def samples(
         (x,) = deque(path, maxlen=1)  # the last state is the image
         return x
 
-    firsts = range(0, shape[0], batch)
+    firsts = range(0, shape[0], batch) if firsts is None else firsts
     return on_all_cores(drawn, firsts) if torch.device(device).type == "cpu" else map(drawn, firsts)
 
 
@@ -265,7 +270,7 @@ def sample(
     *,
     sampler: Sampler = dpmpp,
     seed: int = 0,
-    batch: int = 64,
+    batch: int = BATCH,
     device: torch.device | str = "cpu",
 ) -> Tensor:
     """`samples`, all at once: float `[N, C, H, W]` on the CPU."""

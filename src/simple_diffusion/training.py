@@ -12,6 +12,7 @@ from .denoiser import Denoiser
 from .errors import DivergedError
 from .losses import Loss, denoising_loss
 from .networks.dropout import dropout_seed
+from .ranks import rank, summed, world
 
 LearningRate = Callable[[int], float]
 """Number of the step, 1, 2, ... -> learning rate."""
@@ -19,12 +20,18 @@ LearningRate = Callable[[int], float]
 
 @dataclass(frozen=True)
 class Step:
-    """What an update leaves behind: its number, the loss of each sample `[B]`, the rate, the gradient's norm."""
+    """What an update leaves behind: its number, the loss of each sample `[B]`, the rate, the gradient's norm.
+
+    batch    that it was made of
+    finite   whether losses and gradient were; if not, nothing was changed
+    """
 
     n: int
     losses: Tensor
     lr: float
     grad_norm: Tensor
+    batch: Batch
+    finite: bool = True
 
     @property
     def loss(self) -> float:
@@ -45,10 +52,11 @@ LEARNING_RATES: dict[str, Callable[[float, float], float]] = {"linear": warmup_l
 """Shapes of the learning rate by name: (progress, warmup), shares of the run -> share of the peak."""
 
 
-def backward(loss: Loss, denoiser: Denoiser, batch: Batch) -> Tensor:
+def backward(loss: Loss, denoiser: Denoiser, batch: Batch, accumulate: int = 1) -> Tensor:
     """Set the parameters' gradients to those of the mean loss of a batch; returns the loss of each sample `[B]`.
 
-    On a CPU each core takes a part of the batch.
+    Each process of the run takes a part of the batch, and on a CPU each core a part of that; `accumulate` cuts these
+    into parts that are computed one after another, in less memory.
     """
     parameters = [p for p in denoiser.parameters() if p.requires_grad]
 
@@ -59,12 +67,25 @@ def backward(loss: Loss, denoiser: Denoiser, batch: Batch) -> Tensor:
         return losses.detach(), torch.autograd.grad(share, parameters, allow_unused=True)
 
     cores = torch.get_num_threads() if batch.x0.device.type == "cpu" else 1
-    parts = list(map(of_part, [batch]) if cores == 1 else on_all_cores(of_part, batch.split(cores)))
-    losses, gradients = zip(*parts, strict=True)
-    for parameter, *of_parts in zip(parameters, *gradients, strict=True):
+    each = cores * accumulate
+    everyone = batch.split(world() * each)
+    before, mine = everyone[: rank() * each], everyone[rank() * each : (rank() + 1) * each]
+    parts = list(map(of_part, mine) if cores == 1 else on_all_cores(of_part, mine))
+    losses = batch.x0.new_zeros(len(batch.x0))
+    row = sum(len(part.x0) for part in before)
+    for of_samples, _ in parts:
+        losses[row : row + len(of_samples)] = of_samples
+        row += len(of_samples)
+    gradients: list[Tensor | None] = []
+    for parameter, *of_parts in zip(parameters, *(grads for _, grads in parts), strict=True):
         known = [gradient for gradient in of_parts if gradient is not None]
-        parameter.grad = sum(known[1:], known[0]) if known else None
-    return torch.cat(losses)
+        absent = torch.zeros_like(parameter) if world() > 1 else None  # every process sends a number for each weight
+        gradients.append(sum(known[1:], known[0]) if known else absent)
+    losses, *there = summed([losses, *(gradient for gradient in gradients if gradient is not None)])
+    rest = iter(there)
+    for parameter, gradient in zip(parameters, gradients, strict=True):
+        parameter.grad = None if gradient is None else next(rest)
+    return losses
 
 
 def train(
@@ -76,23 +97,41 @@ def train(
     lr: LearningRate,
     clip: float = 1.0,
     start: int = 0,
+    accumulate: int = 1,
+    tolerate: int = 0,
 ) -> Iterator[Step]:
     """Train on each batch in turn and yield after each update, until the batches end or the caller stops.
 
-    loss   (denoiser, x0, cond, draws) -> `[B]`
-    lr     the learning rate of step n = start + 1, start + 2, ...
-    clip   largest norm of the gradient
+    loss        (denoiser, x0, cond, draws) -> `[B]`
+    lr          the learning rate of step n = start + 1, start + 2, ...
+    clip        largest norm of the gradient
+    accumulate  parts of a batch that are computed one after another
+    tolerate    how many steps in a row may have a loss or gradient that is not finite; such a step changes nothing
 
-    Raises DivergedError, before anything is changed, at the first gradient that is not finite.
+    Raises DivergedError, before anything is changed, at the first one more.
     """
     denoiser.train()
+    bad = 0
     for n, batch in enumerate(batches, start + 1):
-        losses = backward(loss, denoiser, batch)
+        losses = backward(loss, denoiser, batch, accumulate)
         grad_norm = nn.utils.clip_grad_norm_(denoiser.parameters(), clip)
-        if not torch.isfinite(grad_norm):
-            raise DivergedError(f"the gradient of step {n} is not finite: lower the learning rate (--set lr=...)")
+        finite = bool(torch.isfinite(grad_norm) & losses.isfinite().all())
+        bad = 0 if finite else bad + 1
         rate = lr(n)
-        for group in optimizer.param_groups:
-            group["lr"] = rate
-        optimizer.step()
-        yield Step(n, losses, rate, grad_norm)
+        step = Step(n, losses, rate, grad_norm, batch, finite)
+        if bad > tolerate:
+            raise NotFiniteError(step)
+        if finite:
+            for group in optimizer.param_groups:
+                group["lr"] = rate
+            optimizer.step()
+        yield step
+
+
+class NotFiniteError(DivergedError):
+    """A step whose loss or gradient is not finite."""
+
+    def __init__(self, step: Step):
+        what = "gradient" if step.losses.isfinite().all() else "loss"
+        super().__init__(f"the {what} of step {step.n} is not finite: lower the learning rate (--set lr=...)")
+        self.step = step

@@ -42,10 +42,10 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
 
     from ..data.images import Images
     from ..data.sources import held_out
+    from ..drawing import draw
     from ..evaluation import check, labels_like, pictures
     from ..evaluation import evaluate as score
     from ..files import write_atomic
-    from ..run import draw
 
     model, samples = None, None
     if Path(args.what).suffix in (".npz", ".npy"):

@@ -1,6 +1,7 @@
 """What all commands share: types of options, groups of options, words to the user."""
 
 import argparse
+import os
 import re
 import sys
 import time
@@ -11,6 +12,12 @@ from ..errors import UsageError, printable
 
 STARTED = time.perf_counter()
 """When the command began: the clock of `train --for` counts from here."""
+
+SHARED = "TORCHELASTIC_RUN_ID" in os.environ
+"""Did torchrun start this process, beside others?"""
+
+FIRST = not SHARED or os.environ.get("RANK") == "0"
+"""Is this the process that speaks and writes?"""
 
 
 class Parser(argparse.ArgumentParser):
@@ -66,6 +73,7 @@ def device_options(sub: Parser) -> None:
 
 def sampling_options(sub: Parser) -> None:
     sub.add_argument("--guidance", type=float, metavar="SCALE", help="0 ignores labels, 1 is none, above 1 stronger")
+    sub.add_argument("--autoguidance", type=float, metavar="SCALE", help="by an early snapshot: 1 is none")
     sub.add_argument("--steps", type=positive, metavar="N", help="steps of the sampler")
     sub.add_argument("--sampler", metavar="NAME", help="ddpm, ddpm-beta, ddim, heun or dpmpp")
     sub.add_argument("--seed", type=whole, default=0, metavar="N", help="of the noise (default 0)")
@@ -123,6 +131,7 @@ def opened(args: argparse.Namespace):
 
     model = read(args.model, args.device, args.precision)
     given: dict[str, Any] = {"guidance": args.guidance, "sampler_steps": args.steps, "sampler": args.sampler}
+    given["autoguidance"] = args.autoguidance
     config = replace(model.config, **{key: value for key, value in given.items() if value is not None})
     return replace(model, config=config)
 

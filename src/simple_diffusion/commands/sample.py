@@ -67,10 +67,10 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
     import torch
 
     from ..config import views_told
+    from ..drawing import draw
     from ..figures import WEBP_SIDE, extent, grid, npz, png, rows_of, webp
     from ..files import write_atomic
     from ..film import MOST
-    from ..run import draw
 
     n = args.n or (4 if args.film else 100)
     if args.film and n > MOST:
@@ -133,7 +133,7 @@ def film_file(model: Any, n: int, labels: Any, seed: int, shares: tuple[float, .
     elif shares is None:
         moments = PANELS if ending == ".png" else FRAMES
         shares = tuple((i + 1) / moments for i in range(moments))
-    denoiser, times, sampler = build_sampler(model.config, model.card, model.denoiser)
+    denoiser, times, sampler = build_sampler(model.config, model.card, model.denoiser, model.guide)
     device = next(model.denoiser.parameters()).device
     shape = (n, *model.card.shape)
     films = film(denoiser, shape, times, labels, sampler=sampler, seed=seed, shares=shares, device=device)

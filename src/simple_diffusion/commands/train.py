@@ -5,8 +5,21 @@ import math
 from pathlib import Path
 from typing import Any
 
-from ..errors import UsageError
-from .options import STARTED, card_text, command, data_options, device_options, duration, load, positive, say, whole
+from ..errors import CheckpointError, UsageError
+from ..lock import refuse_held
+from .options import (
+    FIRST,
+    STARTED,
+    card_text,
+    command,
+    data_options,
+    device_options,
+    duration,
+    load,
+    positive,
+    say,
+    whole,
+)
 
 
 def add(commands: Any) -> None:
@@ -24,6 +37,7 @@ def add(commands: Any) -> None:
     sub.add_argument("--preset", metavar="NAME", help="a row of the table of presets; `list` prints it")
     sub.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="any setting; `help` lists them")
     sub.add_argument("--out", type=Path, metavar="FOLDER", help="the run folder (default runs/DATA-1, -2, ...)")
+    sub.add_argument("--resume", action="store_true", help="go on with the run in --out, as if it had never stopped")
     sub.add_argument("--seed", type=whole, metavar="N", help="of weights, data order and noise (default 0)")
     sub.add_argument(
         "--dry-run", action="store_true", help="say what would be done and how long it takes; write nothing"
@@ -33,6 +47,13 @@ def add(commands: Any) -> None:
 
 
 def run(args: argparse.Namespace) -> dict[str, Any]:
+    if args.resume and (args.out is None or not args.out.is_dir()):
+        if args.out is None:
+            raise UsageError("--resume goes on with a run: name its folder with --out FOLDER")
+        raise CheckpointError(f"there is no run in {args.out}: name a run folder, or start one without --resume")
+    if args.out is not None and FIRST:
+        refuse_held(args.out)
+
     from ..config import PRESETS, Config, fitted, parse_settings, settings_help
     from ..hardware import pick_device
 
@@ -56,32 +77,74 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
         if layer.get("steps") or layer.get("seconds"):  # a run has one length: the last word counts
             values |= {"steps": 0, "seconds": 0.0}
         values |= layer
-    config = Config(**values)
+    if args.resume:
+        return resumed(args, values)
+    config = fitted(Config(**values), pick_device(args.device))
 
-    from dataclasses import replace
-
-    import torch
-
-    from ..run import forecast, free_folder, refuse_taken, train_run
+    from ..forecast import forecast
+    from ..lock import free_folder, refuse_taken
 
     if args.out is not None:
         refuse_taken(args.out)  # before the data is loaded
-    device = pick_device(args.device)
-    config = fitted(config, device)
-    images = load(args, config.data, config.size, config.skip_bad == "yes")
-    if args.epochs:
-        config = replace(config, steps=math.ceil(args.epochs * len(images) / config.batch))
-    say(args, card_text(images))
+    images = loaded(args, config)
+    config = in_steps(args, config, images)
     if args.dry_run:
-        result = forecast(config, images, device)
+        result = forecast(config, images, pick_device(args.device))
         say(args, result["text"])
         return result
-    folder = args.out or free_folder(Path("runs"), images.stem)
+    return trained(args, config, images, args.out or free_folder(Path("runs"), images.stem))
+
+
+def resumed(args: argparse.Namespace, values: dict[str, Any]) -> dict[str, Any]:
+    """Go on with a run, whose settings may be said again but not changed."""
+    from dataclasses import replace
+
+    from ..config import Card
+    from ..state import latest
+
+    checkpoint = latest(args.out)
+    config = replace(checkpoint.config, **values)
+    images = loaded(args, config)
+    config = in_steps(args, config, images)
+    checkpoint.refuse_changes(config, Card.of(images))
+    for remark in checkpoint.remarks():
+        say(args, f"Note: {remark}.")
+    if args.dry_run:
+        say(args, f"Would go on from step {checkpoint.numbers.n:,} of {args.out}.")
+        return {"step": checkpoint.numbers.n}
+    return trained(args, config, images, args.out, checkpoint.numbers.n)
+
+
+def loaded(args: argparse.Namespace, config: Any) -> Any:
+    """The images of the config; says what they are."""
+    images = load(args, config.data, config.size, config.skip_bad == "yes")
+    say(args, card_text(images))
+    return images
+
+
+def in_steps(args: argparse.Namespace, config: Any, images: Any) -> Any:
+    """The config with --epochs as steps."""
+    from dataclasses import replace
+
+    return replace(config, steps=math.ceil(args.epochs * len(images) / config.batch)) if args.epochs else config
+
+
+def trained(
+    args: argparse.Namespace, config: Any, images: Any, folder: Path, step: int | None = None
+) -> dict[str, Any]:
+    """Train, from the beginning or on from a step, and say how it went."""
+    import torch
+
+    from ..hardware import pick_device
+    from ..run import train_run
+
+    device = pick_device(args.device)
     length = f"{config.steps:,} steps" if config.steps else f"{config.seconds:g} s"
-    say(args, f"Training for {length} on {device.type} in {config.precision}, into {folder}.")
+    start = "Training" if step is None else f"Going on from step {step:,}"
+    say(args, f"{start} for {length} on {device.type} in {config.precision}, into {folder}.")
     if images.left_out:
         say(args, f"The images that were left out: {folder / 'left-out.csv'}")
-    result = train_run(config, images, folder, device, STARTED, quiet=args.json)
+    result = train_run(config, images, folder, device, STARTED, args.json, resume=step is not None)
     if result.held_out_loss is not None:
         say(
             args,
@@ -97,6 +160,7 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
         say(args, f"Pictures: {result.picture}")
     say(args, f"Model: {folder}; draw from it with: simple-diffusion sample {folder}")
     if result.signal:
+        say(args, f"Go on with it: simple-diffusion train --resume --out {folder}")
         raise SystemExit(128 + result.signal)
     return {
         "run": str(folder),

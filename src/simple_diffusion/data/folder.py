@@ -69,7 +69,7 @@ def read_images(
     The rules are those of `load_folder`. Raises DataError if one can't be read, or with `skip_bad` if no image, or
     none of a class, is left.
     """
-    pixels, rows, shapes, bad = [], [], Counter(), {}
+    pixels, rows, names, shapes, bad = [], [], [], Counter(), {}
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # Pillow's remarks on odd but readable files
         bar = tqdm(files, total=n, desc="reading", unit=" images", delay=1, disable=None)
@@ -81,6 +81,7 @@ def read_images(
                 continue
             shapes[image.shape[:2]] += 1
             rows.append(row)
+            names.append(called)
             pixels.append(fit(image, size or SIZE) if size or max(image.shape) > KEEP else image)
     if bad and not skip_bad:
         raise DataError(
@@ -99,7 +100,7 @@ def read_images(
         notes = (f"{resize_note(shapes, SIZE)}; --size N for another size",)
     elif size and set(shapes) != {(size, size)}:
         notes = (resize_note(shapes, size),)
-    return Images(name, pack(pixels), labels, class_names, notes, bad)
+    return Images(name, pack(pixels), labels, class_names, notes, bad, tuple(names))
 
 
 def read_image(file: Path | BytesIO) -> np.ndarray:

@@ -44,6 +44,7 @@ class Images:
     class_names one name a class, in the order of the labels; empty for data without classes
     notes       one sentence for each thing a loader did that the user should know (resized, ignored, ...)
     left_out    the images that can't be read and were left out with `skip_bad`: path -> why
+    files       the file of each image, or what stands for one, where the data has them
     """
 
     name: str
@@ -52,6 +53,7 @@ class Images:
     class_names: tuple[str, ...] = ()
     notes: tuple[str, ...] = field(default=())
     left_out: dict[str, str] = field(default_factory=dict)
+    files: tuple[str, ...] = ()
 
     def __len__(self) -> int:
         return len(self.pixels)
@@ -59,7 +61,12 @@ class Images:
     def __getitem__(self, chosen: Tensor | slice) -> "Images":
         """Some of the images, with their labels and the names of all classes."""
         labels = None if self.labels is None else self.labels[chosen]
-        return replace(self, pixels=self.pixels[chosen], labels=labels)
+        files = tuple(self.files[i] for i in torch.arange(len(self))[chosen]) if self.files else ()
+        return replace(self, pixels=self.pixels[chosen], labels=labels, files=files)
+
+    def name_of(self, index: int) -> str:
+        """What the user may know an image by."""
+        return self.files[index] if self.files else f"image {index} of {self.name}"
 
     @property
     def classes(self) -> int:

@@ -1,0 +1,35 @@
+"""Images of a model, by the sampler of its config."""
+
+import sys
+
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from .checkpoint import Model
+from .config import build_sampler
+from .data.images import to_uint8
+from .ranks import rank, united, world
+from .samplers import BATCH, samples
+from .signals import Stopped
+
+
+def draw(
+    model: Model, n: int, labels: Tensor | None, seed: int, quiet: bool = True, stopped: Stopped | None = None
+) -> Tensor:
+    """n images: uint8 `[n, C, H, W]` on the CPU. Processes that share a run draw a part each, and all get all.
+
+    stopped   a signal at which to leave off; what is not drawn by then stays black
+    """
+    denoiser, times, sampler = build_sampler(model.config, model.card, model.denoiser, model.guide)
+    device, shape = next(model.denoiser.parameters()).device, (n, *model.card.shape)
+    pixels = torch.zeros(shape, dtype=torch.uint8)
+    mine = range(0, n, BATCH)[rank() :: world()]
+    pieces = samples(denoiser, shape, times, labels, sampler=sampler, seed=seed, device=device, firsts=mine)
+    with tqdm(total=n, unit=" images", disable=quiet or rank() > 0 or not sys.stderr.isatty()) as bar:
+        for first, x in zip(mine, pieces, strict=True):
+            pixels[first : first + len(x)] = to_uint8(x).cpu()
+            bar.update(len(x) * world())
+            if stopped is not None and stopped.number:
+                break
+    return united(pixels)
