@@ -502,6 +502,7 @@ def test_a_scan_finds_every_bad_file(corpus):
         load_folder(corpus)
     assert f"images: {corpus}/{BAD[0]}: " in str(error.value)
     assert f"; and {len(BAD) - 3} more; " in str(error.value)
+    assert str(error.value).count(f"{corpus}/") == 3
 
 
 def test_skip_bad_leaves_out_the_bad_ones_and_keeps_the_rest_in_order(corpus, tmp_path):
@@ -629,6 +630,14 @@ def test_a_run_that_left_nothing_out_says_nothing(tmp_path, capsys):
 
 HOSTILE = "\x1b[2Jcats\n\u202e"
 ESCAPED = r"\x1b[2Jcats\n\u202e"
+
+
+def test_names_of_files_are_escaped_where_they_are_left_out(tmp_path, capsys):
+    for name in ("one.png", "page\n\x1b[31m.jpg"):
+        put(tmp_path / name)
+    main(["data", str(tmp_path), "--skip-bad"])
+    err = capsys.readouterr().err
+    assert err == f"left out 1 of 2 images: {tmp_path}/page\\n\\x1b[31m.jpg: not a JPEG, PNG, WebP or BMP image\n"
 
 
 def test_names_of_classes_are_escaped_where_they_are_printed(tmp_path, capsys):
