@@ -206,6 +206,32 @@ def test_sample_options_reach_the_sampler(run_folder, tmp_path):
     assert arrays(tmp_path / "s.npz")["labels"].tolist() == labels.tolist()
 
 
+def test_a_snapshot_of_the_training_guides_the_samples(squares, tmp_path, capsys, run_folder):
+    main(["train", str(squares), "--steps", "10", "--out", str(tmp_path / "run"), "--set", "snapshot=0.4", *TINY])
+    model, plain = read(tmp_path / "run"), read(run_folder)
+    assert plain.guide is None
+    again = tmp_path / "again"  # the snapshot is the average after four tenths of the very same run
+    main(["train", str(squares), "--steps", "10", "--out", str(again), "--set", "snapshot=0.9", *TINY])
+    assert not same_weights(model.guide, model.denoiser)
+    assert same_weights(read(again).denoiser, model.denoiser)
+    assert not same_weights(read(again).guide, model.guide)
+    sample = ["sample", str(tmp_path / "run"), "--n", "3"]
+    main([*sample, "--autoguidance", "3", "--out", str(tmp_path / "a.npz")])
+    main([*sample, "--out", str(tmp_path / "b.npz")])
+    main([*sample, "--autoguidance", "1", "--out", str(tmp_path / "c.npz")])
+    guided, default, none = (arrays(tmp_path / f"{name}.npz")["images"] for name in "abc")
+    assert np.array_equal(default, none)
+    assert not np.array_equal(guided, none)
+    with pytest.raises(SystemExit) as stop:
+        main(["sample", str(run_folder), "--n", "3", "--autoguidance", "2", "--out", str(tmp_path / "d.npz")])
+    assert stop.value.code == 2
+    assert "snapshot" in capsys.readouterr().err
+
+
+def same_weights(a, b) -> bool:
+    return all(torch.equal(v, b.state_dict()[name]) for name, v in a.state_dict().items())
+
+
 def test_samples_can_be_trained_on(run_folder, tmp_path):
     main(["sample", str(run_folder), "--n", "9", "--out", str(tmp_path / "s.npz")])
     main(["train", str(tmp_path / "s.npz"), "--steps", "2", "--out", str(tmp_path / "run"), *TINY])

@@ -3,10 +3,11 @@ import math
 import pytest
 import torch
 from checks import Spy, Z
-from oracles import ALL, Mixture, close, f64
+from oracles import ALL, Gaussian, Mixture, close, f64
 
-from simple_diffusion.guidance import Guided, drop_labels
+from simple_diffusion.guidance import AutoGuided, Guided, drop_labels
 from simple_diffusion.randomness import Draws
+from simple_diffusion.samplers import karras_grid, sample
 from simple_diffusion.schedules import Karras
 
 T, NULL = f64(0.5), 2
@@ -143,3 +144,57 @@ def test_outside_its_interval_guidance_is_the_conditional_mean_at_one_evaluation
     inside = ((levels > 0.5) & (levels < 3))[:, None]
     expected = torch.where(inside, always(x, t, cond), mixture(x, t, cond))
     torch.testing.assert_close(guided(x, t, cond), expected, rtol=0, atol=1e-15)
+
+
+# --- autoguidance ----------------------------------------------------------------------------------------------------
+
+
+def worse(schedule=None):
+    """The same data, taken for broader than it is."""
+    return Spy(Mixture(schedule or Karras(), std=0.5))
+
+
+def test_autoguidance_of_1_is_the_model_alone():
+    model, guide = Spy(Mixture(Karras())), worse()
+    assert torch.equal(AutoGuided(model, guide, 1.0)(Z, T, COND), model.denoiser(Z, T, COND))
+    assert (len(model.calls), len(guide.calls)) == (1, 0)
+
+
+@every_schedule
+@pytest.mark.parametrize("cond", [None, COND])
+@pytest.mark.parametrize("scale", [0.0, 0.5, 2.0, 4.0])
+def test_autoguidance_moves_from_the_guide_past_the_model(schedule, scale, cond):
+    model, guide = Mixture(schedule), worse(schedule)
+    good, bad = model(Z, T, cond), guide.denoiser(Z, T, cond)
+    assert not torch.allclose(good, bad, atol=0.01)
+    close(AutoGuided(model, guide, scale)(Z, T, cond), bad + scale * (good - bad))
+
+
+def test_autoguidance_acts_inside_its_interval_alone():
+    model, guide = Mixture(Karras()), worse()
+    levels = f64(0.1, 0.5, 1.0, 3.0, 9.0, 0.4, 2.0, 3.1, 0.6)
+    t = model.schedule.time_of(levels)
+    acts = ((levels >= 0.45) & (levels <= 3.05))[:, None]
+    guided = AutoGuided(model, guide, 2.0, interval=(0.45, 3.05))
+    close(guided(Z, t), torch.where(acts, 2 * model(Z, t) - guide.denoiser(Z, t), model(Z, t)))
+    guide.calls.clear()
+    guided(Z, t[4])
+    assert not guide.calls
+
+
+def test_autoguidance_narrows_what_a_model_broadens():
+    """Two models take the deviation of N(0, 1) for 1.2 and, the guide, for 1.5: guided, samples come closer to 1."""
+    model, guide = Gaussian(Karras(), 0.0, 1.2), Gaussian(Karras(), 0.0, 1.5)
+    times = karras_grid(Karras(), 40)
+    plain, guided = (
+        sample(denoiser, (4096, 1), times).std().item() for denoiser in (model, AutoGuided(model, guide, 1.5))
+    )
+    assert plain == pytest.approx(1.2, rel=0.05)
+    assert abs(guided - 1) < 0.6 * abs(plain - 1)
+
+
+def test_guidance_by_label_and_by_a_guide_go_together():
+    model, guide = Mixture(Karras()), worse()
+    both = Guided(AutoGuided(model, guide, 2.0), 1.5, NULL)(Z, T, COND)
+    null, label = (2 * model(Z, T, cond) - guide.denoiser(Z, T, cond) for cond in (None, COND))
+    close(both, null + 1.5 * (label - null))
