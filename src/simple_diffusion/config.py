@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from .augmentation import AUGMENTATIONS, Augmentation, augmented
 from .data.images import Images
 from .denoiser import Clipped, Denoiser, PosteriorMean
-from .errors import DataError, UsageError, reason
+from .errors import DataError, UsageError
 from .guidance import EVERYWHERE, AutoGuided, Guided, drop_labels
 from .hardware import PRECISIONS, pick_precision
 from .losses import MEASURES, LogNormal, Loss, MinSNR, Times, Weight, denoising_loss, on_steps, uniform
@@ -29,8 +29,8 @@ TIMES = ("lognormal", "uniform", "steps")
 WEIGHTS = ("none", "min-snr")
 NETWORKS = ("unet", "annotated", "double-conv")
 
-MAX_PARAMETERS = 2 * 10**9
-"""Of a network: with the optimiser and the average of its weights they take 40 GB."""
+MAX_WEIGHTS = 2 * 10**9
+"""Of a network: with the optimiser and the averaged weights they take 40 GB."""
 
 MAX_SIDE = 4096
 """Pixels of an image's height and width: a batch of 64 such images, as the sampler draws them, takes 13 GB."""
@@ -130,7 +130,12 @@ class Config:
         if not self.data:
             raise UsageError("data is the name of a data set or a path, not ''")
         if self.guidance_low > self.guidance_high:
-            raise UsageError(f"guidance_low is at most guidance_high, {self.guidance_high:g}, not {self.guidance_low:g}")
+            raise UsageError(f"guidance_low {self.guidance_low:g} lies above guidance_high {self.guidance_high:g}")
+        if self.least_weights > MAX_WEIGHTS:
+            raise UsageError(
+                f"widths {self.widths} and blocks {self.blocks} make {self.least_weights / 1e9:,.0f} billion weights, "
+                f"and {MAX_WEIGHTS / 1e9:g} billion are the most: use smaller ones"
+            )
         first = self.widths[0]
         if self.network == "annotated" and any(width % first for width in self.widths):
             raise UsageError(f"the widths of the annotated network are multiples of the first, not {self.widths}")
@@ -147,6 +152,14 @@ class Config:
         if self.times == "steps" and not self.timesteps:
             raise UsageError("times=steps needs a table of betas: set timesteps=1000")
         schedule_of(self)
+
+    @property
+    def least_weights(self) -> int:
+        """Fewer weights than this the network can't have: those of its blocks, known before one is made."""
+        if self.network == "double-conv":  # the bottleneck doubles its width with every second block
+            return 9 * (self.widths[-1] * 2 ** (self.blocks[-1] // 2)) ** 2
+        blocks = self.blocks if self.network == "unet" else (4,) * len(self.widths)
+        return 18 * sum(width**2 * n for width, n in zip(self.widths, blocks, strict=True))
 
 
 def _check(name: str, value: Any, default: Any, rule: Any) -> None:
@@ -358,36 +371,25 @@ def views_told(config: Config, card: Card) -> int:
 
 
 def network_of(config: Config, card: Card) -> nn.Module:
-    """The untrained network. Raises UsageError where the widths don't suit it, or are too many for any memory."""
-    try:
-        with torch.device("meta"):  # counted before a byte is spent
-            n = sum(weight.numel() for weight in _network(config, card).parameters())
-        if n <= MAX_PARAMETERS:
-            return _network(config, card)
-    except (ValueError, RuntimeError) as error:  # RuntimeError: a shape that overflows
-        raise UsageError(f"no network has widths {config.widths} and blocks {config.blocks}: {reason(error)}") from error
-    raise UsageError(
-        f"widths {config.widths} and blocks {config.blocks} make {n / 1e9:,.1f} billion parameters, and "
-        f"{MAX_PARAMETERS // 10**9} billion are the most: use smaller ones"
-    )
-
-
-def _network(config: Config, card: Card) -> nn.Module:
+    """The untrained network. Raises UsageError where the widths don't suit it."""
     widths, lowest = config.widths, config.blocks[-1]
     told = {"views": views_told(config, card), "dropout": config.dropout}
-    if config.network == "annotated":
-        mults = tuple(width // widths[0] for width in widths)
-        return AnnotatedUNet(widths[0], dim_mults=mults, channels=card.channels, classes=card.classes, **told)
-    if config.network == "double-conv":
-        return DoubleConvUNet(
-            card.channels,
-            base_channels=widths[0],
-            n_scaling=len(widths),
-            n_bottleneck=lowest,
-            num_classes=card.classes,
-            **told,
-        )
-    return UNet(card.channels, card.classes, widths, config.blocks, config.patch, **told)
+    try:
+        if config.network == "annotated":
+            mults = tuple(width // widths[0] for width in widths)
+            return AnnotatedUNet(widths[0], dim_mults=mults, channels=card.channels, classes=card.classes, **told)
+        if config.network == "double-conv":
+            return DoubleConvUNet(
+                card.channels,
+                base_channels=widths[0],
+                n_scaling=len(widths),
+                n_bottleneck=lowest,
+                num_classes=card.classes,
+                **told,
+            )
+        return UNet(card.channels, card.classes, widths, config.blocks, config.patch, **told)
+    except ValueError as error:
+        raise UsageError(str(error)) from error
 
 
 def build(config: Config, card: Card) -> Denoiser:

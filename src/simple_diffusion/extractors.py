@@ -178,8 +178,10 @@ def read_extractor(path: Path) -> Extractor:
     tensors, about = read_tensors(path)
     try:
         record = from_json(Record, about["extractor"])
-        if record.classes not in (0, record.architecture["classes"]) or Path(record.name).name != record.name:
-            raise ValueError(f"{record.name!r} can't tell {record.classes} classes apart")
+        if record.classes not in (0, record.architecture["classes"]):
+            raise ValueError(f"its logits do not stand for {record.classes} classes")
+        if Path(record.name).name != record.name or not record.name.strip("."):  # names of files begin with it
+            raise ValueError(f"{record.name!r} is no name")
         with torch.device("meta"):  # shapes are compared before a byte is spent on them
             net = Classifier(**record.architecture)
         adopt(net, tensors)

@@ -17,7 +17,7 @@ from . import __version__
 from .config import Card, Config
 from .denoiser import Denoiser
 from .ema import EMA
-from .errors import CheckpointError, DataError, ResourceError, UsageError
+from .errors import CheckpointError, DataError, ResourceError, SimpleDiffusionError, UsageError
 from .files import damaged, fits, from_json, read_tensors, write_tensors
 from .ranks import world
 from .validation import HeldOut
@@ -200,6 +200,6 @@ def read_checkpoint(path: Path, damaged_before: tuple[str, ...] = ()) -> Checkpo
         if {f.name for f in fields(Numbers)} != set(record["numbers"]) or numbers.n < 0:
             raise ValueError("its numbers are not all there")
         config, card = from_json(Config, record["config"]), from_json(Card, record["card"])
-    except (KeyError, TypeError, ValueError, UsageError) as error:
+    except (KeyError, TypeError, ValueError, SimpleDiffusionError) as error:
         raise damaged(path, error) from error
     return Checkpoint(path, config, card, numbers, tensors, made, damaged_before)

@@ -42,6 +42,8 @@ def _read(path: str | Path) -> tuple[np.ndarray, np.ndarray | None]:
             file.seek(0)
             loaded = np.load(file, allow_pickle=False)
             if isinstance(loaded, np.ndarray):
+                if file.read(1):
+                    raise ValueError("it goes on behind its array")
                 return loaded, None
             _check_sizes(loaded.zip)
             names = [name for name in loaded.files if name != "labels"]
@@ -51,9 +53,9 @@ def _read(path: str | Path) -> tuple[np.ndarray, np.ndarray | None]:
             labels = np.asarray(loaded["labels"]) if "labels" in loaded.files else None
             return np.asarray(loaded[name]), labels
     except Exception as error:  # a damaged header or archive makes NumPy raise nearly anything
+        why = "it holds Python objects" if "pickle" in str(error) else reason(error)  # NumPy's advice is to run them
         raise DataError(
-            f"cannot read {str(path)!r} ({reason(error)}); "
-            "save it anew: np.savez(file, images=uint8 array, labels=int array)"
+            f"cannot read {str(path)!r} ({why}); save it anew: np.savez(file, images=uint8 array, labels=int array)"
         ) from error
 
 
