@@ -238,8 +238,22 @@ PRESETS: dict[str, tuple[str, dict[str, Any]]] = {
         {"widths": (128, 256), "blocks": (2, 4), "lr": 1e-3, "batch": 128},
     ),
     "few-images": (
-        "for some hundred images: mirror images, dropout, more of the high noise levels, a stop on the held-out loss",
-        {"augment": "mirror", "dropout": 0.05, "level_mean": 0.0, "lr": 4e-3, "held_out": 0.1, "patience": 0.3},
+        "for some hundred images: mirror images, dropout, more of the high noise levels, a stop on the held-out loss, "
+        "and samples pushed away from an early snapshot",
+        {
+            "augment": "mirror",
+            "dropout": 0.2,
+            "level_mean": 0.0,
+            "optimizer": "muon",
+            "widths": (64, 128),
+            "held_out": 0.1,
+            "patience": 0.3,
+            "snapshot": 0.1,
+            "autoguidance": 1.7,
+            "guidance_low": 0.0,
+            "guidance_high": 1e4,
+            "sampler_steps": 18,
+        },
     ),
     "annotated-goldfish": (
         "the annotated U-Net on one class of photographs, by DDPM in 500 steps; 8,000 epochs of 500 images",
