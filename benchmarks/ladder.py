@@ -1,7 +1,7 @@
 """The ladder: each step from DDPM to today's defaults, at equal compute, over several seeds, under one evaluation.
 
-    python benchmarks/ladder.py                  # about half an hour on two cores
-    python benchmarks/ladder.py --steps 50 --n 500 --seeds 2 --out /tmp/ladder   # a trial
+    python benchmarks/ladder.py                  # about an hour on two cores; called again, it goes on
+    python benchmarks/ladder.py --steps 50 --n 500 --seeds 2 --out trial
 
 Every model has the same network, updates, batch, learning rate and, seed by seed, the same data order and noise. The
 training rungs are drawn by one sampler with steps to spare, the samplers from one model at equal evaluations of the
@@ -13,7 +13,7 @@ import json
 import multiprocessing
 import os
 import time
-from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
@@ -142,28 +142,38 @@ def task(training: str, seed: int, steps: int, n: int, data: str) -> dict[str, d
 def main() -> None:
     options = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     options.add_argument("--data", default="fashion-mnist")
-    options.add_argument("--steps", type=int, default=800, help="updates of each model, 64 images each")
-    options.add_argument("--seeds", type=int, default=4)
+    options.add_argument("--steps", type=int, default=1200, help="updates of each model, 64 images each")
+    options.add_argument("--seeds", type=int, default=3)
     options.add_argument("--n", type=int, default=3000, help="images drawn for each rung")
     options.add_argument("--workers", type=int, default=os.cpu_count())
     options.add_argument("--out", type=Path, default=Path("docs"))
     args = options.parse_args()
-    began = time.perf_counter()
-    todo = [(training, seed) for seed in range(args.seeds) for training in TRAININGS]
-    values: dict[str, list[dict[str, float]]] = {rung.name: [] for rung in RUNGS}
+
+    from simple_diffusion.files import write_atomic
+
+    images = args.out / "images"
+    images.mkdir(parents=True, exist_ok=True)
+    setup = {"data": args.data, "steps": args.steps, "n": args.n}
+    record = args.out / "ladder.json"
+    done: dict[str, Any] = json.loads(record.read_text()) if record.is_file() else {"setup": setup, "seconds": 0.0}
+    if done["setup"] != setup:
+        raise SystemExit(f"{record} is of {done['setup']}, not of {setup}: give another --out, or remove it")
+    began, before = time.perf_counter(), done["seconds"]
+    todo = [(t, seed) for seed in range(args.seeds) for t in TRAININGS if f"{t}, seed {seed}" not in done]
     work = partial(task, steps=args.steps, n=args.n, data=args.data)
     with ProcessPoolExecutor(args.workers, multiprocessing.get_context("spawn")) as pool:
-        for (training, seed), scores in zip(todo, pool.map(work, *zip(*todo, strict=True)), strict=True):
-            for name, row in scores.items():
-                values[name].append(row)
-            print(f"{time.perf_counter() - began:6.0f} s  {training}, seed {seed}", flush=True)
-    minutes = (time.perf_counter() - began) / 60
-    args.out.mkdir(parents=True, exist_ok=True)
-    (args.out / "ladder.json").write_text(json.dumps({"minutes": minutes, "values": values}, indent=1) + "\n")
-    print(table(values, args.seeds))
-    (args.out / "images").mkdir(exist_ok=True)
-    (args.out / "images" / "ladder.png").write_bytes(staircase(values))
-    print(f"{minutes:.1f} minutes; {args.out / 'ladder.json'}, {args.out / 'images' / 'ladder.png'}")
+        running = {pool.submit(work, training, seed): f"{training}, seed {seed}" for training, seed in todo}
+        for result in as_completed(running):  # each is kept at once: what was done is not lost
+            done[running[result]] = result.result()
+            done["seconds"] = before + time.perf_counter() - began
+            write_atomic(record, (json.dumps(done, indent=1) + "\n").encode())
+            print(f"{done['seconds']:6.0f} s  {running[result]}", flush=True)
+    values = {
+        rung.name: [done[f"{rung.training}, seed {seed}"][rung.name] for seed in range(args.seeds)] for rung in RUNGS
+    }
+    print(table(values))
+    (images / "ladder.png").write_bytes(staircase(values))
+    print(f"{done['seconds'] / 60:.0f} minutes; {record}, {images / 'ladder.png'}")
 
 
 def interval(values: list[float]) -> tuple[float, float]:
@@ -180,7 +190,7 @@ def verdict(now: list[float], before: list[float]) -> str:
     return f"{'better' if change < 0 else 'worse'}: {change:+.3f} ± {half:.3f}"
 
 
-def table(values: dict[str, list[dict[str, float]]], seeds: int) -> str:
+def table(values: dict[str, list[dict[str, float]]]) -> str:
     """Markdown: mean and interval of each score, and the verdict on FID."""
     lines = [
         "| rung | FID | KID × 1000 | precision | recall | FID against | is it real? |",
