@@ -69,7 +69,7 @@ class Config:
     )
     tolerate: int = setting(0, "steps in a row that may not be finite, and are left out", low=0, high=1000)
     save_seconds: float = setting(300.0, "seconds between checkpoints; 0 after every step", low=0, high=1e8)
-    optimizer: str = setting("adamw", "the optimiser", among=OPTIMIZERS)
+    optimizer: str = setting("muon", "the optimiser", among=OPTIMIZERS)
     lr: float = setting(3e-3, "peak learning rate", low=1e-8, high=10)
     lr_shape: str = setting("linear", "after the warm-up: linear to 0, or constant", among=LEARNING_RATES)
     warmup: float = setting(0.03, "share of the run over which the learning rate rises", low=1e-6, high=0.99)
@@ -219,6 +219,7 @@ def settings_help() -> str:
 
 
 DDPM: dict[str, Any] = {
+    "optimizer": "adamw",
     "schedule": "linear",
     "target": "noise",
     "times": "steps",
@@ -244,7 +245,6 @@ PRESETS: dict[str, tuple[str, dict[str, Any]]] = {
             "augment": "mirror",
             "dropout": 0.2,
             "level_mean": 0.0,
-            "optimizer": "muon",
             "widths": (64, 128),
             "held_out": 0.1,
             "patience": 0.3,
