@@ -7,6 +7,7 @@ torch is imported inside the commands, so that `--help` answers at once.
 import json
 import os
 import sys
+from typing import Any
 
 from .commands import classifier, data, evaluate, sample, schedules, train
 from .commands.options import FIRST, SHARED, Parser
@@ -17,6 +18,9 @@ from .errors import SimpleDiffusionError
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 COMMANDS = (train, sample, evaluate, data, schedules, classifier)
+
+SEVERAL = ("train", "sample", "evaluate")
+"""What several processes can share; of the rest the first process does all."""
 
 
 def parser() -> Parser:
@@ -46,19 +50,21 @@ def main(argv: list[str] | None = None) -> None:
         elif args.command is None:
             parser().print_help()
         else:
-            if SHARED:
+            result: dict[str, Any] = {}
+            if SHARED and args.command in SEVERAL:
                 from .ranks import joined
 
                 with joined():
                     result = args.run(args)
-            else:
+            elif FIRST:  # the other commands are work for one
                 result = args.run(args)
             if args.json and FIRST:
                 print(json.dumps(result))
     except SimpleDiffusionError as error:
         if "--debug" in argv:
             raise
-        print(f"simple-diffusion: {error}", file=sys.stderr)
+        who = "" if FIRST else f" (process {os.environ['RANK']})"
+        print(f"simple-diffusion{who}: {error}", file=sys.stderr)
         raise SystemExit(error.exit_code) from None
     except KeyboardInterrupt:
         print("simple-diffusion: stopped", file=sys.stderr)

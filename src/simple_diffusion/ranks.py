@@ -1,21 +1,31 @@
 """Several processes that share a run: torch.distributed, started by torchrun, with gloo on CPUs and NCCL on GPUs.
 
-Alone, a process is rank 0 of 1, and nothing here does anything.
+Alone, a process is rank 0 of 1, and nothing here does anything. All messages are tensors: nothing that arrives is run.
 """
 
+import hashlib
 import os
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from datetime import timedelta
+from typing import Any
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from .errors import DivergedError, ResourceError, SimpleDiffusionError
+from .errors import DivergedError, ResourceError, SimpleDiffusionError, UsageError, reason
+from .signals import stop_on_signals
 
-TIMEOUT = timedelta(minutes=10)
-"""How long the others wait for a process that hangs; of one that dies they hear at once."""
+TIMEOUT = timedelta(minutes=30)
+"""How long the others wait for one that hangs, or has much to do alone; of one that dies they hear at once."""
+
+ROLL_CALL = timedelta(seconds=3)
+"""How long a process that is left alone listens for who else is left."""
+
+
+class LostError(ResourceError):
+    """Another process of the run does not answer any more."""
 
 
 def rank() -> int:
@@ -32,49 +42,76 @@ def world() -> int:
 def joined() -> Iterator[None]:
     """Join the processes that torchrun started; without torchrun, nothing.
 
-    Raises ResourceError where another process goes away.
+    Raises ResourceError, which names them, where others go away, and tells torchrun of every error of ours.
     """
     if "TORCHELASTIC_RUN_ID" not in os.environ:
         yield
         return
-    if torch.cuda.is_available():
+    from torch.distributed.elastic.multiprocessing.errors import get_error_handler
+
+    gpus, me, everyone = torch.cuda.is_available(), int(os.environ["RANK"]), range(int(os.environ["WORLD_SIZE"]))
+    if gpus:
         torch.cuda.set_device(int(os.environ["LOCAL_RANK"]) % torch.cuda.device_count())
-    dist.init_process_group("cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo", timeout=TIMEOUT)
-    me = rank()
+    backend = "cpu:gloo,cuda:nccl" if gpus and dist.is_nccl_available() else "gloo"
+    try:
+        store, _, _ = next(dist.rendezvous("env://", timeout=TIMEOUT))
+        group = dist.PrefixStore("group", store)
+        dist.init_process_group(backend, store=group, rank=me, world_size=len(everyone), timeout=TIMEOUT)
+    except RuntimeError as error:
+        raise ResourceError(f"it can't join the other processes of this run: {reason(error)}") from error
     try:
         yield
-    except RuntimeError as error:  # of a collective
-        if isinstance(error, torch.OutOfMemoryError):
-            raise
-        raise ResourceError(f"process {me} lost touch with another process of this run, which ended first") from error
+    except LostError as error:
+        dist.destroy_process_group()  # so that whoever waits for this one hears of it too
+        with stop_on_signals():  # torchrun ends us now, and this must be said before
+            gone = ", ".join(str(other) for other in missing(store, me, everyone))
+        raise ResourceError(f"process {gone} of this run ended before the others ({reason(error)})") from error
+    except SimpleDiffusionError as error:
+        get_error_handler().record_exception(error)  # torchrun repeats it at the end, with our number
+        raise
     finally:
-        dist.destroy_process_group()
+        if dist.is_initialized():
+            dist.destroy_process_group()
+
+
+def missing(store: dist.Store, me: int, everyone: Sequence[int]) -> list[int]:
+    """Who does not answer to a roll call."""
+    store.set(f"{me} is here", "")
+    with suppress(RuntimeError):  # not all came in time
+        store.wait([f"{other} is here" for other in everyone], ROLL_CALL)
+    return [other for other in everyone if not store.check([f"{other} is here"])]
+
+
+def reduced(message: Tensor, op: dist.ReduceOp.RedOpType = dist.ReduceOp.SUM) -> Tensor:
+    """The message, with what all processes say in it. Raises LostError."""
+    if world() > 1:
+        try:
+            dist.all_reduce(message, op)
+        except torch.OutOfMemoryError:
+            raise
+        except RuntimeError as error:
+            raise LostError(reason(error)) from error
+    return message
 
 
 def summed(tensors: Sequence[Tensor]) -> list[Tensor]:
-    """The sum over the processes of each float32 tensor; all of them in one message."""
+    """The sum over the processes of each tensor, in its own layout; all of them in one message."""
     if world() == 1:
         return list(tensors)
-    message = torch.cat([tensor.flatten() for tensor in tensors])
-    dist.all_reduce(message)
+    message = reduced(torch.cat([tensor.flatten() for tensor in tensors]))
     parts = message.split([tensor.numel() for tensor in tensors])
-    return [part.view(tensor.shape) for part, tensor in zip(parts, tensors, strict=True)]
-
-
-def united(tensor: Tensor) -> Tensor:
-    """A tensor on the CPU of which each process has filled in other rows, and left 0 in the rest: all rows."""
-    if world() > 1:
-        dist.all_reduce(tensor)
-    return tensor
+    # The layout matters: the norm of a gradient is summed in the order of its memory.
+    return [torch.empty_like(t).copy_(part.view(t.shape)) for part, t in zip(parts, tensors, strict=True)]
 
 
 def largest(*numbers: float) -> list[float]:
-    """The largest of each number over the processes; where only rank 0 gives more than 0, what rank 0 says."""
-    if world() == 1:
-        return list(numbers)
-    message = torch.tensor(numbers, dtype=torch.float64)
-    dist.all_reduce(message, dist.ReduceOp.MAX)
-    return message.tolist()
+    """The largest of each number over the processes."""
+    return reduced(torch.tensor(numbers, dtype=torch.float64), dist.ReduceOp.MAX).tolist()
+
+
+def of_first(*numbers: float) -> list[float]:
+    """What rank 0 says: clocks differ, and all must do the same."""
+    return largest(*(number if rank() == 0 else -torch.inf for number in numbers))
 
 
 def on_first(work: Callable[[], None]) -> None:
@@ -85,7 +122,7 @@ def on_first(work: Callable[[], None]) -> None:
             work()
         except SimpleDiffusionError as error:
             failure = error
-    (code,) = largest(failure.exit_code if failure else 0)
+    (code,) = of_first(failure.exit_code if failure else 0)
     if failure:
         raise failure
     if code:
@@ -94,12 +131,23 @@ def on_first(work: Callable[[], None]) -> None:
         raise error
 
 
-def check_equal(tensors: Sequence[Tensor]) -> None:
+def same(pieces: Iterable[Any]) -> bool:
+    """Does every process hold these bytes?"""
+    digest = hashlib.sha256()
+    for piece in pieces:
+        digest.update(piece)
+    number = int.from_bytes(digest.digest()[:6])  # a float64 holds 53 bits
+    high, low = largest(number, -number)
+    return high == -low
+
+
+def check_same_task(task: object) -> None:
+    """Raise UsageError unless every process was given what prints the same."""
+    if not same([repr(task).encode()]):
+        raise UsageError("the processes of this run see other settings or data: give all the same command and files")
+
+
+def check_same_weights(tensors: Sequence[Tensor]) -> None:
     """Raise DivergedError unless every process holds the same bits."""
-    if world() > 1:
-        sums = [sum(t.detach().cpu().contiguous().view(torch.uint8).long().sum().item() for t in tensors)]
-        high, low = largest(float(sums[0]), -float(sums[0]))
-        if high != -low:
-            raise DivergedError(
-                "the processes of this run no longer hold the same weights: go on from the last checkpoint"
-            )
+    if world() > 1 and not same(t.detach().flatten().view(torch.uint8).cpu().numpy() for t in tensors):
+        raise DivergedError("the processes of this run hold different weights: go on from the last checkpoint")

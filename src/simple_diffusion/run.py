@@ -38,7 +38,7 @@ from .files import damaged, write_atomic
 from .lock import hold, refuse_taken
 from .log import Log
 from .optimizers import OPTIMIZERS
-from .ranks import check_equal, largest, on_first, rank
+from .ranks import check_same_task, check_same_weights, largest, of_first, on_first, rank
 from .signals import Stopped, stop_on_signals
 from .state import Checkpoint, State, latest, room_for, save_checkpoint
 from .training import NotFiniteError, Step, train
@@ -183,7 +183,7 @@ class Run:
     def save(self, log: Log | None = None) -> None:
         """Write a checkpoint. Raises ResourceError, on every process."""
         self.state.numbers.seconds = self.budget.elapsed
-        check_equal(list(self.state.denoiser.parameters()))
+        check_same_weights(list(self.state.denoiser.parameters()))
 
         def write() -> None:
             if log is not None:
@@ -259,6 +259,7 @@ def _train_held(
 ) -> Result:
     """Train in a folder that nobody else holds, from the checkpoint or from the beginning."""
     card = Card.of(images)
+    check_same_task((config, card, checkpoint and checkpoint.numbers.n))
     held_out = None
     if config.held_out:
         images, kept = keep_out(images, config.held_out, config.seed)
@@ -332,9 +333,13 @@ def train_on(run: Run, quiet: bool) -> tuple[float, float]:
                     run.stopped.number = run.stopped.number or signal
                     break
                 paused = budget.elapsed
-                if paused - run.saved >= config.save_seconds:
+                saves, draws = of_first(
+                    paused - run.saved >= config.save_seconds,
+                    bool(pictures) and progress >= pictures[0] and run.drawing <= DRAWING * paused,
+                )
+                if saves:
                     run.save(log)
-                if pictures and progress >= pictures[0] and run.drawing <= DRAWING * paused:
+                if draws:
                     pictures = [share for share in pictures if share > progress]
                     run.show(picture=True)
                     if bar.disable and not quiet:
@@ -359,7 +364,7 @@ def finish(run: Run, trained: tuple[float, float]) -> Result:
     run.save()
     if held_out is not None and held_out.weights is not None and config.patience:
         state.ema.model.load_state_dict(held_out.weights)
-    signal = run.stopped.number
+    signal = int(*largest(run.stopped.number))  # all draw, or none
     picture = run.show(picture=not signal)
     gave_up = run.exhausted()
     repeats = 0 if config.steps or gave_up else state.numbers.n

@@ -12,6 +12,7 @@ from .denoiser import Denoiser
 from .errors import DataError
 from .losses import Loss
 from .randomness import Draws, permutation
+from .ranks import rank, reduced, world
 
 ROWS = 256  # draws of noise behind each measurement: images are repeated, or left out, to come to so many
 BATCH = 64
@@ -42,7 +43,7 @@ class HeldOut:
     weights: dict[str, Tensor] | None = None
 
     def measure(self, denoiser: Denoiser) -> float:
-        """The mean loss of ROWS draws."""
+        """The mean loss of ROWS draws; processes that share a run measure a part each."""
         device = next(denoiser.parameters()).device
 
         @torch.no_grad()
@@ -53,8 +54,12 @@ class HeldOut:
             draws = Draws(self.seed, 0, range(first, first + BATCH), total=ROWS)
             return self.loss(denoiser, x0, cond, draws).sum().item()
 
-        firsts = range(0, ROWS, BATCH)
-        return sum(on_all_cores(of_batch, firsts) if device.type == "cpu" else map(of_batch, firsts)) / ROWS
+        firsts = range(0, ROWS, BATCH)[rank() :: world()]
+        sums = torch.zeros(ROWS // BATCH, dtype=torch.float64)
+        measured = on_all_cores(of_batch, firsts) if device.type == "cpu" else map(of_batch, firsts)
+        for first, total in zip(firsts, measured, strict=True):
+            sums[first // BATCH] = total
+        return sum(reduced(sums).tolist()) / ROWS
 
     def check(self, denoiser: Denoiser, progress: float) -> float:
         """Measure, and keep the weights if the loss is the lowest so far."""

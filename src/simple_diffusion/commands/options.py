@@ -80,9 +80,10 @@ def sampling_options(sub: Parser) -> None:
 
 
 def say(args: argparse.Namespace, text: str) -> None:
-    """Human words: to stdout, or to stderr where stdout is for JSON."""
+    """Human words: to stdout, or to stderr where stdout is for JSON; of several processes the first one speaks."""
     text = printable(text, keep="\n")  # it has names of files and classes in it, and they may hold anything
-    print(text, file=sys.stderr if args.json else sys.stdout, flush=True)
+    if FIRST:
+        print(text, file=sys.stderr if args.json else sys.stdout, flush=True)
 
 
 def load(args: argparse.Namespace, source: str, size: int | None, skip_bad: bool):
@@ -91,7 +92,7 @@ def load(args: argparse.Namespace, source: str, size: int | None, skip_bad: bool
     from ..data.sources import load_images
 
     images = load_images(source, root=args.data_root, size=size or None, skip_bad=skip_bad)
-    if bad := images.left_out:
+    if FIRST and (bad := images.left_out):
         total = len(bad) + len(images)
         print(f"left out {len(bad):,} of {total:,} images: {first_reasons(bad)}", file=sys.stderr, flush=True)
     return images

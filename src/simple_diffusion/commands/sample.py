@@ -7,7 +7,18 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import UsageError
-from .options import command, device_options, labels_of, opened, positive, sampling_options, sampling_text, say, whole
+from .options import (
+    FIRST,
+    command,
+    device_options,
+    labels_of,
+    opened,
+    positive,
+    sampling_options,
+    sampling_text,
+    say,
+    whole,
+)
 
 PANELS, FRAMES = 10, 50
 """How many moments a strip and an animation show, where there are as many."""
@@ -102,11 +113,15 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
 
     began = time.perf_counter()
     if args.film:
+        if not FIRST:  # a film is short: the first process draws it alone
+            return {}
         write_atomic(out, film_file(model, n, asked, args.seed, args.shares, out.suffix))
         seconds = time.perf_counter() - began
         say(args, f"Drew {what}, in {seconds:.1f} s: {out}")
         return {"n": n, "seconds": round(seconds, 2), "out": str(out)}
     pixels = draw(model, n, asked, args.seed, quiet=args.json)
+    if not FIRST:
+        return {}
     seconds = time.perf_counter() - began
     if out.suffix == ".npz":
         named = labels is not None and (labels < card.classes).all()
