@@ -5,6 +5,7 @@ import hashlib
 import threading
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import numpy as np
@@ -183,7 +184,73 @@ def test_a_server_that_never_stops_is_stopped(server, path, monkeypatch):
     assert list(path.parent.iterdir()) == []
 
 
-@pytest.mark.parametrize("target", ["https://127.0.0.1:1/x", "ftp://127.0.0.1/x", "file:///etc/passwd", "//[bad"])
+def test_a_server_that_drips_is_left(server, path):
+    def drips(handler: Handler):
+        handler.head(200, Content_Length=len(CONTENT))
+        for i in range(200):  # 0.05 s of silence each: no timeout tells
+            handler.wfile.write(CONTENT[i : i + 1])
+            handler.wfile.flush()
+            if handler.server.over.wait(0.05):
+                return
+
+    server.routes |= {"/drips": drips, "/good": send(CONTENT)}
+    with pytest.raises(DataError, match="it sends less than 1000 bytes a second"):
+        download([server.url("/drips")], path, SHA256)
+    assert not path.exists()
+    download([server.url("/good")], path, SHA256)
+    assert done(path)
+
+
+def says(content: bytes, code: int = 200, **headers: object) -> Callable:
+    """A route with these headers, true or not."""
+
+    def route(handler: Handler):
+        handler.head(code, **headers)
+        handler.wfile.write(content)
+
+    return route
+
+
+LIES = {
+    "a length that is too short": says(CONTENT, Content_Length=1000),
+    "a length that is too long": says(CONTENT, Content_Length=10**18),
+    "a length below 0": says(CONTENT[:-1], Content_Length=-5),
+    "a length that is no number": says(CONTENT[:-1], Content_Length="many"),
+    "a part that it was not asked for": says(CONTENT, 206, Content_Range="bytes 0-299999/300000"),
+    "the wrong part": says(CONTENT, 206, Content_Range="bytes 1000-299999/300000"),
+    "another part than it says": says(CONTENT[5:], 206, Content_Range="bytes 1000-300999/301000"),
+    "a part of nothing": says(b"", 206, Content_Range="bytes 1000-999/1000", Content_Length=0),
+    "nothing": says(b"", 204),
+    "chunks that are none": says(CONTENT, Transfer_Encoding="chunked"),
+    "chunks that end early": says(b"fff\r\nabc", Transfer_Encoding="chunked"),
+    "a chunk of 2^70 bytes": says(b"400000000000000000\r\nabc", Transfer_Encoding="chunked"),
+    "a packed file": says(gzip.compress(CONTENT), Content_Encoding="gzip"),
+    "an error": says(CONTENT, 500, Content_Length=len(CONTENT)),
+    "headers without end": lambda handler: handler.wfile.write(b"HTTP/1.1 200 OK\r\n" + b"A: b\r\n" * 10_000),
+    "a line without end": lambda handler: handler.wfile.write(b"HTTP/1.1 200 OK" + b"!" * 10**6),
+    "a redirect to itself": lambda handler: handler.head(302, Location=handler.path, Content_Length=0),
+    "a redirect to nowhere": lambda handler: handler.head(302, Content_Length=0),
+}
+
+
+@pytest.mark.parametrize("begun", [b"", CONTENT[:1000]], ids=["anew", "resumed"])
+@pytest.mark.parametrize("lie", LIES)
+def test_what_a_server_that_lies_sends_is_never_taken_for_the_file(server, path, part, lie, begun):
+    if begun:
+        part.write_bytes(begun)
+    server.routes |= {"/lie": LIES[lie], "/good": send(CONTENT)}
+    with suppress(DataError):  # some lies do no harm: the content is right
+        download([server.url("/lie")], path, SHA256)
+    assert not path.exists() or done(path)
+    for _ in range(2):  # whatever it left behind is gone on with, or thrown away
+        with suppress(DataError):
+            download([server.url("/good")], path, SHA256)
+    assert done(path)
+
+
+@pytest.mark.parametrize(
+    "target", ["https://127.0.0.1:1/x", "ftp://127.0.0.1/x", "file:///etc/passwd", "data:,x", "//[bad"]
+)
 def test_a_redirect_to_another_scheme_is_not_followed(server, path, target):
     server.routes["/away"] = redirect(target)
     with pytest.raises(DataError, match=r"file\.gz"):
@@ -245,4 +312,4 @@ def test_a_missing_data_set_is_downloaded_once(server, tmp_path, monkeypatch):
         assert images.pixels.flatten().tolist() == list(range(8))
         assert images.labels.tolist() == [1, 0]
     assert len(server.asked) == 3
-    assert sorted(file.name for file in (root / "tiny").iterdir()) == sorted(files)
+    assert sorted(file.name for file in (root / "tiny").glob("[!.]*")) == sorted(files)

@@ -2,6 +2,7 @@
 
 import hashlib
 import os
+import time
 from collections.abc import Iterable
 from http.client import HTTPException
 from pathlib import Path
@@ -15,6 +16,7 @@ from ..errors import DataError
 
 SCHEMES = ("https",)
 TIMEOUT = 30.0  # seconds without a byte
+PACE = 1000.0  # fewest bytes a second after TIMEOUT: one byte now and then would never end
 MAX_BYTES = 64 * 2**20  # more than any file we fetch: a server that never stops cannot fill the disk
 CHUNK = 2**16
 
@@ -63,9 +65,13 @@ def _fetch(url: str, part: Path) -> None:
         total = start + response.length if response.length is not None else None
         bar = tqdm(total=total, initial=start, desc=part.stem, unit="B", unit_scale=True, disable=None)
         with part.open(mode) as file, bar:
-            while file.tell() < MAX_BYTES and (chunk := response.read(CHUNK)):
+            began = time.monotonic()
+            while file.tell() < MAX_BYTES and (chunk := response.read1(CHUNK)):
                 file.write(chunk)
                 bar.update(len(chunk))
+                seconds = time.monotonic() - began
+                if seconds > TIMEOUT and file.tell() - start < PACE * seconds:
+                    raise OSError(f"it sends less than {PACE:g} bytes a second")
             if response.length and file.tell() < MAX_BYTES:
                 raise OSError(f"the connection broke with {response.length} bytes to go")
 
