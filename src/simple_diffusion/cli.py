@@ -12,6 +12,7 @@ from typing import Any
 from .commands import classifier, data, evaluate, sample, schedules, train
 from .commands.options import FIRST, SHARED, Parser
 from .errors import SimpleDiffusionError
+from .signals import exit_on_sigterm
 
 # A thread that waits for another one sleeps instead of spinning. It must be said before torch is imported. On two quiet
 # cores it costs a tenth; beside one other busy program spinning costs nine tenths (docs/notes/network.md).
@@ -38,8 +39,9 @@ def parser() -> Parser:
     return top
 
 
+@exit_on_sigterm()
 def main(argv: list[str] | None = None) -> None:
-    """Run a command and exit: 0 ok, 2 usage, 3 data, 4 diverged, 5 model file, 6 disk, 130 and 143 by a signal."""
+    """Run a command and exit: 0 ok, 2 usage, 3 data, 4 diverged, 5 file, 6 disk, 7 in use, 130 and 143 by a signal."""
     argv = sys.argv[1:] if argv is None else argv
     try:
         args = parser().parse_args(argv)

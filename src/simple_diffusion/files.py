@@ -52,9 +52,17 @@ def write_atomic(path: Path, content: bytes) -> None:
             finally:
                 os.close(folder)
     except OSError as error:
-        with suppress(OSError):
-            part.unlink(missing_ok=True)
         raise unwritable(path, error) from error
+    finally:
+        with suppress(OSError):  # it is gone where all went well; a signal comes by here too
+            part.unlink(missing_ok=True)
+
+
+def remove_parts(folder: Path) -> None:
+    """Remove what `write_atomic` had half written when a run in this folder was killed."""
+    for part in [*folder.glob("*.tmp"), *folder.glob("*/step-*.tmp")]:
+        with suppress(OSError):
+            part.unlink()
 
 
 def unwritable(path: Path, error: OSError) -> ResourceError:

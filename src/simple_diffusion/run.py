@@ -34,7 +34,7 @@ from .drawing import draw
 from .ema import EMA, Decay, constant_decay, power_decay
 from .errors import DivergedError
 from .figures import grid, png
-from .files import damaged, write_atomic
+from .files import damaged, remove_parts, write_atomic
 from .lock import hold, refuse_taken
 from .log import Log
 from .optimizers import OPTIMIZERS
@@ -85,6 +85,7 @@ def updates(
     optimizer: torch.optim.Optimizer,
     lr: Callable[[int], float],
     start: int = 0,
+    bad: int = 0,
 ) -> Iterator[Step]:
     """The steps start + 1, start + 2, ... of a run, without end: all of it but its clock and its files."""
     device = next(denoiser.parameters()).device
@@ -98,6 +99,7 @@ def updates(
         start=start,
         accumulate=config.accumulate,
         tolerate=config.tolerate,
+        bad=bad,
     )
 
 
@@ -243,6 +245,7 @@ def train_run(
             stack.enter_context(hold(folder))
             if not resume:
                 refuse_taken(folder)
+            remove_parts(folder)
 
         on_first(take)
         return _train_held(config, images, folder, device, started, quiet, latest(folder) if resume else None)
@@ -292,15 +295,17 @@ def train_on(run: Run, quiet: bool) -> tuple[float, float]:
     rows, checks = int(budget.progress * ROWS), int(budget.progress * CHECKS)
     pictures = [share for share in PICTURES if share > budget.progress]
     log = Log(run.folder, after=numbers.n) if rank() == 0 else None
+    loss = math.nan if log is None else log.loss
     first, row_step, row_time, before = numbers.n, numbers.n, budget.elapsed, budget.elapsed
-    loss, form = math.nan, "{desc} {percentage:3.0f}%|{bar}| {postfix}"
+    form = "{desc} {percentage:3.0f}%|{bar}| {postfix}"
     over = numbers.done
-    steps = updates(config, run.card, run.images, state.denoiser, state.optimizer, budget.lr, start=numbers.n)
+    learning = state.denoiser, state.optimizer, budget.lr
+    steps = updates(config, run.card, run.images, *learning, start=numbers.n, bad=numbers.bad)
     with tqdm(total=1.0, desc=run.folder.name, bar_format=form, disable=quiet or not sys.stderr.isatty()) as bar:
         try:
             while not over:
                 step = next(steps)
-                numbers.n = step.n
+                numbers.n, numbers.bad = step.n, 0 if step.finite else numbers.bad + 1
                 if step.finite:
                     state.ema.update(state.denoiser, step.n)
                     state.losses.append(step.losses)
@@ -364,8 +369,8 @@ def finish(run: Run, trained: tuple[float, float]) -> Result:
     run.save()
     if held_out is not None and held_out.weights is not None and config.patience:
         state.ema.model.load_state_dict(held_out.weights)
-    signal = int(*largest(run.stopped.number))  # all draw, or none
-    picture = run.show(picture=not signal)
+    picture = run.show(picture=not any(largest(run.stopped.number)))  # all draw, or none
+    signal = int(*largest(run.stopped.number))  # it may have come while they drew
     gave_up = run.exhausted()
     repeats = 0 if config.steps or gave_up else state.numbers.n
     on_first(lambda: write_atomic(run.folder / "config.toml", config_toml(config, repeats)))

@@ -12,6 +12,20 @@ class Stopped:
 
 
 @contextmanager
+def exit_on_sigterm() -> Iterator[None]:
+    """While inside, SIGTERM ends the process as Ctrl-C does: what was begun is undone. The exit code is 143."""
+
+    def leave(number: int, frame: object) -> None:
+        raise SystemExit(128 + number)
+
+    before = signal.signal(signal.SIGTERM, leave)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+@contextmanager
 def stop_on_signals() -> Iterator[Stopped]:
     """While inside, the signals only leave a note, however many come."""
     stopped = Stopped()

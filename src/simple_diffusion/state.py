@@ -6,6 +6,7 @@ optimiser's memory, and a few numbers.
 
 import platform
 import shutil
+from contextlib import suppress
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
@@ -33,6 +34,7 @@ class Numbers:
     n              updates done
     seconds        that the run has taken
     done           whether it came to its end
+    bad            steps in a row, up to this one, that were left out
     held_out_loss  the last one measured
     best, best_progress   the lowest one, and the share of the run after which it was measured
     """
@@ -40,6 +42,7 @@ class Numbers:
     n: int = 0
     seconds: float = 0.0
     done: bool = False
+    bad: int = 0
     held_out_loss: float | None = None
     best: float | None = None
     best_progress: float = 0.0
@@ -94,7 +97,8 @@ class State:
             self.held_out.best_progress = numbers.best_progress
             if numbers.best is not None:
                 self.held_out.best, self.held_out.weights = numbers.best, parts.pop("best", None)
-        self.losses = list(parts.pop("log", {}).values())
+        device = next(self.denoiser.parameters()).device
+        self.losses = [losses.to(device) for losses in parts.pop("log", {}).values()]
         memories = parts.pop("optimizer", {})
         for name, parameter in self.denoiser.named_parameters():
             for key in [key for key in memories if key.rpartition(".")[0] == name]:
@@ -129,18 +133,22 @@ def room_for(folder: Path, state: State) -> None:
 
 
 def save_checkpoint(folder: Path, config: Config, card: Card, state: State) -> Path:
-    """Write FOLDER/checkpoints/step-N.safetensors, then remove all but the newest. Raises ResourceError."""
+    """Write FOLDER/checkpoints/step-N.safetensors, then remove all but it and the one before. Raises ResourceError."""
     path = folder / FOLDER / f"step-{state.numbers.n:08d}.safetensors"
     record = {"config": asdict(config), "card": asdict(card), "numbers": asdict(state.numbers), "made_by": made_by()}
     write_tensors(path, state.tensors(), record)
-    for old in [*checkpoints(folder)[KEPT:], *path.parent.glob("*.tmp")]:
-        old.unlink(missing_ok=True)
+    found = checkpoints(folder)
+    here = found.index(path)
+    for other in found[:here] + found[here + KEPT :]:  # those of later steps were damaged, or the run would be there
+        with suppress(OSError):
+            other.unlink()
     return path
 
 
 def checkpoints(folder: Path) -> list[Path]:
     """The checkpoints of a run, the newest first."""
-    return sorted((folder / FOLDER).glob("step-*.safetensors"), reverse=True)
+    found = (folder / FOLDER).glob("step-*.safetensors")
+    return sorted(found, key=lambda path: (len(path.name), path.name), reverse=True)  # a number may outgrow its zeros
 
 
 @dataclass(frozen=True)

@@ -99,6 +99,7 @@ def train(
     start: int = 0,
     accumulate: int = 1,
     tolerate: int = 0,
+    bad: int = 0,
 ) -> Iterator[Step]:
     """Train on each batch in turn and yield after each update, until the batches end or the caller stops.
 
@@ -107,11 +108,11 @@ def train(
     clip        largest norm of the gradient
     accumulate  parts of a batch that are computed one after another
     tolerate    how many steps in a row may have a loss or gradient that is not finite; such a step changes nothing
+    bad         how many the last steps before `start` were
 
     Raises DivergedError, before anything is changed, at the first one more.
     """
     denoiser.train()
-    bad = 0
     for n, batch in enumerate(batches, start + 1):
         losses = backward(loss, denoiser, batch, accumulate)
         grad_norm = nn.utils.clip_grad_norm_(denoiser.parameters(), clip)
