@@ -163,24 +163,32 @@ class Config:
 
 
 def _check(name: str, value: Any, default: Any, rule: Any) -> None:
-    """Raise UsageError unless `value` has the default's type and lies in the rule's range."""
+    """Raise UsageError unless `value` has the default's type and is one that the rule allows."""
+    if not _valid(value, default, rule):
+        raise UsageError(f"{name} is {_allowed(default, rule)}, not {value!r}")
+
+
+def _valid(value: Any, default: Any, rule: Any) -> bool:
     if isinstance(default, tuple):
-        if not isinstance(value, tuple) or not 1 <= len(value) <= 8:
-            raise UsageError(f"{name} is one to eight whole numbers like 64,128, not {value!r}")
-        for item in value:
-            _check(name, item, default[0], rule)
-        return
-    number = int if isinstance(default, int) else (int, float) if isinstance(default, float) else str
-    if isinstance(value, bool) or not isinstance(value, number):
-        raise UsageError(f"{name} is {_kind(default)}, not {value!r}")
-    if rule["among"] and value not in rule["among"]:
-        raise UsageError(f"{name} is one of {', '.join(rule['among'])}, not {value!r}")
-    if not isinstance(default, str) and not rule["low"] <= value <= rule["high"]:  # NaN fails too
-        raise UsageError(f"{name} lies in {rule['low']:g} .. {rule['high']:g}, not at {value}")
+        return isinstance(value, tuple) and 1 <= len(value) <= 8 and all(_valid(v, default[0], rule) for v in value)
+    kind = int if isinstance(default, int) else (int, float) if isinstance(default, float) else str
+    if isinstance(value, bool) or not isinstance(value, kind):
+        return False
+    if rule["among"]:
+        return value in rule["among"]
+    return isinstance(value, str) or rule["low"] <= value <= rule["high"]  # NaN is not
 
 
-def _kind(default: Any) -> str:
-    return {int: "a whole number", float: "a number", str: "a word", tuple: "whole numbers like 64,128"}[type(default)]
+def _allowed(default: Any, rule: Any) -> str:
+    """The values that a setting may take, in words."""
+    if rule["among"]:
+        return f"one of {', '.join(rule['among'])}"
+    if isinstance(default, str):
+        return "a word"
+    range = f"from {rule['low']:g} to {rule['high']:g}"
+    if isinstance(default, tuple):
+        return f"one to eight whole numbers {range}, like 64,128"
+    return f"a whole number {range}" if isinstance(default, int) else f"a number {range}"
 
 
 def fitted(config: Config, device: torch.device) -> Config:
@@ -191,6 +199,7 @@ def fitted(config: Config, device: torch.device) -> Config:
 def parse_settings(pairs: list[str]) -> dict[str, Any]:
     """`["lr=1e-3", "widths=48,96"]` -> values of the fields' types. Raises UsageError, naming the key."""
     defaults = {f.name: f.default for f in fields(Config)}
+    rules = {f.name: f.metadata for f in fields(Config)}
     values: dict[str, Any] = {}
     for pair in pairs:
         key, _, text = pair.partition("=")
@@ -202,7 +211,7 @@ def parse_settings(pairs: list[str]) -> dict[str, Any]:
         try:
             values[key] = tuple(int(v) for v in text.split(",")) if isinstance(default, tuple) else type(default)(text)
         except ValueError:
-            raise UsageError(f"{key} is {_kind(default)}, not {text!r}: write --set {key}=VALUE") from None
+            raise UsageError(f"{key} is {_allowed(default, rules[key])}, not {text!r}") from None
     return values
 
 

@@ -6,15 +6,15 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import UsageError
-from .options import STARTED, card_text, command, data_options, load, positive, say, whole
+from .options import STARTED, card_text, command, count, data_options, load, path, say, seed
 
 
 def add(commands: Any) -> None:
     sub = command(commands, "classifier", run, "train the classifier whose features judge samples of a data set")
     sub.add_argument("data", nargs="?", default="digits", metavar="DATA", help="as for train")
-    sub.add_argument("--epochs", type=positive, metavar="N", help="passes over the data (default minutes on two cores)")
-    sub.add_argument("--out", type=Path, metavar="FILE.safetensors", help="its stem is the extractor's name")
-    sub.add_argument("--seed", type=whole, default=0, metavar="N", help="of weights, split and data order (default 0)")
+    sub.add_argument("--epochs", type=count, metavar="N", help="passes over the data (default minutes on two cores)")
+    sub.add_argument("--out", type=path, metavar="FILE.safetensors", help="its stem is the extractor's name")
+    sub.add_argument("--seed", type=seed, default=0, metavar="N", help="of weights, split and data order (default 0)")
     sub.add_argument("--device", default="auto", choices=("auto", "cpu", "cuda", "mps"))
     data_options(sub)
 

@@ -1,11 +1,10 @@
 """`simple-diffusion data`: say what is in a data set, draw some of it, or noise it; downloads what is missing."""
 
 import argparse
-from pathlib import Path
 from typing import Any
 
 from ..errors import UsageError
-from .options import card_text, command, data_options, load, say
+from .options import card_text, command, data_options, load, path, say
 
 PANELS = 8
 """Moments of `--noised`."""
@@ -14,8 +13,8 @@ PANELS = 8
 def add(commands: Any) -> None:
     sub = command(commands, "data", run, "say what is in a data set, and draw some of it; downloads what is missing")
     sub.add_argument("data", nargs="?", default="digits", metavar="DATA", help="as for train")
-    sub.add_argument("--out", type=Path, metavar="FILE.png", help="a grid of images (default none)")
-    sub.add_argument("--noised", type=Path, metavar="FILE.png", help="images on their way into noise, t from 0 to 1")
+    sub.add_argument("--out", type=path, metavar="FILE.png", help="a grid of images (default none)")
+    sub.add_argument("--noised", type=path, metavar="FILE.png", help="images on their way into noise, t from 0 to 1")
     sub.add_argument("--schedule", metavar="NAME", help="noise schedule of --noised (default cosine)")
     data_options(sub)
 
@@ -23,9 +22,9 @@ def add(commands: Any) -> None:
 def run(args: argparse.Namespace) -> dict[str, Any]:
     if args.schedule is not None and args.noised is None:
         raise UsageError("--schedule says how images are noised: add --noised FILE.png, or drop it")
-    for option, path in (("--out", args.out), ("--noised", args.noised)):
-        if path is not None and path.suffix != ".png":
-            raise UsageError(f"{option} {path} has another ending than .png: use .png")
+    for option, file in (("--out", args.out), ("--noised", args.noised)):
+        if file is not None and file.suffix != ".png":
+            raise UsageError(f"{option} {file} has another ending than .png: use .png")
 
     import torch
 

@@ -14,10 +14,11 @@ from .options import (
     device_options,
     load,
     opened,
-    positive,
+    path,
     sampling_options,
     sampling_text,
     say,
+    whole,
 )
 
 FEW_IMAGES = 5000
@@ -28,7 +29,7 @@ def add(commands: Any) -> None:
     sub = command(commands, "evaluate", run, "score a model or an .npz of samples against real images")
     sub.add_argument("what", metavar="WHAT", help="a run folder, a .safetensors file, or an .npz or .npy of samples")
     sub.add_argument("--data", metavar="DATA", help="what to compare with (default the data the model was trained on)")
-    sub.add_argument("--n", type=positive, help="samples to draw (default 10000, or twice a small data set)")
+    sub.add_argument("--n", type=whole(2, 10**6), help="samples to draw (default 10000, or twice a small data set)")
     sampling_options(sub)
     sub.add_argument(
         "--extractor",
@@ -36,9 +37,9 @@ def add(commands: Any) -> None:
         choices=("classifier", "inception"),
         help="what to look through: a classifier of the data (default), or Inception, for published FIDs",
     )
-    sub.add_argument("--extractor-seeds", type=positive, default=1, metavar="K", help="classifiers to score with")
-    sub.add_argument("--inception-weights", type=Path, metavar="FILE", help="weights of Inception, fetched by hand")
-    sub.add_argument("--out", type=Path, metavar="FOLDER", help="pictures and scores (default in the run folder)")
+    sub.add_argument("--extractor-seeds", type=whole(1, 100), default=1, metavar="K", help="classifiers to score with")
+    sub.add_argument("--inception-weights", type=path, metavar="FILE", help="weights of Inception, fetched by hand")
+    sub.add_argument("--out", type=path, metavar="FOLDER", help="pictures and scores (default in the run folder)")
     data_options(sub)
     device_options(sub)
 
@@ -50,6 +51,8 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
         raise UsageError("there is one Inception: drop --extractor-seeds or --extractor inception")
     if args.extractor != "inception" and args.inception_weights:
         raise UsageError("--inception-weights are for Inception: add --extractor inception")
+    if args.out is not None and args.out.exists() and not args.out.is_dir():
+        raise UsageError(f"--out {args.out} is a file: name a folder")
 
     from ..data.images import Images
     from ..data.sources import held_out

@@ -1,11 +1,13 @@
 """What all commands share: types of options, groups of options, words to the user."""
 
 import argparse
+import math
 import os
 import re
 import sys
 import time
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any, NoReturn
 
 from ..errors import UsageError, printable
@@ -30,25 +32,45 @@ class Parser(argparse.ArgumentParser):
 
 def duration(text: str) -> float:
     """`90s`, `10min`, `1.5h` or plain seconds -> seconds."""
-    match = re.fullmatch(r"(\d+(?:\.\d+)?)(s|min|m|h)?", text)
+    match = re.fullmatch(r"([0-9]+(?:\.[0-9]+)?)(s|min|m|h)?", text)
     seconds = float(match[1]) * {None: 1, "s": 1, "m": 60, "min": 60, "h": 3600}[match[2]] if match else 0.0
     if not 0 < seconds <= 1e8:
-        raise argparse.ArgumentTypeError(f"{text!r} is no length of time like 90s, 10min or 2h")
+        raise argparse.ArgumentTypeError(f"{text!r} is no length of time like 90s, 10min or 2h, at most 27777h")
     return seconds
 
 
-def positive(text: str) -> int:
-    """A whole number from 1 up."""
-    if not re.fullmatch(r"[0-9]{1,9}", text) or int(text) == 0:
-        raise argparse.ArgumentTypeError(f"{text!r} is no whole number from 1 to 999999999")
-    return int(text)
+def whole(low: int, high: int) -> Callable[[str], int]:
+    """The type of an option that is a whole number from low, 0 or more, to high."""
+
+    def number(text: str) -> int:
+        if not re.fullmatch(r"[0-9]{1,19}", text) or not low <= int(text) <= high:
+            raise argparse.ArgumentTypeError(f"{text!r} is no whole number from {low:,} to {high:,}")
+        return int(text)
+
+    return number
 
 
-def whole(text: str) -> int:
-    """A whole number from 0 up, below 2^63."""
-    if not re.fullmatch(r"[0-9]{1,19}", text) or int(text) >= 2**63:
-        raise argparse.ArgumentTypeError(f"{text!r} is no whole number from 0 to 2^63 - 1")
-    return int(text)
+seed = whole(0, 2**63 - 1)
+count = whole(1, 10**6)
+"""How many images, or passes over the data."""
+
+
+def scale(text: str) -> float:
+    """A strength of guidance."""
+    try:
+        number = float(text)
+    except ValueError:
+        number = math.nan
+    if not 0 <= number <= 100:
+        raise argparse.ArgumentTypeError(f"{text!r} is no number from 0 to 100")
+    return number
+
+
+def path(text: str) -> Path:
+    """A path; an empty one is a shell's variable that was not set."""
+    if not text:
+        raise argparse.ArgumentTypeError("'' is no path: name a file or folder")
+    return Path(text)
 
 
 def command(commands: Any, name: str, run: Callable, help: str) -> Parser:
@@ -61,8 +83,8 @@ def command(commands: Any, name: str, run: Callable, help: str) -> Parser:
 
 
 def data_options(sub: Parser) -> None:
-    sub.add_argument("--data-root", metavar="PATH", help="where data sets lie and are downloaded to")
-    sub.add_argument("--size", type=positive, help="bring images to this height and width")
+    sub.add_argument("--data-root", type=path, metavar="PATH", help="where data sets lie and are downloaded to")
+    sub.add_argument("--size", type=whole(1, 1024), help="bring images to this height and width")
     sub.add_argument("--skip-bad", action="store_true", help="leave out images that can't be read, and say which")
 
 
@@ -72,11 +94,11 @@ def device_options(sub: Parser) -> None:
 
 
 def sampling_options(sub: Parser) -> None:
-    sub.add_argument("--guidance", type=float, metavar="SCALE", help="0 ignores labels, 1 is none, above 1 stronger")
-    sub.add_argument("--autoguidance", type=float, metavar="SCALE", help="by an early snapshot: 1 is none")
-    sub.add_argument("--steps", type=positive, metavar="N", help="steps of the sampler")
-    sub.add_argument("--sampler", metavar="NAME", help="ddpm, ddpm-beta, ddim, heun or dpmpp")
-    sub.add_argument("--seed", type=whole, default=0, metavar="N", help="of the noise (default 0)")
+    sub.add_argument("--guidance", type=scale, metavar="SCALE", help="0 ignores labels, 1 is none, above 1 stronger")
+    sub.add_argument("--autoguidance", type=scale, metavar="SCALE", help="by an early snapshot: 1 is none")
+    sub.add_argument("--steps", type=whole(1, 10000), metavar="N", help="steps of the sampler")
+    sub.add_argument("--sampler", choices=("ddpm", "ddpm-beta", "ddim", "heun", "dpmpp"))
+    sub.add_argument("--seed", type=seed, default=0, metavar="N", help="of the noise (default 0)")
 
 
 def say(args: argparse.Namespace, text: str) -> None:

@@ -10,10 +10,11 @@ from ..errors import UsageError
 from .options import (
     FIRST,
     command,
+    count,
     device_options,
     labels_of,
     opened,
-    positive,
+    path,
     sampling_options,
     sampling_text,
     say,
@@ -23,21 +24,26 @@ from .options import (
 PANELS, FRAMES = 10, 50
 """How many moments a strip and an animation show, where there are as many."""
 
+MOST_PIXELS = 2**28
+"""Of a grid: 20,000 small images, which take 800 MB while it is drawn."""
+
 
 def add(commands: Any) -> None:
     sub = command(commands, "sample", run, "draw images from a trained model, or the film of their making")
     sub.add_argument("model", metavar="MODEL", help="a run folder or a .safetensors file")
-    sub.add_argument("--n", type=positive, help="how many (default 100, of a film 4)")
+    sub.add_argument("--n", type=count, help="how many (default 100, of a film 4)")
     sub.add_argument(
         "--label", metavar="A,B", help="classes to draw, by number or name, or none (default all, one a row)"
     )
-    sub.add_argument("--view", type=whole, default=0, metavar="N", help="of a model told its augmentation: 0 is plain")
+    sub.add_argument(
+        "--view", type=whole(0, 7), default=0, metavar="N", help="of a model told its augmentation: 0 is plain"
+    )
     sampling_options(sub)
     sub.add_argument("--film", action="store_true", help="show the way from noise to each image, x_t above x0_hat")
     sub.add_argument("--shares", type=shares, metavar="A,B", help="moments of a film: 0 is the first step, 1 the image")
     sub.add_argument(
         "--out",
-        type=Path,
+        type=path,
         metavar="PATH",
         help=".png or .webp a grid, .npz arrays, else a folder of PNGs; of a film .png strips, .gif or .webp animated",
     )
@@ -51,8 +57,8 @@ def shares(text: str) -> tuple[float, ...]:
         numbers = tuple(float(word) for word in text.split(","))
     except ValueError:
         numbers = (math.nan,)
-    if not all(0 <= number <= 1 for number in numbers):
-        raise argparse.ArgumentTypeError(f"{text!r} is no list of numbers from 0 to 1 like 0,0.25,1")
+    if len(numbers) > 100 or not all(0 <= number <= 1 for number in numbers):
+        raise argparse.ArgumentTypeError(f"{text!r} is no list of up to 100 numbers from 0 to 1 like 0,0.25,1")
     return numbers
 
 
@@ -106,6 +112,8 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
         out = folder / ("film.png" if args.film else f"n{n}-seed{args.seed}.png")
     if out.suffix == ".webp" and (1 + args.film) * max(extent(n, columns, card.height, card.width)) > WEBP_SIDE:
         raise UsageError(f"--out {out} would be larger than WebP allows, {WEBP_SIDE:,} pixels: use .png")
+    if out.suffix == ".png" and not args.film and math.prod(extent(n, columns, card.height, card.width)) > MOST_PIXELS:
+        raise UsageError(f"--out {out} would have more than {MOST_PIXELS:,} pixels: use .npz, or a folder's name")
     what = f"{'a film of ' if args.film else ''}{sampling_text(model, n)}"
     if args.dry_run:
         say(args, f"Would draw {what}, into {out}.")

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import UsageError
-from .options import command, say
+from .options import command, path, say
 
 TIMESTEPS = 1000  # of a table
 
@@ -13,10 +13,13 @@ TIMESTEPS = 1000  # of a table
 def add(commands: Any) -> None:
     sub = command(commands, "schedules", run, "draw noise schedules on common axes")
     sub.add_argument("names", nargs="*", metavar="NAME", help="linear, cosine, ... (default all curves)")
-    sub.add_argument("--out", type=Path, default=Path("schedules.png"), metavar="FILE.png")
+    sub.add_argument("--out", type=path, default=Path("schedules.png"), metavar="FILE.png")
 
 
 def run(args: argparse.Namespace) -> dict[str, Any]:
+    if args.out.suffix != ".png":
+        raise UsageError(f"--out {args.out} has another ending than .png: use .png")
+
     import torch
 
     from ..figures import schedule_curves

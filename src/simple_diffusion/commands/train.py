@@ -12,12 +12,14 @@ from .options import (
     STARTED,
     card_text,
     command,
+    count,
     data_options,
     device_options,
     duration,
     load,
-    positive,
+    path,
     say,
+    seed,
     whole,
 )
 
@@ -32,13 +34,13 @@ def add(commands: Any) -> None:
     )
     length = sub.add_mutually_exclusive_group()
     length.add_argument("--for", type=duration, dest="seconds", metavar="TIME", help="90s, 10min, 2h (default 3min)")
-    length.add_argument("--epochs", type=positive, metavar="N", help="passes over the data")
-    length.add_argument("--steps", type=positive, metavar="N", help="updates")
+    length.add_argument("--epochs", type=count, metavar="N", help="passes over the data")
+    length.add_argument("--steps", type=whole(1, 10**9), metavar="N", help="updates")
     sub.add_argument("--preset", metavar="NAME", help="a row of the table of presets; `list` prints it")
     sub.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="any setting; `help` lists them")
-    sub.add_argument("--out", type=Path, metavar="FOLDER", help="the run folder (default runs/DATA-1, -2, ...)")
+    sub.add_argument("--out", type=path, metavar="FOLDER", help="the run folder (default runs/DATA-1, -2, ...)")
     sub.add_argument("--resume", action="store_true", help="go on with the run in --out, as if it had never stopped")
-    sub.add_argument("--seed", type=whole, metavar="N", help="of weights, data order and noise (default 0)")
+    sub.add_argument("--seed", type=seed, metavar="N", help="of weights, data order and noise (default 0)")
     sub.add_argument(
         "--dry-run", action="store_true", help="say what would be done and how long it takes; write nothing"
     )
