@@ -5,8 +5,9 @@ Alone, a process is rank 0 of 1, and nothing here does anything. All messages ar
 
 import hashlib
 import os
+import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from datetime import timedelta
 from typing import Any
 
@@ -20,7 +21,7 @@ from .signals import stop_on_signals
 TIMEOUT = timedelta(minutes=30)
 """How long the others wait for one that hangs, or has much to do alone; of one that dies they hear at once."""
 
-ROLL_CALL = timedelta(seconds=3)
+ROLL_CALL = 3.0  # seconds
 """How long a process that is left alone listens for who else is left."""
 
 
@@ -42,13 +43,11 @@ def world() -> int:
 def joined() -> Iterator[None]:
     """Join the processes that torchrun started; without torchrun, nothing.
 
-    Raises ResourceError, which names them, where others go away, and tells torchrun of every error of ours.
+    Raises ResourceError, which names them, where others go away.
     """
     if "TORCHELASTIC_RUN_ID" not in os.environ:
         yield
         return
-    from torch.distributed.elastic.multiprocessing.errors import get_error_handler
-
     gpus, me, everyone = torch.cuda.is_available(), int(os.environ["RANK"]), range(int(os.environ["WORLD_SIZE"]))
     if gpus:
         torch.cuda.set_device(int(os.environ["LOCAL_RANK"]) % torch.cuda.device_count())
@@ -62,13 +61,12 @@ def joined() -> Iterator[None]:
     try:
         yield
     except LostError as error:
-        dist.destroy_process_group()  # so that whoever waits for this one hears of it too
         with stop_on_signals():  # torchrun ends us now, and this must be said before
-            gone = ", ".join(str(other) for other in missing(store, me, everyone))
-        raise ResourceError(f"process {gone} of this run ended before the others ({reason(error)})") from error
-    except SimpleDiffusionError as error:
-        get_error_handler().record_exception(error)  # torchrun repeats it at the end, with our number
-        raise
+            dist.destroy_process_group()  # so that whoever waits for this one hears of it too
+            gone = ", ".join(map(str, missing(store, me, everyone)))
+        if gone:
+            raise ResourceError(f"process {gone} of this run ended first: it says why, or torchrun does") from error
+        raise ResourceError(f"the processes of this run lost touch: {error}") from error
     finally:
         if dist.is_initialized():
             dist.destroy_process_group()
@@ -77,9 +75,10 @@ def joined() -> Iterator[None]:
 def missing(store: dist.Store, me: int, everyone: Sequence[int]) -> list[int]:
     """Who does not answer to a roll call."""
     store.set(f"{me} is here", "")
-    with suppress(RuntimeError):  # not all came in time
-        store.wait([f"{other} is here" for other in everyone], ROLL_CALL)
-    return [other for other in everyone if not store.check([f"{other} is here"])]
+    until = time.monotonic() + ROLL_CALL
+    while (gone := [n for n in everyone if not store.check([f"{n} is here"])]) and time.monotonic() < until:
+        time.sleep(0.1)
+    return gone
 
 
 def reduced(message: Tensor, op: dist.ReduceOp.RedOpType = dist.ReduceOp.SUM) -> Tensor:

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from filelock import FileLock
 from torch import Tensor
 
 from ..errors import DataError, reason
@@ -124,7 +125,13 @@ def _find(name: str, file: str, root: str | Path | None) -> Path:
                 return path
     path = _home(root) / name / file
     known = IDX_SETS[name]
-    download([mirror + file for mirror in known.mirrors], path, known.sha256[file])
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with FileLock(path.with_name(".lock")):  # of several processes one fetches it
+            if not path.is_file():
+                download([mirror + file for mirror in known.mirrors], path, known.sha256[file])
+    except OSError as error:
+        raise DataError(f"{file} can't be put into {str(path.parent)!r} ({reason(error)}): use --data-root") from error
     return path
 
 
