@@ -258,7 +258,7 @@ PRESETS: dict[str, tuple[str, dict[str, Any]]] = {
             "held_out": 0.1,
             "patience": 0.3,
             "snapshot": 0.1,
-            "autoguidance": 1.7,
+            "autoguidance": 1.4,
             "guidance_low": 0.0,
             "guidance_high": 1e4,
             "sampler_steps": 18,
