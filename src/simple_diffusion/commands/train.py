@@ -66,7 +66,7 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
         say(args, settings_help())
         return {}
     if args.preset is not None and args.preset not in PRESETS:
-        raise UsageError(f"no preset is called {args.preset!r}: choose one of {', '.join(PRESETS)}")
+        raise UsageError(f"--preset {args.preset!r} is not known: choose one of {', '.join(PRESETS)}")
 
     given = {"data": args.data, "seed": args.seed, "size": args.size, "seconds": args.seconds, "steps": args.steps}
     given["skip_bad"] = "yes" if args.skip_bad else None
