@@ -33,7 +33,17 @@ def ends(argv: list[str]) -> int:
 
 
 def forked(work: Callable[[], object], out: Path | None = None) -> int:
-    """How a child process ends that does the work: its exit code, or minus the signal that killed it.
+    """How a child process ends that does the work: its exit code, or minus the signal that killed it."""
+    return ended(begun(work, out))
+
+
+def ended(child: int) -> int:
+    """Wait for a child: its exit code, or minus the signal that killed it."""
+    return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+
+
+def begun(work: Callable[[], object], out: Path | None = None) -> int:
+    """Start a child process that does the work, and return its number.
 
     out   takes what the child writes to stdout and stderr
     """
@@ -43,7 +53,7 @@ def forked(work: Callable[[], object], out: Path | None = None) -> int:
         warnings.simplefilter("ignore", DeprecationWarning)  # of forking beside other threads: none of them works now
         child = os.fork()
     if child:
-        return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+        return child
     code = 99
     try:
         descriptor = os.open(out or os.devnull, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
@@ -149,7 +159,7 @@ def full(what: str, name: str, size: int = 0) -> Callable[[str, Path, int], None
     """The disk is full when this is done to a file of this name, at this byte of it."""
 
     def before(event: str, path: Path, done: int) -> None:
-        if event == what and name in str(path) and done >= size:
+        if event == what and str(path).endswith(name) and done >= size:
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
     return before

@@ -40,7 +40,10 @@ class Log:
         self.loss = rows[-1][1] if rows else math.nan
         kept = [line for _, _, line in rows]
         write_atomic(self.path, "".join(f"{line}\n" for line in [",".join(COLUMNS), *kept]).encode())
-        self.file: TextIO = open(self.path, "a")  # noqa: SIM115  closed by `close`
+        try:
+            self.file: TextIO = open(self.path, "a")  # noqa: SIM115  closed by `close`
+        except OSError as error:
+            raise unwritable(self.path, error) from error
 
     def row(self, step: int, *values: str) -> None:
         """Add a row, in the order of COLUMNS."""

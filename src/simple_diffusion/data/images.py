@@ -61,7 +61,7 @@ class Images:
     def __getitem__(self, chosen: Tensor | slice) -> "Images":
         """Some of the images, with their labels and the names of all classes."""
         labels = None if self.labels is None else self.labels[chosen]
-        files = tuple(self.files[i] for i in torch.arange(len(self))[chosen]) if self.files else ()
+        files = tuple(self.name_of(int(i)) for i in torch.arange(len(self))[chosen])  # each keeps its number
         return replace(self, pixels=self.pixels[chosen], labels=labels, files=files)
 
     def name_of(self, index: int) -> str:

@@ -1,0 +1,175 @@
+"""Ctrl-C and SIGTERM at any moment: what was done is saved, and the exit code says which it was. One run a folder."""
+
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from conftest import TINY
+from faults import after_step, assert_same_run, begun, ended, ends, fails, forked, hit, tree, watched
+
+import simple_diffusion.drawing as drawing
+import simple_diffusion.run as run
+from simple_diffusion.errors import BusyError
+from simple_diffusion.lock import hold
+from simple_diffusion.state import latest
+
+STEPS = 6
+BOTH = pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+
+
+def command(squares: Path, out: Path) -> list[str]:
+    return ["train", str(squares), "--steps", str(STEPS), "--out", str(out), *TINY, "--set=sampler_steps=1"]
+
+
+@pytest.fixture(scope="module")
+def unbroken(squares, tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("unbroken") / "run"
+    assert ends(command(squares, folder)) == 0
+    return folder
+
+
+@BOTH
+@pytest.mark.parametrize("step", [1, 3, STEPS])
+def test_a_signal_saves_the_step_it_came_in(squares, tmp_path, unbroken, capsys, number, step):
+    argv = command(squares, tmp_path / "run")
+    with after_step(step, lambda: hit(number)):
+        assert ends(argv) == 128 + number
+    assert f"--resume --out {tmp_path / 'run'}" in capsys.readouterr().out
+    assert latest(tmp_path / "run").numbers.n == step
+    assert ends([*argv, "--resume"]) == 0
+    assert_same_run(tmp_path / "run", unbroken)
+
+
+@BOTH
+def test_a_signal_while_a_picture_is_drawn(squares, tmp_path, unbroken, monkeypatch, number):
+    """The drawing is left off, and one step more is made."""
+    monkeypatch.setattr(run, "PICTURES", (0.5,))
+    real = drawing.to_uint8
+    with monkeypatch.context() as patch:
+        patch.setattr(drawing, "to_uint8", lambda x: (hit(number), real(x))[1])
+        assert ends(command(squares, tmp_path / "run")) == 128 + number
+    assert latest(tmp_path / "run").numbers.n == 4
+    assert not (tmp_path / "run" / "samples").exists()
+    assert ends([*command(squares, tmp_path / "run"), "--resume"]) == 0
+    assert_same_run(tmp_path / "run", unbroken)
+
+
+def test_a_signal_while_the_last_picture_is_drawn(squares, tmp_path, unbroken, monkeypatch):
+    real = drawing.to_uint8
+    monkeypatch.setattr(run, "PICTURES", ())
+    with monkeypatch.context() as patch:
+        patch.setattr(drawing, "to_uint8", lambda x: (hit(signal.SIGTERM), real(x))[1])
+        assert ends(command(squares, tmp_path / "run")) == 143
+    assert latest(tmp_path / "run").numbers.done
+    assert not (tmp_path / "run" / "samples").exists()
+    assert ends([*command(squares, tmp_path / "run"), "--resume"]) == 0
+    assert (tmp_path / "run" / "samples" / f"step-{STEPS:08d}.png").exists()
+    assert_same_run(tmp_path / "run", unbroken)
+
+
+def test_signals_that_come_again_while_it_saves(squares, tmp_path, unbroken):
+    """Impatience does no harm: SIGTERM in a step, and SIGINT at everything that is then done to a file."""
+    stopping = []
+
+    def again(what: str, path: Path, size: int) -> None:
+        if stopping:
+            hit(signal.SIGINT)
+
+    with watched(again), after_step(3, lambda: (stopping.append(1), hit(signal.SIGTERM))):
+        assert ends(command(squares, tmp_path / "run")) == 130  # the last word counts
+    assert latest(tmp_path / "run").numbers.n == 3
+    assert ends([*command(squares, tmp_path / "run"), "--resume"]) == 0
+    assert_same_run(tmp_path / "run", unbroken)
+
+
+# --- sample ----------------------------------------------------------------------------------------------------------
+
+
+@BOTH
+@pytest.mark.parametrize("name", ["s.png", "s.npz", "folder"])
+def test_sample_is_left_off_without_a_trace(run_folder, tmp_path, number, name):
+    """At every write of the file that it draws into: there is the whole file, or none."""
+    out = tmp_path / name
+    argv = ["sample", str(run_folder), "--n", "2", "--steps", "1", "--out", str(out)]
+    for event in ("open", "write", "fsync", "replace"):
+
+        def work(event=event) -> int:
+            with watched(lambda what, path, size: hit(number) if what == event else None):
+                return ends(argv)
+
+        assert forked(work, tmp_path / "said") == 128 + number
+        assert "Traceback" not in (tmp_path / "said").read_text()
+        assert tree(tmp_path).keys() == {"said"}
+
+
+@BOTH
+def test_sample_is_left_off_while_it_draws(run_folder, tmp_path, number):
+    """In a process of its own, on two cores."""
+    code = (
+        "import os, sys, torch, simple_diffusion.drawing as drawing\n"
+        "from simple_diffusion.cli import main\n"
+        "torch.set_num_threads(2)\n"
+        "real = drawing.to_uint8\n"
+        f"drawing.to_uint8 = lambda x: (os.kill(os.getpid(), {int(number)}), real(x))[1]\n"
+        "main(sys.argv[1:])\n"
+    )
+    argv = [sys.executable, "-c", code, "sample", str(run_folder), "--n", "400", "--out", str(tmp_path / "s.npz")]
+    done = subprocess.run(argv, capture_output=True, text=True, check=False)
+    assert done.returncode == 128 + number
+    assert "Traceback" not in done.stderr
+    assert done.stdout == ""
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_the_handler_is_put_back(run_folder, tmp_path):
+    before = signal.getsignal(signal.SIGTERM)
+    assert ends(["sample", str(run_folder), "--n", "1", "--steps", "1", "--out", str(tmp_path / "s.png")]) == 0
+    assert signal.getsignal(signal.SIGTERM) == before
+
+
+# --- one run a folder ------------------------------------------------------------------------------------------------
+
+
+def holder(folder: Path) -> int:
+    """A child process that holds a folder for ever."""
+    ready, tell = os.pipe()
+
+    def work() -> None:
+        with hold(folder):
+            os.write(tell, b"!")
+            signal.pause()
+
+    child = begun(work)
+    assert os.read(ready, 1) == b"!"
+    os.close(ready)
+    os.close(tell)
+    return child
+
+
+def test_a_second_run_is_refused_and_a_dead_one_is_not_waited_for(squares, tmp_path, unbroken, capsys):
+    folder = tmp_path / "run"
+    with after_step(2, lambda: hit(signal.SIGTERM)):
+        ends(command(squares, folder))
+    child = holder(folder)
+    before = tree(folder)
+    for more in ([], ["--resume"]):
+        fails(capsys, [*command(squares, folder), *more], 7, str(folder), f"process {child} on {os.uname().nodename}")
+    assert tree(folder) == before
+    os.kill(child, signal.SIGKILL)
+    assert ended(child) == -signal.SIGKILL
+    assert ends([*command(squares, folder), "--resume"]) == 0
+    assert_same_run(folder, unbroken)
+
+
+def test_20_dead_holders_are_taken_over(tmp_path):
+    for _ in range(20):
+        child = holder(tmp_path / "run")
+        with pytest.raises(BusyError, match=f"process {child} "), hold(tmp_path / "run"):
+            pass
+        os.kill(child, signal.SIGKILL)
+        assert ended(child) == -signal.SIGKILL
+        with hold(tmp_path / "run"):
+            pass
