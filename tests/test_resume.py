@@ -13,6 +13,7 @@ from faults import after_step, assert_equal, assert_same_run, ends, fails, forke
 import simple_diffusion.run as run
 from simple_diffusion.checkpoint import read
 from simple_diffusion.state import latest
+from simple_diffusion.validation import HeldOut
 
 STEPS = 12
 KINDS = {
@@ -72,6 +73,18 @@ def test_a_stop_after_every_step_does_not_show(squares, tmp_path, unbroken):
         stopped_after(step, [*argv, "--resume"], signal.SIGINT)
     assert ends([*argv, "--resume"]) == 0
     assert_same_run(tmp_path / "run", unbroken["adamw"])
+
+
+def test_the_best_weights_outlive_a_stop(squares, tmp_path, monkeypatch):
+    """With a held-out loss that rises while the run learns, the first weights measured stay the best ones."""
+    real = HeldOut.measure
+    monkeypatch.setattr(HeldOut, "measure", lambda held_out, denoiser: 10 - real(held_out, denoiser))
+    argv = command(squares, tmp_path / "run")
+    stopped_after(11, argv)
+    assert latest(tmp_path / "run").numbers.best_progress < 0.5
+    assert ends([*argv, "--resume"]) == 0
+    assert ends(command(squares, tmp_path / "unbroken")) == 0
+    assert_same_run(tmp_path / "run", tmp_path / "unbroken")
 
 
 def test_the_last_picture_is_the_same(squares, tmp_path, unbroken):
