@@ -36,7 +36,7 @@ def test_orthogonalising_forgets_the_size_and_commutes_with_the_transpose():
 
 @pytest.mark.parametrize("shape", [(64, 64), (32, 16, 3, 3), (200, 20)])
 def test_an_update_of_a_matrix_has_the_size_of_adamws(shape):
-    """Its root mean square is 0.2 lr for a matrix of full rank (Liu et al. 2025, section 2.2), whatever its gradient."""
+    """Its root mean square is 0.2 lr for a matrix of full rank (Liu et al. 2025, section 2.2)."""
     torch.manual_seed(0)
     weight = torch.nn.Parameter(torch.zeros(shape))
     weight.grad = 1e-4 * torch.randn(shape)

@@ -74,10 +74,13 @@ def joined() -> Iterator[None]:
 
 def missing(store: dist.Store, me: int, everyone: Sequence[int]) -> list[int]:
     """Who does not answer to a roll call."""
-    store.set(f"{me} is here", "")
     until = time.monotonic() + ROLL_CALL
-    while (gone := [n for n in everyone if not store.check([f"{n} is here"])]) and time.monotonic() < until:
-        time.sleep(0.1)
+    try:
+        store.set(f"{me} is here", "")
+        while (gone := [n for n in everyone if not store.check([f"{n} is here"])]) and time.monotonic() < until:
+            time.sleep(0.1)
+    except RuntimeError:  # the book itself is gone, which lies with process 0
+        return [0]
     return gone
 
 
