@@ -194,13 +194,15 @@ def test_the_model_of_a_run_is_its_averaged_weights(squares, tmp_path):
     images = load_images(str(squares))
     config = fitted(Config(steps=6, ema_decay=0.3, ema_warmup=2, **TINY), CPU)
     running.train_run(config, images, tmp_path / "run", CPU, 0.0, quiet=True)
-    denoiser, steps = running.start_training(config, Card.of(images), images, CPU, running.Budget(config, 0.0).lr)
+    budget = running.Budget(config, 0.0)
+    denoiser, steps = running.start_training(config, Card.of(images), images, CPU, budget.lr)
     average: dict[str, Any] = {}
     for step in itertools.islice(steps, 6):
         later = max(step.n - 3, 0)  # updates after the two of the warm-up, of which the next is copied too
         kept = min(0.3, later / (later + 10))
         for name, p in denoiser.named_parameters():
             average[name] = kept * average.get(name, 0.0) + (1 - kept) * p.detach()
+        budget.advance(step.n, signal=0)
     found = dict(load(tmp_path / "run").named_parameters())
     for name, want in average.items():
         torch.testing.assert_close(found[name], want, rtol=1e-5, atol=1e-7)
