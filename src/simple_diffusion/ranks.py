@@ -4,10 +4,11 @@ Alone, a process is rank 0 of 1, and nothing here does anything. All messages ar
 """
 
 import hashlib
+import importlib
 import os
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from datetime import timedelta
 from typing import Any
 
@@ -48,6 +49,8 @@ def joined() -> Iterator[None]:
     if "TORCHELASTIC_RUN_ID" not in os.environ:
         yield
         return
+    # An optimiser imports this, and it holds on to the group that it finds: then a group that is lost can't be closed.
+    importlib.import_module("torch._dynamo")
     gpus, me, everyone = torch.cuda.is_available(), int(os.environ["RANK"]), range(int(os.environ["WORLD_SIZE"]))
     if gpus:
         torch.cuda.set_device(int(os.environ["LOCAL_RANK"]) % torch.cuda.device_count())
@@ -74,26 +77,26 @@ def joined() -> Iterator[None]:
 
 def missing(store: dist.Store, me: int, everyone: Sequence[int]) -> list[int]:
     """Who does not answer to a roll call."""
-    until = time.monotonic() + ROLL_CALL
-    try:
+    until, gone = time.monotonic() + ROLL_CALL, [0]  # process 0 keeps the book: without it, it is the one
+    with suppress(RuntimeError):  # process 0 has waited long enough, and went
         store.set(f"{me} is here", "")
         while (gone := [n for n in everyone if not store.check([f"{n} is here"])]) and time.monotonic() < until:
             time.sleep(0.1)
-    except RuntimeError:  # the book itself is gone, which lies with process 0
-        return [0]
     return gone
 
 
 def reduced(message: Tensor, op: dist.ReduceOp.RedOpType = dist.ReduceOp.SUM) -> Tensor:
     """The message, with what all processes say in it. Raises LostError."""
-    if world() > 1:
-        try:
-            dist.all_reduce(message, op)
-        except torch.OutOfMemoryError:
-            raise
-        except RuntimeError as error:
-            raise LostError(reason(error)) from error
-    return message
+    if world() == 1:
+        return message
+    try:
+        dist.all_reduce(message, op)
+        return message
+    except torch.OutOfMemoryError:
+        raise
+    except RuntimeError as error:
+        lost = LostError(reason(error))
+    raise lost  # not in the block above: by `error` it would hold on to the group, whose end the others wait for
 
 
 def summed(tensors: Sequence[Tensor]) -> list[Tensor]:
