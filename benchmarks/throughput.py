@@ -9,8 +9,10 @@ measured in every precision in one run, so that the ratios hold on a machine tha
 import argparse
 import time
 from collections import Counter
+from collections.abc import Iterator
 from dataclasses import replace
 from statistics import median
+from typing import Any
 
 import torch
 from torch.profiler import ProfilerActivity, profile
@@ -51,6 +53,16 @@ def matmul_peak(dtype: torch.dtype, size: int = 2048) -> float:
     return 2 * size**3 / median(times[2:])
 
 
+def flops_of(steps: Iterator[Any]) -> int:
+    """FLOP of one training step, forward and backward."""
+    cores = torch.get_num_threads()
+    torch.set_num_threads(1)  # what runs in threads of their own is not seen by the counter
+    with FlopCounterMode(display=False) as counter:
+        next(steps)
+    torch.set_num_threads(cores)
+    return counter.get_total_flops()
+
+
 def measure(preset: str, precision: str, seconds: float) -> tuple[str, Counter]:
     """One row of the table, and seconds by kind of work in five training steps on one core."""
     images = Images(
@@ -62,13 +74,12 @@ def measure(preset: str, precision: str, seconds: float) -> tuple[str, Counter]:
     config = replace(Config(**PRESETS[preset][1]), precision=precision)
     card, device = Card.of(images), torch.device("cpu")
     denoiser, steps = start_training(config, card, images, device, lambda n: 1e-6)
-    cores = torch.get_num_threads()
-    torch.set_num_threads(1)  # what runs in threads of their own is seen neither by the counter nor by the profiler
     for _ in range(3):
         next(steps)
-    with FlopCounterMode(display=False) as counter:
-        next(steps)
-    flops = counter.get_total_flops()
+    flops = flops_of(steps)
+    cores = torch.get_num_threads()
+    torch.set_num_threads(1)  # nor by the profiler
+    next(steps)
     with profile(activities=[ProfilerActivity.CPU]) as profiler:
         for _ in range(5):
             next(steps)

@@ -1,0 +1,115 @@
+"""What so many minutes on this machine are worth: train, draw, score, over several seeds; one row of a table.
+
+    python benchmarks/quality.py --for 10min --seeds 3 --out quality
+    python benchmarks/quality.py --for 10min --seeds 3 --out wider -- --set widths=64,128
+
+What follows `--` goes to `simple-diffusion train`. Everything runs as the commands that a user types, one after the
+other; give the machine nothing else to do. OUT keeps the runs and scores.json, so that a run that was stopped goes on.
+Intervals are 95 % over the seeds (Student's t).
+"""
+
+import argparse
+import json
+import os
+import platform
+import subprocess
+import sys
+from pathlib import Path
+from statistics import mean, median, stdev
+from typing import Any
+
+import torch
+from throughput import flops_of, matmul_peak
+
+from simple_diffusion.checkpoint import read
+from simple_diffusion.data.images import Images
+from simple_diffusion.run import MODEL_FILE, start_training
+
+T95 = {1: float("nan"), 2: 12.71, 3: 4.30, 4: 3.18, 5: 2.78, 6: 2.57, 7: 2.45, 8: 2.36}
+"""Two-sided 95 % quantile of Student's t for the mean of n values."""
+
+
+def command(*words: str) -> dict[str, Any]:
+    """The --json result of one command."""
+    result = subprocess.run(
+        [sys.executable, "-m", "simple_diffusion", *words, "--json"], check=True, stdout=subprocess.PIPE, text=True
+    )
+    return json.loads(result.stdout)
+
+
+def flops_an_image(model_file: Path) -> float:
+    """FLOP of training on one image, forward and backward."""
+    model = read(model_file)
+    card, config = model.card, model.config
+    pixels = torch.randint(0, 256, (2 * config.batch, *card.shape), dtype=torch.uint8)
+    labels = torch.arange(len(pixels)) % card.classes if card.classes else None
+    images = Images("noise", pixels, labels, card.class_names)
+    _, steps = start_training(config, card, images, torch.device("cpu"), lambda n: 1e-6)
+    return flops_of(steps) / config.batch
+
+
+def measured(data: str, length: str, seed: int, n: int, out: Path, options: list[str]) -> dict[str, float]:
+    """Train and score one model."""
+    run = out / f"seed-{seed}"
+    peaks = [matmul_peak(torch.bfloat16)]
+    trained = command("train", data, "--for", length, "--seed", str(seed), "--out", str(run), *options)
+    peaks.append(matmul_peak(torch.bfloat16))
+    scored = command("evaluate", str(run), "--n", str(n), "--out", str(run / "scores"))
+    scores = scored["extractors"][0]["scores"]
+    speed, flops = trained["images_per_second"], flops_an_image(run / MODEL_FILE)
+    result = {score["name"]: score["value"] for score in scores if score["value"] is not None}
+    result |= {f"{score['name']}, real": score["floor"] for score in scores if score["floor"] is not None}
+    return result | {
+        "images seen": trained["images"],
+        "images/s": speed,
+        "GFLOP/image": flops / 1e9,
+        "share of peak": speed * flops / median(peaks),
+        "GFLOP/s, matrix product": median(peaks) / 1e9,
+        "sampled images/s": n / scored["sampling_seconds"],
+    }
+
+
+def row(results: list[dict[str, float]]) -> dict[str, str]:
+    """Each figure: its mean over the seeds, and half its interval where there are several."""
+    cells = {}
+    for name in results[0]:
+        values = [result[name] for result in results]
+        cells[name] = f"{mean(values):.4g}"
+        if len(values) > 1 and not name.endswith("real"):
+            cells[name] += f" ± {T95[len(values)] * stdev(values) / len(values) ** 0.5:.2g}"
+    return cells
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data", default="fashion-mnist")
+    parser.add_argument("--for", dest="length", default="10min", metavar="TIME")
+    parser.add_argument("--seeds", type=int, default=3, choices=list(T95))
+    parser.add_argument("--n", type=int, default=10000, help="images drawn and scored")
+    parser.add_argument("--out", type=Path, default=Path("quality"))
+    parser.add_argument("options", nargs="*", help="of `train`, after --")
+    args = parser.parse_args()
+    args.out.mkdir(parents=True, exist_ok=True)
+    commit = subprocess.run(["git", "describe", "--always", "--dirty"], capture_output=True, text=True).stdout.strip()
+    record = args.out / "scores.json"
+    setup = {
+        "commit": commit,
+        "machine": f"{platform.machine()}, {torch.backends.cpu.get_cpu_capability()}, {os.cpu_count()} cores",
+        "train": [args.data, "--for", args.length, *args.options],
+        "n": args.n,
+    }
+    done: dict[str, Any] = json.loads(record.read_text()) if record.is_file() else {"setup": setup, "seeds": {}}
+    if done["setup"] != setup:
+        raise SystemExit(f"{record} is of {done['setup']}, not of {setup}: give another --out, or remove it")
+    for seed in map(str, range(args.seeds)):
+        if seed not in done["seeds"]:
+            done["seeds"][seed] = measured(args.data, args.length, int(seed), args.n, args.out, args.options)
+            record.write_text(json.dumps(done, indent=1) + "\n")
+            print(f"seed {seed}: " + json.dumps(done["seeds"][seed]), flush=True)
+    cells = row([done["seeds"][str(seed)] for seed in range(args.seeds)])
+    print(f"{' '.join(setup['train'])}; {commit}; {setup['machine']}; {args.seeds} seeds; n = {args.n}\n")
+    print(f"| {' | '.join(cells)} |\n{'|---' * len(cells)}|\n| {' | '.join(cells.values())} |")
+
+
+if __name__ == "__main__":
+    main()
