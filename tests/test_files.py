@@ -1,0 +1,232 @@
+"""Files of numbers: what is written comes back, whole or not at all, and a value is taken for what it is."""
+
+import hashlib
+import json
+import math
+import os
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+import torch
+from faults import assert_equal, full, watched
+from model_files import apart
+from safetensors.torch import load_file
+from torch import nn
+
+from simple_diffusion.errors import CheckpointError, ResourceError
+from simple_diffusion.files import (
+    FORMAT,
+    MAX_HEADER,
+    adopt,
+    cache_folder,
+    fits,
+    from_json,
+    read_tensors,
+    remove_parts,
+    write_atomic,
+    write_tensors,
+)
+
+
+def test_a_file_is_written_into_folders_that_are_made_for_it(tmp_path):
+    path = tmp_path / "a" / "b" / "file"
+    for content in (b"first", b"", b"second"):
+        write_atomic(path, content)
+        assert path.read_bytes() == content
+        assert list(path.parent.iterdir()) == [path]
+
+
+@pytest.mark.parametrize("fault", [("write", "file.tmp"), ("fsync", "file.tmp"), ("replace", "file.tmp")])
+def test_where_the_disk_does_not_take_it_the_old_file_stays(tmp_path, fault):
+    path = tmp_path / "file"
+    write_atomic(path, b"old")
+    with watched(full(*fault)), pytest.raises(ResourceError, match=f"^{path} can't be written .*No space left"):
+        write_atomic(path, b"new")
+    assert path.read_bytes() == b"old"
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_a_disk_that_gives_back_something_else_is_found(tmp_path, monkeypatch):
+    path = tmp_path / "file"
+    write_atomic(path, b"old")
+    real = Path.read_bytes
+    monkeypatch.setattr(Path, "read_bytes", lambda part: real(part)[:-1] + b"?")
+    with pytest.raises(ResourceError, match="does not read back"):
+        write_atomic(path, b"new")
+    assert real(path) == b"old"
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_content_and_name_are_synced_before_and_after_the_rename(tmp_path):
+    """A machine that stops in between has the old file or the new one."""
+    seen, path = [], tmp_path / "file"
+    descriptors = len(os.listdir("/proc/self/fd")) if sys.platform == "linux" else 0
+    with watched(lambda what, name, size: seen.append((what, name.name))):
+        write_atomic(path, b"content")
+    first = ["open", "write", "fsync", "read", "replace"]
+    assert [what for what, name in seen if name == "file.tmp"] == [*first, "unlink"]
+    after = seen.index(("replace", "file.tmp"))
+    assert ("fsync", tmp_path.name) in seen[after:]
+    if descriptors:
+        assert len(os.listdir("/proc/self/fd")) == descriptors
+
+
+def test_parts_are_removed_and_nothing_else(tmp_path):
+    parts = [tmp_path / name for name in ("log.csv.tmp", "checkpoints/step-1.x.tmp", "samples/step-2.png.tmp")]
+    others = [tmp_path / name for name in ("log.csv", "checkpoints/step-1.x", "samples/n100.png.tmp", "a/b/step-1.tmp")]
+    for path in (*parts, *others):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.touch()
+    (tmp_path / "a.tmp").mkdir()  # can't be unlinked, and stops nothing
+    remove_parts(tmp_path)
+    assert not any(path.exists() for path in parts)
+    assert all(path.exists() for path in others)
+
+
+# --- tensors and their record -----------------------------------------------------------------------------------------
+
+TENSORS = {
+    "float": torch.randn(3, 4, generator=torch.Generator().manual_seed(0)),
+    "turned": torch.arange(6.0).view(2, 3).T,
+    "half": torch.ones(5, dtype=torch.float16),
+    "whole": torch.arange(4),
+    "one": torch.tensor(2.5, dtype=torch.float64),
+    "none": torch.zeros(0, 3),
+}
+
+
+def test_tensors_and_their_record_come_back(tmp_path):
+    record = {"words": "σ > 0", "numbers": [1, 2.5, None, True], "inner": {"a": {}}}
+    write_tensors(tmp_path / "file", TENSORS, record)
+    tensors, about = read_tensors(tmp_path / "file")
+    assert about == {"format": FORMAT, **record}
+    assert_equal(tensors, TENSORS)
+    assert_equal(load_file(tmp_path / "file"), TENSORS)  # any reader of safetensors gets them
+
+
+def test_the_checksum_is_that_of_all_other_bytes(tmp_path):
+    """As anyone can compute it: SHA-256 of the file with zeros in the place of the checksum."""
+    write_tensors(tmp_path / "file", TENSORS, {"more": "0" * 64})
+    content, digest = (tmp_path / "file").read_bytes(), apart(tmp_path / "file").about["sha256"]
+    assert hashlib.sha256(content.replace(digest.encode(), b"0" * 64)).hexdigest() == digest
+    assert read_tensors(tmp_path / "file")[1]["more"] == "0" * 64
+
+
+def test_files_of_format_1_carry_no_checksum_and_newer_ones_are_not_read(tmp_path):
+    path = tmp_path / "file"
+    write_tensors(path, {"x": torch.ones(3)}, {})
+    parts = apart(path)
+    path.write_bytes(parts.record(json.dumps({"format": 1, "words": "old"})))
+    assert read_tensors(path) == ({"x": pytest.approx(torch.ones(3))}, {"format": 1, "words": "old"})
+    for newer in ({"format": FORMAT + 1}, {"format": FORMAT + 1, "sha256": "0" * 64}):
+        path.write_bytes(parts.record(json.dumps(newer))[:-5])  # whatever its bytes mean
+        with pytest.raises(CheckpointError, match="newer version: upgrade"):
+            read_tensors(path)
+    for wrong in ({"format": FORMAT}, {"format": FORMAT, "sha256": "0" * 63}, {"format": 0}, {"format": True}):
+        path.write_bytes(parts.record(json.dumps(wrong)))
+        with pytest.raises(CheckpointError, match="damaged"):
+            read_tensors(path)
+
+
+def test_the_longest_header_is_read_and_one_byte_more_is_not(tmp_path):
+    path = tmp_path / "file"
+    write_tensors(path, {"x": torch.ones(3)}, {})
+    parts = apart(path)
+    for length, read in ((MAX_HEADER, True), (MAX_HEADER + 1, False)):
+        path.write_bytes(parts.file(json.dumps(parts.header).ljust(length)))
+        if read:
+            assert torch.equal(read_tensors(path)[0]["x"], torch.ones(3))
+        else:
+            with pytest.raises(CheckpointError, match="it claims a header of 2,097,153 bytes"):
+                read_tensors(path)
+
+
+# --- values -----------------------------------------------------------------------------------------------------------
+
+FITS = [
+    (int, [0, -5, 10**400], [1.0, True, "1", None, [1]]),
+    (float, [0, 1, -0.5, 1e300, -1e300], [True, "1", None, math.nan, math.inf, -math.inf, 1.1e300, -1.1e300, 10**400]),
+    (bool, [True, False], [0, 1, "true", None]),
+    (str, ["", "a"], [1, None, ["a"], b"a"]),
+    (str | None, ["a", None], [1, False, []]),
+    (float | None, [1, 1.5, None], [math.nan, "1", True]),
+    (tuple[int, ...], [[], [1], [1, 2]], [(1,), 1, "12", None, [1.5], [1, "2"], ["1", 2], {"a": 1}]),
+    (dict[str, int], [{}, {"a": 1}], [[], "a", None, {"a": "1"}, {"a": 1, "b": None}, [["a", 1]]]),
+    (dict[str, str | int], [{"a": 1, "b": "2"}], [{"a": 1.5}, {"a": [1]}]),
+]
+
+
+@pytest.mark.parametrize(("kind", "good", "bad"), FITS, ids=[str(kind) for kind, _, _ in FITS])
+def test_a_value_is_of_the_type_that_it_is_and_of_no_other(kind, good, bad):
+    assert [value for value in good if not fits(value, kind)] == []
+    assert [value for value in bad if fits(value, kind)] == []
+
+
+@dataclass
+class Thing:
+    name: str
+    sizes: tuple[int, ...] = (1, 2)
+    weight: float = 0.5
+
+
+def test_a_dataclass_is_made_of_json_or_refused_by_name():
+    assert from_json(Thing, {"name": "a"}) == Thing("a")
+    assert from_json(Thing, {"name": "a", "sizes": [3, 4], "weight": 2}) == Thing("a", (3, 4), 2)
+    for wrong, word in (
+        ([], "a Thing is not"),
+        (None, "a Thing is not"),
+        ({}, "name"),
+        ({"name": 1}, "name can't be 1"),
+        ({"name": "a", "sizes": [1, "x"]}, "sizes can't be"),
+        ({"name": "a", "weight": math.nan}, "weight can't be nan"),
+        ({"name": "a", "colour": "red"}, "colour"),
+    ):
+        with pytest.raises(TypeError, match=word):
+            from_json(Thing, wrong)
+
+
+def on_meta() -> nn.Module:
+    with torch.device("meta"):
+        return nn.Sequential(nn.Linear(2, 3), nn.BatchNorm1d(3))
+
+
+def test_weights_are_adopted_if_they_are_the_modules():
+    real = nn.Sequential(nn.Linear(2, 3), nn.BatchNorm1d(3))
+    weights, module = {name: w.clone() for name, w in real.state_dict().items()}, on_meta()
+    adopt(module, weights)
+    assert_equal(module.state_dict(), weights)
+    assert all(module.state_dict()[name].data_ptr() == w.data_ptr() for name, w in weights.items())  # not copied
+    name = "0.bias"
+    for wrong, word in (
+        ({key: w for key, w in weights.items() if key != name}, "^0.bias is missing$"),
+        (weights | {"9.bias": torch.zeros(3)}, "^9.bias is no weight of this network$"),
+        (weights | {name: torch.zeros(4)}, r"^0.bias is torch.float32 \(4,\), not torch.float32 \(3,\)$"),
+        (weights | {name: torch.zeros(3).double()}, r"^0.bias is torch.float64 \(3,\), not torch.float32 \(3,\)$"),
+        (weights | {name: torch.tensor([0, 0, math.nan])}, "^0.bias holds a number that is not finite$"),
+        (weights | {name: torch.tensor([0, -math.inf, 0])}, "^0.bias holds a number that is not finite$"),
+    ):
+        with pytest.raises(ValueError, match=word):
+            adopt(on_meta(), wrong)
+
+
+@pytest.mark.parametrize(
+    ("platform", "variable", "default"),
+    [
+        ("linux", "XDG_CACHE_HOME", ".cache"),
+        ("darwin", None, "Library/Caches"),
+        ("win32", "LOCALAPPDATA", "AppData/Local"),
+    ],
+)
+def test_the_cache_lies_where_the_system_keeps_caches(tmp_path, monkeypatch, platform, variable, default):
+    monkeypatch.setattr(sys, "platform", platform)
+    monkeypatch.setattr(Path, "home", lambda: tmp_path)
+    for name in ("XDG_CACHE_HOME", "LOCALAPPDATA"):
+        monkeypatch.delenv(name, raising=False)
+    assert cache_folder() == tmp_path / default / "simple-diffusion"
+    if variable:
+        monkeypatch.setenv(variable, "")  # as good as none
+        assert cache_folder() == tmp_path / default / "simple-diffusion"
+        monkeypatch.setenv(variable, str(tmp_path / "own"))
+        assert cache_folder() == tmp_path / "own" / "simple-diffusion"
