@@ -83,7 +83,7 @@ import os, sys, torch
 import simple_diffusion.run as run
 from simple_diffusion.cli import main
 
-torch.set_num_threads(2)  # each step makes and ends threads
+torch.set_num_threads(2)  # with the threads that compute on the parts
 real, table = run.train, []
 
 def train(*args, **kwargs):
@@ -105,15 +105,15 @@ for row in table:
 @pytest.mark.slow
 @pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="memory and threads are read from /proc")
 def test_a_long_run_takes_no_more_memory_files_and_threads(squares, tmp_path):
-    """3,000 steps with a save each 0.3 seconds, pictures, and a held-out loss."""
-    settings = ["save_seconds=0.3", "held_out=0.1", "snapshot=0.1", "widths=8,8", "patch=4", "batch=8"]
-    command = [sys.executable, "-c", SOAK, "train", str(squares), "--steps", "3000", "--out", str(tmp_path / "run")]
+    """10,000 steps with a save a second, pictures, and a held-out loss."""
+    settings = ["save_seconds=1", "held_out=0.1", "snapshot=0.1", "widths=8,8", "patch=4", "batch=8"]
+    command = [sys.executable, "-c", SOAK, "train", str(squares), "--steps", "10000", "--out", str(tmp_path / "run")]
     command += [*TINY, *(f"--set={pair}" for pair in settings)]
     done = subprocess.run(command, check=True, capture_output=True, text=True)
     table = np.array([line.split()[1:] for line in done.stdout.splitlines() if line.startswith("row")], float)
-    assert len(table) == 60
-    steps, kilobytes, files, threads = table[20:].T  # after a warm-up of 1,000 steps
+    assert len(table) == 200
+    steps, kilobytes, files, threads = table[80:].T  # after a warm-up of 4,000 steps
     slope = np.polyfit(steps, kilobytes, 1)[0]
     assert slope < 1, f"{slope:.2f} kB a step"  # 1 MB each 1,000 steps
     assert np.ptp(files) == 0, files
-    assert np.ptp(threads) == 0, threads
+    assert threads[:20].min() == threads[-20:].min(), threads  # one that is about to end may be seen

@@ -3,10 +3,12 @@
 Cores that share the work on one small batch mostly wait for each other.
 """
 
+import os
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import contextmanager
+from concurrent.futures import Future, ThreadPoolExecutor, wait
+from functools import lru_cache
+from threading import Barrier
 from typing import TypeVar
 
 import torch
@@ -16,29 +18,42 @@ Item = TypeVar("Item")
 Result = TypeVar("Result")
 
 
-@contextmanager
-def single_threaded(workers: int) -> Iterator[ThreadPoolExecutor]:
-    """A pool of workers each of which computes on one core alone."""
+def _alone() -> None:
+    """Let this thread compute on one core."""
+    torch.get_num_threads()  # a thread takes over the common setting when it first asks for it: that comes before ours
+    torch.set_num_threads(1)
+
+
+@lru_cache(maxsize=4)
+def workers(number: int, process: int) -> ThreadPoolExecutor:
+    """So many threads, each of which computes on one core alone; they stay, as making one takes milliseconds.
+
+    process   the number of this process: threads do not outlive a fork
+    """
     cores = torch.get_num_threads()
-    pool = ThreadPoolExecutor(workers, initializer=torch.set_num_threads, initargs=(1,))
-    try:
-        yield pool
-    finally:
-        pool.shutdown(cancel_futures=True)
-        torch.set_num_threads(cores)  # new threads take the setting that was made last
+    pool = ThreadPoolExecutor(number, initializer=_alone)
+    all_there = Barrier(number)
+    wait([pool.submit(all_there.wait) for _ in range(number)])
+    torch.set_num_threads(cores)  # the common setting is the one that was made last
+    return pool
 
 
 def on_all_cores(work: Callable[[Item], Result], items: Iterable[Item]) -> Iterator[Result]:
     """`map(work, items)` in order, one thread a core, each computing on that core alone."""
     cores = torch.get_num_threads()
-    with single_threaded(cores) as pool:
-        ahead: deque[Future[Result]] = deque()
+    pool = workers(cores, os.getpid())
+    ahead: deque[Future[Result]] = deque()
+    try:
         for item in items:
             ahead.append(pool.submit(work, item))
             if len(ahead) > 2 * cores:  # enough to keep all busy, and no more results than that in memory
                 yield ahead.popleft().result()
         while ahead:
             yield ahead.popleft().result()
+    finally:  # an error, or nobody wants the rest
+        for future in ahead:
+            future.cancel()
+        wait(ahead)
 
 
 def on_one_core(items: Iterator[Tensor]) -> Iterator[Tensor]:
@@ -46,6 +61,6 @@ def on_one_core(items: Iterator[Tensor]) -> Iterator[Tensor]:
     if torch.get_num_threads() == 1:
         yield from items
         return
-    with single_threaded(1) as pool:
-        while (item := pool.submit(next, items, None).result()) is not None:
-            yield item
+    pool = workers(1, os.getpid())
+    while (item := pool.submit(next, items, None).result()) is not None:
+        yield item
