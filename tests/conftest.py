@@ -1,6 +1,8 @@
 """Small real data, and a small trained run, for the tests of the product."""
 
 import os
+import signal
+import time
 from pathlib import Path
 
 import numpy as np
@@ -8,15 +10,22 @@ import pytest
 import torch
 
 from simple_diffusion.cli import main
+from simple_diffusion.commands import train
 
 torch.set_num_threads(1)  # small tensors: threads would only wait for each other
 os.environ["OMP_NUM_THREADS"] = "1"  # the same for commands in processes of their own
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell lets its background jobs ignore Ctrl-C
 
 SHARED = Path(__file__).resolve().parents[2] / "shared" / "data"
 if SHARED.is_dir():
     os.environ.setdefault("SIMPLE_DIFFUSION_DATA", str(SHARED))
 
 TINY = [f"--set={pair}" for pair in ("widths=8,16", "blocks=1,1", "batch=16", "sampler_steps=4")]
+
+
+def pytest_runtest_setup() -> None:
+    """The clock of `train` starts with the test, not when the command was imported."""
+    train.STARTED = time.perf_counter()
 
 
 @pytest.fixture(scope="session", autouse=True)

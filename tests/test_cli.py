@@ -13,12 +13,14 @@ import numpy as np
 import pytest
 import torch
 from conftest import TINY
+from faults import ends, forked
 from PIL import Image
 
+import simple_diffusion
 from simple_diffusion import load, samples
 from simple_diffusion.checkpoint import read
-from simple_diffusion.cli import main
-from simple_diffusion.config import build_loss, build_sampler
+from simple_diffusion.cli import COMMANDS, main
+from simple_diffusion.config import PRESETS, Config, build_loss, build_sampler
 from simple_diffusion.data.sources import load_images
 from simple_diffusion.validation import HeldOut, keep_out
 
@@ -56,6 +58,30 @@ def test_help_does_not_wait_for_torch():
         "assert 'torch' not in sys.modules and 'numpy' not in sys.modules"
     )
     subprocess.run([sys.executable, "-c", code], check=True, stdout=subprocess.DEVNULL)
+
+
+def test_what_there_is_is_told_without_data(capsys):
+    main(["--version"])
+    assert capsys.readouterr().out == f"{simple_diffusion.__version__}\n"
+    main([])
+    out = capsys.readouterr().out
+    assert all(command.__name__.rpartition(".")[2] in out for command in COMMANDS)
+    main(["train", "--preset", "list", "--json"])
+    out, err = capsys.readouterr()
+    assert json.loads(out) == json.loads(json.dumps({name: values for name, (_, values) in PRESETS.items()}))
+    assert all(f"  {name} " in err and about in err for name, (about, _) in PRESETS.items())
+    main(["train", "--set", "help"])
+    rows = capsys.readouterr().out.splitlines()
+    table = {row.split()[0]: row.split()[1:] for row in rows[::2]}
+    assert list(table) == list(vars(Config()))
+    assert (table["lr"][0], table["widths"][0]) == (str(Config().lr), ",".join(map(str, Config().widths)))
+
+
+def test_every_public_name_is_listed_and_there():
+    assert set(simple_diffusion.__all__) <= set(dir(simple_diffusion))
+    assert all(getattr(simple_diffusion, name) is not None for name in simple_diffusion.__all__)
+    with pytest.raises(AttributeError, match="no attribute 'nothing'"):
+        _ = simple_diffusion.nothing
 
 
 def test_train_leaves_a_whole_run_folder(run_folder):
@@ -232,6 +258,16 @@ def same_weights(a, b) -> bool:
     return all(torch.equal(v, b.state_dict()[name]) for name, v in a.state_dict().items())
 
 
+def test_a_dry_run_of_sample_says_what_it_would_draw(run_folder, tmp_path, capsys):
+    main(
+        ["sample", str(run_folder), "--n", "7", "--steps", "3", "--dry-run", "--out", str(tmp_path / "s.npz"), "--json"]
+    )
+    out, err = capsys.readouterr()
+    assert json.loads(out) == {"n": 7, "out": str(tmp_path / "s.npz")}
+    assert all(word in err for word in ("7 images", "in 3 steps", str(tmp_path / "s.npz")))
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_samples_can_be_trained_on(run_folder, tmp_path):
     main(["sample", str(run_folder), "--n", "9", "--out", str(tmp_path / "s.npz")])
     main(["train", str(tmp_path / "s.npz"), "--steps", "2", "--out", str(tmp_path / "run"), *TINY])
@@ -252,6 +288,15 @@ def test_a_folder_of_images_trains_without_set_up(tmp_path):
     assert card.shape == (3, 32, 32)
     main(["sample", str(tmp_path / "run"), "--label", "dogs", "--n", "2", "--out", str(tmp_path / "dogs.npz")])
     assert arrays(tmp_path / "dogs.npz")["labels"].tolist() == [1, 1]
+
+
+def test_a_sheet_of_data_without_classes_shows_each_image_once(squares, tmp_path):
+    main(["data", f"{squares}[0]", "--out", str(tmp_path / "sheet.png")])
+    sheet = pixels(tmp_path / "sheet.png")
+    assert sheet.shape == (2 + 4 * (12 * 4 + 2), 2 + 8 * (16 * 4 + 2), 3)
+    shown = [sheet[2 + 50 * (i // 8) :, 2 + 66 * (i % 8) :][:48:4, :64:4] for i in range(32)]
+    expected = arrays(squares)["images"][::3]
+    assert sorted(image.tobytes() for image in shown) == sorted(image.tobytes() for image in expected)
 
 
 def test_data_and_schedules(squares, tmp_path, capsys):
@@ -284,7 +329,35 @@ def test_a_signal_leaves_a_usable_model_and_says_where(squares, tmp_path, number
     assert read(out).step >= 1
 
 
+def test_a_reader_that_goes_away_is_no_error(tmp_path):
+    def work() -> int:
+        there, here = os.pipe()
+        os.close(there)
+        sys.stdout = open(here, "w")  # noqa: SIM115
+        return ends(["train", "--set", "help"])
+
+    assert forked(work, tmp_path / "said") == 0
+    assert (tmp_path / "said").read_text() == ""
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="a disk that is full")
+def test_a_result_that_finds_no_room_is_one_sentence(tmp_path):
+    def work(*options: str) -> int:
+        sys.stdout = open("/dev/full", "w")  # noqa: SIM115
+        return ends(["train", "--set", "help", *options])
+
+    assert forked(work, tmp_path / "said") == 6
+    sentence = (tmp_path / "said").read_text()
+    assert sentence.startswith("simple-diffusion: ")
+    assert "No space left" in sentence
+    assert sentence.count("\n") == 1
+    assert forked(lambda: work("--debug"), tmp_path / "said") == 99
+    assert "Traceback" in (tmp_path / "said").read_text()
+
+
 # --- wrong use: one sentence, the right exit code, nothing written
+
+ABSENT = "cuda" if torch.backends.mps.is_available() else "mps"  # no machine has both
 
 
 @pytest.mark.parametrize(
@@ -315,6 +388,7 @@ def test_a_signal_leaves_a_usable_model_and_says_where(squares, tmp_path, number
         (["train", "--set", "network=annotated", "--set", "widths=16,24"], 2, ["annotated", "(16, 24)"]),
         (["train", "--set", "network=double-conv", "--set", "widths=16,48"], 2, ["double-conv", "(16, 48)"]),
         (["train", "--device", "tpu"], 2, ["tpu"]),
+        (["train", "--device", ABSENT], 2, [ABSENT, "auto"]),
         (["train", "fashion-mnits"], 3, ["fashion-mnits", "fashion-mnist"]),
         (["train", "no/such/folder"], 3, ["no/such/folder"]),
         (["train", "empty"], 3, ["empty"]),

@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from faults import unprivileged
 from PIL import Image
 
 from simple_diffusion.data import idx, sources
@@ -314,6 +315,24 @@ def test_an_empty_or_missing_folder_is_refused(tmp_path):
     (tmp_path / "sub").mkdir()
     with pytest.raises(DataError, match=r"no image in .*\.jpg .*found 1 folders and 1 other"):
         load_folder(tmp_path)
+
+
+@pytest.mark.parametrize(("mode", "named"), [(0o000, "pets/cats"), (0o444, "pets/cats/1.png"), (0o300, "pets/cats")])
+def test_a_folder_that_nobody_may_read_is_named(tmp_path, monkeypatch, mode, named):
+    """Without leave to list it, or to look at what is in it."""
+    save(tmp_path / "pets" / "cats" / "1.png", np.zeros((4, 4), np.uint8))
+    tmp_path.chmod(0o755)
+    monkeypatch.chdir(tmp_path)
+    Path("pets/cats").chmod(mode)
+    try:
+        with unprivileged(), pytest.raises(DataError, match=f"cannot read '{named}' .Permission denied.") as error:
+            load_images("pets")
+        assert error.value.exit_code == 3
+        if mode == 0o000:
+            with unprivileged(), pytest.raises(DataError, match=r"'pets/cats/1\.npz' is no data set"):
+                load_images("pets/cats/1.npz")
+    finally:
+        Path("pets/cats").chmod(0o755)
 
 
 @pytest.mark.skipif(not (DATA / "goldfish-32").is_dir(), reason="goldfish-32 is not in $SIMPLE_DIFFUSION_DATA")

@@ -5,11 +5,13 @@ import hashlib
 import threading
 import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import numpy as np
 import pytest
+from filelock import FileLock
 
 from simple_diffusion.data import download as module
 from simple_diffusion.data import idx
@@ -290,7 +292,9 @@ def test_the_last_failure_is_told(server, path):
         download([server.url("/gone")], path, SHA256)
 
 
-def test_a_missing_data_set_is_downloaded_once(server, tmp_path, monkeypatch):
+@pytest.fixture
+def tiny(server, tmp_path, monkeypatch) -> dict[str, bytes]:
+    """The files of a data set of two images, which is on the server and not on this machine."""
     monkeypatch.delenv("SIMPLE_DIFFUSION_DATA", raising=False)
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     monkeypatch.setattr(idx, "SYSTEM", tmp_path / "system")
@@ -302,7 +306,32 @@ def test_a_missing_data_set_is_downloaded_once(server, tmp_path, monkeypatch):
         server.routes[f"/{name}"] = send(content)
     sha256 = {name: hashlib.sha256(content).hexdigest() for name, content in files.items()}
     monkeypatch.setitem(idx.IDX_SETS, "tiny", idx.IdxSet(("a", "b"), (server.url("/"),), sha256))
-    root = tmp_path / "root"
+    return files
+
+
+def test_what_another_process_has_just_downloaded_is_not_fetched_again(server, tiny, tmp_path):
+    (tmp_path / "tiny").mkdir()
+    with ThreadPoolExecutor(1) as pool:
+        with FileLock(tmp_path / "tiny" / ".lock") as lock:
+            waiting = pool.submit(idx.load_idx, "tiny", "train", tmp_path)
+            with pytest.raises(TimeoutError):
+                waiting.result(0.2)
+            for name, content in tiny.items():
+                (tmp_path / "tiny" / name).write_bytes(content)
+            lock.release()
+        assert waiting.result(10).labels.tolist() == [1, 0]
+    assert server.asked == []
+
+
+def test_a_place_where_no_download_can_be_put_is_named(server, tiny, tmp_path):
+    (tmp_path / "tiny").touch()
+    with pytest.raises(DataError, match=r"train-images.* can't be put into .*tiny' .*File exists.*use --data-root"):
+        idx.load_idx("tiny", "train", tmp_path)
+    assert server.asked == []
+
+
+def test_a_missing_data_set_is_downloaded_once(server, tiny, tmp_path):
+    files, root = tiny, tmp_path / "root"
     (root / "tiny").mkdir(parents=True)
     (root / "tiny" / "train-images-idx3-ubyte.gz.part").write_bytes(b"not the file")
     with pytest.raises(DataError, match="SHA-256"):  # the rest of another file was put behind it, and thrown away

@@ -9,11 +9,14 @@ import torch
 from test_cli import fails
 
 from simple_diffusion.augmentation import AUGMENTATIONS
+from simple_diffusion.checkpoint import read
 from simple_diffusion.cli import main
+from simple_diffusion.commands.evaluate import searched_views
+from simple_diffusion.copies import NEIGHBOUR
 from simple_diffusion.data.images import Images
 from simple_diffusion.data.sources import load_images
 from simple_diffusion.errors import DataError
-from simple_diffusion.evaluation import Featured, evaluate, featured, label_score, labels_like
+from simple_diffusion.evaluation import Featured, evaluate, featured, label_score, labels_like, level_errors
 
 
 def blobs(n: int, seed: int, classes: int = 2) -> Images:
@@ -135,6 +138,29 @@ def test_too_few_samples_give_a_sentence_and_no_number():
     assert result.by_count is None
 
 
+def test_among_very_few_images_no_copies_are_searched():
+    """How near the nearest is, the one of rank NEIGHBOUR tells; an image of the training set is not its own."""
+    for n, searched in ((NEIGHBOUR + 1, False), (NEIGHBOUR + 2, True)):
+        assert bool(evaluate(blobs(20, 3), blobs(n, 0), None, extractor, "bars").copies) == searched
+
+
+def test_small_data_is_searched_under_all_symmetries_and_large_data_under_what_it_was_trained_on(run_folder):
+    small, large = (blobs(n, 0) for n in (5000, 5001))
+    model = read(run_folder)
+    mirrored = replace(model, config=replace(model.config, augment="mirror"))
+    for images, of, views in ((small, None, 8), (small, mirrored, 8), (large, None, 1), (large, mirrored, 2)):
+        assert len(searched_views(images, of)) == views
+
+
+def test_the_error_by_level_of_unseen_images_is_measured_as_that_of_the_training_images(run_folder, squares):
+    model, images = read(run_folder), load_images(str(squares))
+    errors = level_errors(model.denoiser, images, images)
+    assert torch.equal(errors["model, unseen images"], errors["model, training images"])
+    assert "model, unseen images" not in level_errors(model.denoiser, images, None)
+    brighter = replace(images, pixels=255 - images.pixels)
+    assert (level_errors(model.denoiser, images, brighter)["model, unseen images"] > 0).all()
+
+
 def test_the_cache_is_kept_by_the_datas_identity():
     train = blobs(100, 7)
     calls = []
@@ -199,6 +225,22 @@ def test_the_command_scores_a_model_and_its_samples_alike(run_folder, squares, t
     precision = {result["what"]: result["extractors"][0]["scores"][2]["value"] for result in (of_run, of_data)}
     assert precision[str(squares)] == 1 > precision[str(run_folder)]
     assert of_data["extractors"][0]["copies"]["pixels"]["share"] == 1
+
+
+def test_some_of_the_samples_under_several_extractors(squares, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr("simple_diffusion.classification.SEEN", 2 * 86 * 32**2)
+    argv = ["evaluate", str(squares), "--data", str(squares), "--n", "60", "--extractor-seeds", "2"]
+    main([*argv, "--out", str(tmp_path), "--json"])
+    out, said = capsys.readouterr()
+    result = json.loads(out)
+    assert result["n"] == 60
+    names = {score["extractor"] for one in result["extractors"] for score in one["scores"]}
+    assert len(names) == len(result["extractors"]) == 2
+    assert "Over 2 extractors:" in said
+    for kind in ("KID", "recall", "accuracy"):
+        a, b = sorted(next(s["value"] for s in one["scores"] if s["name"] == kind) for one in result["extractors"])
+        assert f"  {kind}: {a:.4g} to {b:.4g}" in said
+    assert "  FID: " not in said  # of so few there is none
 
 
 def test_wrong_use(capsys, run_folder, squares, tmp_path):

@@ -268,6 +268,24 @@ def test_a_data_set_that_does_not_exist_is_named(server):
     assert server.asked == ["/api/datasets/owner/nothing"]
 
 
+def test_a_data_set_that_is_there_and_holds_nothing_is_refused(server):
+    def reply(handler):
+        about = b'{"id": "owner/empty", "sha": "' + b"0" * 40 + b'", "siblings": [], "private": false, "tags": []}'
+        handler.send_response(200 if handler.path.startswith("/api/datasets/owner/empty") else 404)
+        handler.send_header("Content-Type", "application/json")
+        handler.send_header("Content-Length", str(len(about)))
+        handler.end_headers()
+        if handler.command == "GET":
+            handler.wfile.write(about)
+
+    server.reply = reply
+    with pytest.raises(DataError, match="cannot read 'hub:owner/empty': ") as error:
+        load_images("hub:owner/empty")
+    assert "\n" not in str(error.value)
+    assert server.asked[0] == "/api/datasets/owner/empty"
+    assert len(server.asked) > 1  # it was there, so it was asked for more
+
+
 def test_without_an_answer_one_request_is_made_and_no_more(server, monkeypatch):
     over = threading.Event()
     server.reply = lambda handler: over.wait(20)

@@ -19,7 +19,7 @@ from unittest.mock import patch
 import pytest
 import torch
 from conftest import TINY
-from faults import after_step, assert_equal, assert_same_run, begun, ended, ends, hit, rows
+from faults import after_step, assert_equal, assert_same_run, begun, ended, ends, forked, hit, rows
 
 from simple_diffusion import budget, ranks, run
 from simple_diffusion.errors import DataError, DivergedError, ResourceError, UsageError
@@ -354,6 +354,27 @@ def test_when_the_first_cannot_save_all_end(squares, tmp_path, how):
     assert codes == [6, 6], said
     assert "can't be written" in said[0]
     assert "process 0 of this run could not go on" in said[1]
+
+
+def test_without_the_others_the_sentence_says_so(tmp_path):
+    """The port that they would meet at belongs to somebody else."""
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+
+        def work():
+            os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "RANK": "0", "WORLD_SIZE": "2"}
+            with pytest.raises(ResourceError, match="it can't join the other processes of this run: "), ranks.joined():
+                raise AssertionError
+
+        assert forked(work, tmp_path / "said") == 0, (tmp_path / "said").read_text()
+
+
+def test_other_commands_are_done_by_the_first_alone(tmp_path):
+    codes, said = together(tmp_path, command(["schedules", "flow", "--json", "--out", str(tmp_path / "curves.png")]))
+    assert codes == [0, 0], said
+    assert said[0].count('"flow"') == 1
+    assert said[1] == ""
+    assert (tmp_path / "curves.png").exists()
 
 
 # --- torchrun itself -------------------------------------------------------------------------------------------------

@@ -8,9 +8,23 @@ from pathlib import Path
 
 import pytest
 from conftest import TINY
-from faults import after_step, assert_same_run, begun, ended, ends, fails, forked, hit, tree, watched
+from faults import (
+    after_step,
+    assert_same_run,
+    begun,
+    ended,
+    ends,
+    fails,
+    forked,
+    hit,
+    tree,
+    unprivileged,
+    watched,
+)
+from filelock import FileLock
 
 import simple_diffusion.drawing as drawing
+import simple_diffusion.lock as lock
 import simple_diffusion.run as run
 from simple_diffusion.errors import BusyError
 from simple_diffusion.lock import hold
@@ -173,3 +187,26 @@ def test_20_dead_holders_are_taken_over(tmp_path):
         assert ended(child) == -signal.SIGKILL
         with hold(tmp_path / "run"):
             pass
+
+
+def test_a_holder_that_goes_while_we_ask_for_its_name(tmp_path, monkeypatch):
+    holder = FileLock(tmp_path / "lock")
+    holder.acquire()
+    monkeypatch.setattr(lock, "refuse_held", lambda folder: holder.release())
+    with pytest.raises(BusyError, match="in use just now: try again"), hold(tmp_path):
+        pass
+    with hold(tmp_path):
+        pass
+
+
+def test_a_folder_that_nobody_can_hold_is_named(squares, tmp_path, capsys, monkeypatch):
+    tmp_path.chmod(0o755)  # from here on relative paths: nobody else gets through to this place
+    monkeypatch.chdir(tmp_path)
+    Path("file").touch()
+    fails(capsys, command(squares, Path("file/run")), 6, "file/run can't be used", "choose another --out")
+    Path("run").mkdir()
+    Path("run/lock").touch(0o444)
+    before = tree(tmp_path)
+    with unprivileged():
+        fails(capsys, command(squares, Path("run")), 6, "run can't be used", "Permission denied")
+    assert tree(tmp_path) == before

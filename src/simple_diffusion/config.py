@@ -137,6 +137,8 @@ class Config:
                 f"and {MAX_WEIGHTS / 1e9:g} billion are the most: use smaller ones"
             )
         first = self.widths[0]
+        if self.network != "unet" and first % 4:  # groups of its normalisation, and heads of its attention
+            raise UsageError(f"the widths of the {self.network} network are multiples of 4, unlike {self.widths}")
         if self.network == "annotated" and any(width % first for width in self.widths):
             raise UsageError(f"the widths of the annotated network are multiples of the first, not {self.widths}")
         if self.network == "double-conv" and self.widths != tuple(first * 2**i for i in range(len(self.widths))):
@@ -394,25 +396,22 @@ def views_told(config: Config, card: Card) -> int:
 
 
 def network_of(config: Config, card: Card) -> nn.Module:
-    """The untrained network. Raises UsageError where the widths don't suit it."""
+    """The untrained network."""
     widths, lowest = config.widths, config.blocks[-1]
     told = {"views": views_told(config, card), "dropout": config.dropout}
-    try:
-        if config.network == "annotated":
-            mults = tuple(width // widths[0] for width in widths)
-            return AnnotatedUNet(widths[0], dim_mults=mults, channels=card.channels, classes=card.classes, **told)
-        if config.network == "double-conv":
-            return DoubleConvUNet(
-                card.channels,
-                base_channels=widths[0],
-                n_scaling=len(widths),
-                n_bottleneck=lowest,
-                num_classes=card.classes,
-                **told,
-            )
-        return UNet(card.channels, card.classes, widths, config.blocks, config.patch, **told)
-    except ValueError as error:
-        raise UsageError(str(error)) from error
+    if config.network == "annotated":
+        mults = tuple(width // widths[0] for width in widths)
+        return AnnotatedUNet(widths[0], dim_mults=mults, channels=card.channels, classes=card.classes, **told)
+    if config.network == "double-conv":
+        return DoubleConvUNet(
+            card.channels,
+            base_channels=widths[0],
+            n_scaling=len(widths),
+            n_bottleneck=lowest,
+            num_classes=card.classes,
+            **told,
+        )
+    return UNet(card.channels, card.classes, widths, config.blocks, config.patch, **told)
 
 
 def build(config: Config, card: Card) -> Denoiser:

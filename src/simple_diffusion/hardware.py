@@ -26,7 +26,7 @@ def pick_precision(name: str, device: torch.device) -> str:
     """
     if name != "auto":
         return name
-    if device.type == "cuda":
+    if device.type == "cuda":  # pragma: no cover (GPU)
         return "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "fp32"
     native = torch.cpu._is_amx_tile_supported() or torch.cpu._is_avx512_bf16_supported()
     return "bf16" if device.type == "cpu" and native else "fp32"

@@ -42,7 +42,7 @@ def refuse_held(folder: Path) -> None:
     except Timeout:
         try:
             holder = path.read_text() or "another process"
-        except OSError:  # Windows lets nobody read it
+        except OSError:  # pragma: no cover (Windows lets nobody read it)
             holder = "another process"
         raise BusyError(f"{folder} is in use by {holder}: wait for it, stop it, or choose another --out") from None
     except OSError as error:

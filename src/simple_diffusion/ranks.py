@@ -42,17 +42,14 @@ def world() -> int:
 
 @contextmanager
 def joined() -> Iterator[None]:
-    """Join the processes that torchrun started; without torchrun, nothing.
+    """Join the processes that torchrun started.
 
     Raises ResourceError, which names them, where others go away.
     """
-    if "TORCHELASTIC_RUN_ID" not in os.environ:
-        yield
-        return
     # An optimiser imports this, and it holds on to the group that it finds: then a group that is lost can't be closed.
     importlib.import_module("torch._dynamo")
     gpus, me, everyone = torch.cuda.is_available(), int(os.environ["RANK"]), range(int(os.environ["WORLD_SIZE"]))
-    if gpus:
+    if gpus:  # pragma: no cover (GPU)
         torch.cuda.set_device(int(os.environ["LOCAL_RANK"]) % torch.cuda.device_count())
     backend = "cpu:gloo,cuda:nccl" if gpus and dist.is_nccl_available() else "gloo"
     try:
@@ -92,7 +89,7 @@ def reduced(message: Tensor, op: dist.ReduceOp.RedOpType = dist.ReduceOp.SUM) ->
     try:
         dist.all_reduce(message, op)
         return message
-    except torch.OutOfMemoryError:
+    except torch.OutOfMemoryError:  # pragma: no cover (GPU)
         raise
     except RuntimeError as error:
         lost = LostError(reason(error))

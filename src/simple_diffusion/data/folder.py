@@ -166,11 +166,19 @@ def resize_note(shapes: Mapping[tuple[int, int], int], size: int) -> str:
 
 def _find(root: Path) -> tuple[list[str], list[str], int]:
     """What lies below `root`: the images as relative paths in byte order, the first-level folders, what was ignored."""
-    if not root.is_dir():
-        raise DataError(f"there is no folder {str(root)!r}")
+    try:
+        if not root.is_dir():
+            raise DataError(f"there is no folder {str(root)!r}")
+        return _walked(root)
+    except OSError as error:
+        raise DataError(f"cannot read {error.filename!r} ({error.strerror})") from error
+
+
+def _walked(root: Path) -> tuple[list[str], list[str], int]:
+    """The same. Raises OSError."""
 
     def stop(error: OSError):
-        raise DataError(f"cannot read the folder {error.filename!r} ({error.strerror})") from error
+        raise error
 
     images, folders, ignored, seen = [], [], 0, {_identity(root)}
     for here, below, names in os.walk(root, followlinks=True, onerror=stop):

@@ -58,12 +58,12 @@ def _load(source: str, split: str, root: str | Path | None, size: int | None, sk
     exists = os.path.exists(source.removeprefix(HUB))  # then its brackets belong to the name
     data, classes = (source, None) if exists else split_name(source)
     path = Path(data)
-    is_array = path.suffix.lower() in (".npy", ".npz") and path.is_file()
+    is_array = path.suffix.lower() in (".npy", ".npz") and os.path.isfile(path)
     if data in SOURCES:
         images = SOURCES[data](split, root, classes)
     elif data.startswith(HUB):
         images = load_hub(data.removeprefix(HUB), split, size, classes, skip_bad)
-    elif not is_array and not path.is_dir():
+    elif not is_array and not os.path.isdir(path):  # nor where nobody may look
         near = get_close_matches(data.lower(), SOURCES, n=1)
         hint = f"; did you mean {near[0]!r}?" if near else ""
         known = ", ".join((*SOURCES, "hub:OWNER/NAME"))
