@@ -5,12 +5,13 @@ import struct
 
 import pytest
 import torch
+from faults import assert_equal
 from safetensors.torch import load_file, save_file
 
 from simple_diffusion import load
-from simple_diffusion.checkpoint import read, save
-from simple_diffusion.config import Config
-from simple_diffusion.errors import CheckpointError, ResourceError
+from simple_diffusion.checkpoint import Model, read, save
+from simple_diffusion.config import Card, Config, build
+from simple_diffusion.errors import CheckpointError, ResourceError, UsageError
 from simple_diffusion.files import write_tensors
 
 
@@ -31,6 +32,35 @@ def test_what_is_saved_comes_back(run_folder, tmp_path):
     x = torch.randn(2, *model.card.shape)
     t, labels = torch.tensor([0.3, 0.9]), torch.tensor([0, 3])
     assert torch.equal(copy.denoiser(x, t, labels), load(run_folder)(x, t, labels))
+
+
+@pytest.mark.parametrize("layout", ["channels_last", "contiguous"])
+def test_every_part_of_a_model_comes_back_ready_to_sample(tmp_path, layout):
+    config = Config(widths=(8, 8), blocks=(1, 1), precision="fp32", memory_format=layout)
+    card, path = Card("photos", 9, 1, 8, 8, ("a", "b"), 0.1, 0.5, "0" * 64), tmp_path / "m.safetensors"
+    denoiser, guide = build(config, card), build(config, card)
+    save(path, Model(denoiser, config, card, 5, 61.26, guide))
+    model = read(path, precision="fp32")
+    assert (model.config, model.card, model.step, model.seconds) == (config, card, 5, 61.3)  # to a tenth
+    assert model.guide is not None
+    for got, want in ((model.denoiser, denoiser), (model.guide, guide), (load(path), denoiser)):
+        assert_equal(got.state_dict(), want.state_dict())
+        assert [p.stride() for p in got.parameters()] == [p.stride() for p in want.parameters()]
+        assert not any(module.training for module in got.modules())
+        assert not any(p.requires_grad for p in got.parameters())
+    save(path, Model(denoiser, config, card, 0, 0.0))
+    again = read(path)
+    assert (again.guide, again.step, again.seconds) == (None, 0, 0)
+
+
+def test_a_device_that_is_not_there_and_a_model_that_is_not_there_are_named(run_folder, tmp_path):
+    absent = "cuda" if torch.backends.mps.is_available() else "mps"
+    for reader in (read, load):
+        with pytest.raises(UsageError, match=f"no {absent} device"):
+            reader(run_folder, absent)
+        for path in (tmp_path, tmp_path / "model.safetensors"):
+            with pytest.raises(CheckpointError, match=f"there is no model at {tmp_path}/model.safetensors: name"):
+                reader(path)
 
 
 def test_precision_is_the_readers_choice(run_folder):

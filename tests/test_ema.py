@@ -118,5 +118,28 @@ def test_buffers_are_copied_and_the_copy_is_no_part_of_training():
     close(ema.model[0].weight, torch.ones(1, dtype=torch.float64))  # shares no memory with the model
 
 
+def test_a_snapshot_stays_as_it_was():
+    fast = nn.Sequential(model(1.0))
+    ema = EMA(fast, constant_decay(0.9))
+    ema.update(fast, 1)
+    kept = ema.snapshot()
+    with torch.no_grad():
+        fast[0].weight.fill_(5.0)
+        fast[0].count.fill_(9)
+    ema.update(fast, 11)
+    assert (kept[0].weight.item(), kept[0].count.item()) == (1.0, 0)
+    assert (ema.model[0].weight.item(), ema.model[0].count.item()) == (3.0, 9)
+    assert type(kept) is nn.Sequential
+    assert not any(p.requires_grad for p in kept.parameters())
+
+
+def test_buffers_must_be_those_of_the_model():
+    """A network that was taken apart since is no network to follow."""
+    ema, other = EMA(nn.Sequential(model(1.0))), nn.Sequential(model(1.0))
+    del other[0].scale
+    with pytest.raises(ValueError, match="zip"):
+        ema.update(other, 1)
+
+
 def test_default_is_a_power_function_of_5_percent():
     assert [EMA(model(0.0)).decay(n) for n in (1, 2, 500)] == [power_decay(0.05)(n) for n in (1, 2, 500)]

@@ -97,6 +97,7 @@ def test_images_are_bitwise_the_same_in_any_number(sampler, cond):
     assert torch.equal(draw(5), whole[:5])
     assert torch.equal(draw(1), whole[:1])
     assert whole.isfinite().all()
+    assert not whole.requires_grad
 
 
 def test_samples_come_batch_by_batch():

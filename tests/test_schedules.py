@@ -66,6 +66,17 @@ def test_levels_belong_to_their_images(schedule):
             close(x + level, torch.full_like(x, curve(t[2].double()).item()))
 
 
+@every_schedule
+def test_levels_lie_where_their_times_lie(schedule):
+    """On any device; the one that holds no numbers stands for all."""
+    t = torch.empty(3, device="meta")
+    for curve in (schedule.alpha, schedule.sigma, schedule.ratio, schedule.time_of):
+        assert curve(t).device == t.device
+        assert curve(t).shape == t.shape
+    for level in schedule.levels(torch.ones(3), torch.empty(3, 2, 2, device="meta", dtype=torch.float64)):
+        assert (level.device, level.dtype, level.shape) == (t.device, torch.float64, (3, 1, 1))
+
+
 # --- each against its paper ------------------------------------------------------------------------------------------
 
 

@@ -51,12 +51,12 @@ class EMA(Generic[Averaged]):
         self.decay = decay or power_decay()
         self.model: Averaged = deepcopy(model).eval().requires_grad_(False)
 
-    @torch.no_grad()
     def update(self, model: Averaged, n: int) -> None:
         """Take in the model's weights after update n = 1, 2, ..."""
         slow: list[Tensor] = list(self.model.parameters())
         fast: list[Tensor] = list(model.parameters())
-        torch._foreach_lerp_(slow, fast, 1 - self.decay(n))  # lerp is exact at both ends
+        with torch.no_grad():
+            torch._foreach_lerp_(slow, fast, 1 - self.decay(n))  # lerp is exact at both ends
         for kept, fresh in zip(self.model.buffers(), model.buffers(), strict=True):
             kept.copy_(fresh)
 

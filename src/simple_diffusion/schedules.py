@@ -154,7 +154,7 @@ class Flow(Schedule):
         return t
 
     def time_of(self, ratio: Tensor) -> Tensor:
-        return (ratio / (1 + 0.9999 * ratio)).clamp(0, 1)
+        return (ratio / (1 + 0.9999 * ratio)).clamp(max=1)
 
 
 @dataclass(frozen=True)
@@ -201,13 +201,12 @@ class Discrete(Schedule):
     @cached_property
     def _log_ratios(self) -> Tensor:
         log_alpha2 = torch.tensor(self.betas, dtype=torch.float64).neg().log1p().cumsum(0)
-        log_ratios = (torch.log(-torch.expm1(log_alpha2)) - log_alpha2) / 2  # [T], at t = 1/T ... 1
-        return torch.cat([2 * log_ratios[:1] - log_ratios[1:2], log_ratios])  # [T + 1], from t = 0
+        return (torch.log(-torch.expm1(log_alpha2)) - log_alpha2) / 2  # [T], at t = 1/T ... 1
 
     def _log_ratio(self, t: Tensor) -> Tensor:
         table = self._log_ratios.to(t.device)
-        place = t.double() * (len(table) - 1)
-        left = place.floor().clamp(0, len(table) - 2).long()
+        place = t.double() * len(table) - 1
+        left = place.floor().clamp(0, len(table) - 2).long()  # the first line goes on below the first step
         return torch.lerp(table[left], table[left + 1], place - left)
 
     def alpha(self, t: Tensor) -> Tensor:
@@ -266,7 +265,7 @@ def cosine_betas(T: int, s: float = 0.008) -> Tensor:
 
 def _along(curve: BetaCurve, T: int, scaled: bool) -> Tensor:
     """The rates along a curve, as betas of 1/T of the time where scaled, else of 1/1000."""
-    end = curve.beta(torch.tensor(1.0, dtype=torch.float64)).item()
+    end = curve.beta(torch.tensor(1.0)).item()
     _require(T, max(2, math.ceil(end / MOST)) if scaled else 2, type(curve).__name__.lower())
     return curve.beta(torch.linspace(0, 1, T, dtype=torch.float64)) / (T if scaled else 1000)
 

@@ -75,7 +75,6 @@ class State:
         parts["log"] = {"losses": torch.cat(self.losses).float().cpu()} if self.losses else {}
         return {f"{part}.{name}": tensor for part, of_part in parts.items() for name, tensor in of_part.items()}
 
-    @torch.no_grad()
     def restore(self, tensors: dict[str, Tensor], numbers: Numbers) -> None:
         """Become what was saved. Raises ValueError where the tensors are not those of this network."""
         parts: dict[str, dict[str, Tensor]] = {}
