@@ -229,6 +229,7 @@ OPTIONS: dict[str, dict[str, tuple[list[str], list[str]]]] = {
         "--size": (["0", "1025", "-1"], ["from 1 to 1,024"]),
     },
     "schedules": {"--out": (["", "x.jpg", "x", "x.svg"], [])},
+    "explain": {},
     "classifier": {
         "--epochs": (NOT_WHOLE + LARGER, ["from 1 to 1,000,000"]),
         "--out": (["", "x.pt", "x", "x.npz"], []),
@@ -284,6 +285,7 @@ MISUSES = {
     "evaluate m --inception-weights w.pth": ["--extractor inception"],
     "data nowhere.npz --noised x.png --schedule cosin": ["cosin", "cosine", "karras"],
     "schedules cosin": ["cosin", "cosine", "karras"],
+    "explain cosin": ["cosin", "cosine", "dpmpp"],
     "schedules cosine flow cosin": ["cosin", "linear"],
 }
 
