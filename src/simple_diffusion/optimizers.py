@@ -31,17 +31,23 @@ OPTIMIZERS: dict[str, Callable[[nn.Module, float, tuple[float, float]], torch.op
 def orthogonalized(matrices: Tensor, steps: int = 5) -> Tensor:
     """About U V^T for each matrix U S V^T of a stack `[N, rows, columns]`: singular values go to roughly 0.7 .. 1.2.
 
-    A Newton-Schulz iteration whose polynomial is steepest at 0 (Jordan et al. 2024, "Muon"): products of matrices
-    alone, in bf16, which is exact enough for a direction.
+    A Newton-Schulz iteration whose polynomial is steepest at 0 (Jordan et al. 2024, "Muon"): x <- p(x x^T) x. All that
+    it does to x is a product of polynomials of x x^T, which is small where x is wide, so that x itself is needed at the
+    two ends alone.
     """
     a, b, c = 3.4445, -4.7750, 2.0315
     wide = matrices.shape[-2] <= matrices.shape[-1]
-    x = (matrices if wide else matrices.mT).bfloat16()
+    x = matrices if wide else matrices.mT
     x = x / (x.norm(dim=(-2, -1), keepdim=True) + 1e-7)
+    gram = x @ x.mT
+    product: Tensor | None = None
     for _ in range(steps):
-        gram = x @ x.mT
-        x = a * x + (b * gram + c * gram @ gram) @ x
-    return (x if wide else x.mT).to(matrices.dtype)
+        p = torch.baddbmm(gram, gram, gram, beta=b, alpha=c)
+        p.diagonal(dim1=-2, dim2=-1).add_(a)
+        product = p if product is None else p @ product
+        gram = p @ gram @ p
+    x = x if product is None else product @ x
+    return x if wide else x.mT
 
 
 class Muon(torch.optim.Optimizer):
