@@ -9,11 +9,13 @@ import numpy as np
 import pytest
 import torch
 
+from simple_diffusion import forecast
 from simple_diffusion.cli import main
 from simple_diffusion.commands import train
 
 torch.set_num_threads(1)  # small tensors: threads would only wait for each other
 os.environ["OMP_NUM_THREADS"] = "1"  # the same for commands in processes of their own
+forecast.MEASURED = 0.1  # a dry run measures only how fast this machine is
 signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell lets its background jobs ignore Ctrl-C
 
 SHARED = Path(__file__).resolve().parents[2] / "shared" / "data"

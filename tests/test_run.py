@@ -4,6 +4,7 @@ import pytest
 import torch
 
 import simple_diffusion.budget as budget
+import simple_diffusion.forecast as forecast
 import simple_diffusion.run as run
 from simple_diffusion.checkpoint import read
 from simple_diffusion.config import Card, Config, fitted
@@ -42,7 +43,7 @@ class Clock:
 
 @pytest.mark.parametrize(
     "step_seconds",
-    [lambda now: 0.3, lambda now: 0.2 if now < 30 else 0.8, lambda now: 0.8 if now < 30 else 0.2],
+    [lambda now: 0.6, lambda now: 0.4 if now < 30 else 1.2, lambda now: 1.2 if now < 30 else 0.4],
     ids=["steady", "slows down half way", "speeds up half way"],
 )
 def test_a_run_by_the_clock_ends_on_time_with_the_rate_at_zero(squares, tmp_path, monkeypatch, step_seconds):
@@ -85,6 +86,14 @@ def test_divergence_keeps_the_last_good_weights(squares, tmp_path, monkeypatch):
 def test_the_card_is_read_from_the_data(squares):
     card = Card.of(load_images(str(squares)))
     assert (card.shape, card.classes, card.count) == ((3, 12, 16), 3, 96)
+
+
+def test_a_forecast_on_a_machine_that_stalls_is_of_one_step(squares, monkeypatch):
+    monkeypatch.setattr(forecast, "MEASURED", 0.0)
+    config = fitted(Config(seconds=0.0, steps=10, **TINY), torch.device("cpu"))
+    result = forecast.forecast(config, load_images(str(squares)), torch.device("cpu"))
+    assert result["images"] == 80
+    assert result["images_per_second"] > 0
 
 
 def test_free_folder_takes_the_first_free_number(tmp_path):

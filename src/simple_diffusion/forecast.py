@@ -9,6 +9,9 @@ from .config import Card, Config
 from .data.images import Images
 from .run import PICTURES, start_training
 
+MEASURED = 4.0
+"""Seconds of steps that a forecast looks at."""
+
 
 def spelled(seconds: float) -> str:
     """A length of time in the largest unit of which there are two."""
@@ -18,13 +21,13 @@ def spelled(seconds: float) -> str:
     return f"{seconds:.0f} s"
 
 
-def forecast(config: Config, images: Images, device: torch.device, seconds: float = 4.0) -> dict:
+def forecast(config: Config, images: Images, device: torch.device) -> dict:
     """What a run would take on this machine, measured over a few steps of it; writes nothing."""
     card = Card.of(images)
     denoiser, steps = start_training(config, card, images, device, lambda n: config.lr * 1e-3)
     next(steps), next(steps)  # the first ones warm up
     began, n = time.perf_counter(), 0
-    while time.perf_counter() - began < seconds:
+    while not n or time.perf_counter() - began < MEASURED:
         next(steps)
         n += 1
     speed = n * config.batch / (time.perf_counter() - began)
