@@ -1,5 +1,6 @@
 import math
 from concurrent.futures import ThreadPoolExecutor
+from threading import Barrier, current_thread
 
 import pytest
 import torch
@@ -9,6 +10,7 @@ from oracles import ALL, Gaussian, Mixture, close, f64, normal
 from simple_diffusion import samplers
 from simple_diffusion.denoiser import Denoiser
 from simple_diffusion.networks.unet import UNet
+from simple_diffusion.randomness import Draws
 from simple_diffusion.schedules import Flow, Karras, Linear
 from simple_diffusion.targets import velocity
 
@@ -133,6 +135,51 @@ def test_the_number_of_cores_does_not_show_and_is_left_as_it_was():
     assert torch.equal(drawn[0], drawn[1])
     assert torch.equal(drawn[0], drawn[2])
     assert threads == {1}
+
+
+def test_a_part_of_the_batches_is_drawn_as_in_the_whole():
+    denoiser, times = Gaussian(Linear()), samplers.uniform_grid(Linear(), 3)
+    whole = samplers.sample(denoiser, (10, 2), times, batch=4)
+    last, first = samplers.samples(denoiser, (10, 2), times, batch=4, firsts=[8, 0])
+    assert torch.equal(last, whole[8:])
+    assert torch.equal(first, whole[:4])
+
+
+def test_draws_are_those_of_their_seed_step_and_purpose():
+    """By name: other names would be other images for every seed that was ever written down."""
+    heard = []
+
+    def deaf(denoiser, x, times, cond, noise):
+        heard.extend(noise(step, x) for step in range(3))
+        yield x
+
+    times = f64(0.5)
+    start = samplers.sample(Gaussian(Linear()), (4, 3), times, sampler=deaf, seed=7, batch=4)
+    close(start, Draws(7, 0, range(4)).normal("start", (3,)), 1e-6)  # alpha^2 + sigma^2 = 1
+    for step, noise in enumerate(heard):
+        assert torch.equal(noise, Draws(7, step, range(4)).normal("sampler", (3,)))
+
+
+@pytest.mark.parametrize("device", ["cpu", "meta"])
+def test_each_core_draws_a_batch_of_its_own_and_another_device_draws_one_by_one(device):
+    """Two batches meet in the denoiser, or never do; the device that holds no numbers stands for a GPU."""
+    before, meeting, here = torch.get_num_threads(), Barrier(2), set()
+
+    def telling(x, t, cond):
+        assert x.device.type == t.device.type == device
+        here.add(current_thread())
+        if device == "cpu":
+            meeting.wait(timeout=60)
+        return x
+
+    telling.schedule = Linear()
+    try:
+        torch.set_num_threads(2)
+        drawn = list(samplers.samples(telling, (8, 2), f64(1.0), batch=4, device=device))
+    finally:
+        torch.set_num_threads(before)
+    assert [x.device.type for x in drawn] == [device, device]
+    assert len(here) == (2 if device == "cpu" else 1)
 
 
 def test_an_error_in_a_batch_reaches_the_caller():
