@@ -6,6 +6,7 @@ import struct
 import pytest
 import torch
 from faults import assert_equal
+from model_files import good_files
 from safetensors.torch import load_file, save_file
 
 from simple_diffusion import load
@@ -53,13 +54,15 @@ def test_every_part_of_a_model_comes_back_ready_to_sample(tmp_path, layout):
     assert (again.guide, again.step, again.seconds) == (None, 0, 0)
 
 
-def test_a_device_that_is_not_there_and_a_model_that_is_not_there_are_named(run_folder, tmp_path):
+def test_a_device_that_is_not_there_and_a_model_that_is_not_there_are_named(tmp_path):
     absent = "cuda" if torch.backends.mps.is_available() else "mps"
+    file = good_files(tmp_path)[read]
     for reader in (read, load):
         with pytest.raises(UsageError, match=f"no {absent} device"):
-            reader(run_folder, absent)
-        for path in (tmp_path, tmp_path / "model.safetensors"):
-            with pytest.raises(CheckpointError, match=f"there is no model at {tmp_path}/model.safetensors: name"):
+            reader(file, absent)
+        folder = tmp_path / "checkpoints"
+        for path in (folder, folder / "model.safetensors"):
+            with pytest.raises(CheckpointError, match=f"there is no model at {folder}/model.safetensors: name"):
                 reader(path)
 
 
