@@ -1,6 +1,6 @@
 """The ladder: each step from DDPM to today's defaults, at equal compute, over several seeds, under one evaluation.
 
-    python benchmarks/ladder.py                  # about an hour on two cores; called again, it goes on
+    python benchmarks/ladder.py                  # three quarters of an hour on two cores; called again, it goes on
     python benchmarks/ladder.py --steps 50 --n 500 --seeds 2 --out trial
 
 Every model has the same network, updates, batch, learning rate and, seed by seed, the same data order and noise. The
@@ -223,12 +223,14 @@ def staircase(values: dict[str, list[dict[str, float]]]) -> bytes:
             axes.hlines(mean(points), i - 0.4, i + 0.4, color=colour, lw=3)
             axes.plot([i] * len(points), points, "o", color="0.3", ms=4, mfc="none")
         axes.set(ylabel=score, yscale="log" if score == "FID" else "linear")
+        axes.yaxis.set_major_formatter("{x:g}")
+        axes.yaxis.set_minor_formatter("{x:g}")
         axes.grid(axis="y", which="both", alpha=0.3)
         axes.axvline(models - 0.5, color="0.7", lw=1)
         if score == "FID":
             titles = {
                 models / 2: "models, drawn by dpmpp in 18 steps",
-                (models + len(names)) / 2: "samplers on EDM, evaluations",
+                (models + len(names)) / 2: "samplers on EDM, by evaluations of the network",
             }
             for x, title in titles.items():
                 axes.text(x - 0.5, 1.03, title, ha="center", transform=axes.get_xaxis_transform())
