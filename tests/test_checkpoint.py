@@ -38,7 +38,7 @@ def test_what_is_saved_comes_back(run_folder, tmp_path):
 @pytest.mark.parametrize("layout", ["channels_last", "contiguous"])
 def test_every_part_of_a_model_comes_back_ready_to_sample(tmp_path, layout):
     config = Config(widths=(8, 8), blocks=(1, 1), precision="fp32", memory_format=layout)
-    card, path = Card("photos", 9, 1, 8, 8, ("a", "b"), 0.1, 0.5, "0" * 64), tmp_path / "m.safetensors"
+    card, path = Card("photos", 9, 1, 8, 8, ("a", "b"), 0.1, 0.5, "0" * 64), tmp_path / "model.safetensors"
     denoiser, guide = build(config, card), build(config, card)
     save(path, Model(denoiser, config, card, 5, 61.26, guide))
     model = read(path, precision="fp32")
@@ -50,8 +50,9 @@ def test_every_part_of_a_model_comes_back_ready_to_sample(tmp_path, layout):
         assert not any(module.training for module in got.modules())
         assert not any(p.requires_grad for p in got.parameters())
     save(path, Model(denoiser, config, card, 0, 0.0))
-    again = read(path)
+    again = read(tmp_path, precision="bf16")  # the folder is as good as the file
     assert (again.guide, again.step, again.seconds) == (None, 0, 0)
+    assert (again.config.precision, again.denoiser.dtype) == ("bf16", torch.bfloat16)
 
 
 def test_a_device_that_is_not_there_and_a_model_that_is_not_there_are_named(tmp_path):

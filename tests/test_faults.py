@@ -278,14 +278,6 @@ def test_nan_in_a_file_is_refused_by_its_name(squares, pair, capsys):
     fails(capsys, ["sample", str(folder)], 5, "net.head.weight", "not finite")
 
 
-def test_checkpoints_sort_by_number_beyond_eight_digits(tmp_path):
-    (tmp_path / "checkpoints").mkdir()
-    names = ["step-100000000.safetensors", "step-99999999.safetensors", "step-00000009.safetensors"]
-    for name in names:
-        (tmp_path / "checkpoints" / name).touch()
-    assert [path.name for path in checkpoints(tmp_path)] == names
-
-
 # --- full disks -------------------------------------------------------------------------------------------------------
 
 STEP_2 = "step-00000002.safetensors"

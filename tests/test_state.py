@@ -118,6 +118,9 @@ FOREIGN = {  # what is changed in the tensors of a good state, and what the erro
     "a weight of another shape": (lambda t: t.update({"model.net.head.weight": torch.zeros(3)}), "net.head.weight"),
     "an average of another shape": (lambda t: t.update({"average.net.head.weight": torch.zeros(3)}), "net.head.weight"),
     "a guide with a weight too few": (lambda t: t.pop("guide.net.head.weight"), "net.head.weight"),
+    "no best weights": (lambda t: [t.pop(name) for name in [*t] if name.startswith("best.")], "Missing"),
+    "a best weight too few": (lambda t: t.pop("best.net.head.weight"), "net.head.weight"),
+    "best weights of another network": (lambda t: t.update({"best.net.head.weight": torch.zeros(3)}), "head.weight"),
     "a memory of another shape": (
         lambda t: t.update({"optimizer.net.head.weight.exp_avg": torch.zeros(3)}),
         r"net\.head\.weight\.exp_avg is \(3,\), not \(4, 8, 3, 3\)",
@@ -167,6 +170,14 @@ def test_the_newest_two_are_kept_and_what_claims_to_be_newer_goes(tmp_path):
     save_checkpoint(tmp_path, CONFIG, CARD, state)
     assert [path.name for path in checkpoints(tmp_path)] == ["step-00000004.safetensors", "step-00000003.safetensors"]
     assert other.exists()
+
+
+def test_checkpoints_sort_by_number_beyond_eight_digits(tmp_path):
+    (tmp_path / "checkpoints").mkdir()
+    names = ["step-100000000.safetensors", "step-99999999.safetensors", "step-00000009.safetensors"]
+    for name in names:
+        (tmp_path / "checkpoints" / name).touch()
+    assert [path.name for path in checkpoints(tmp_path)] == names
 
 
 def test_damaged_checkpoints_are_passed_over_and_told_of_newest_first(tmp_path):

@@ -55,7 +55,7 @@ def write_atomic(path: Path, content: bytes) -> None:
         raise unwritable(path, error) from error
     finally:
         with suppress(OSError):  # it is gone where all went well; a signal comes by here too
-            part.unlink(missing_ok=True)
+            part.unlink()
 
 
 def remove_parts(folder: Path) -> None:

@@ -266,7 +266,7 @@ def cosine_betas(T: int, s: float = 0.008) -> Tensor:
 def _along(curve: BetaCurve, T: int, scaled: bool) -> Tensor:
     """The rates along a curve, as betas of 1/T of the time where scaled, else of 1/1000."""
     end = curve.beta(torch.tensor(1.0)).item()
-    _require(T, max(2, math.ceil(end / MOST)) if scaled else 2, type(curve).__name__.lower())
+    _require(T, math.ceil(end / MOST) if scaled else 2, type(curve).__name__.lower())
     return curve.beta(torch.linspace(0, 1, T, dtype=torch.float64)) / (T if scaled else 1000)
 
 

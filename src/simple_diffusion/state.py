@@ -90,12 +90,14 @@ class State:
             if "guide" in parts:
                 self.guide = self.ema.snapshot()
                 self.guide.load_state_dict(parts.pop("guide"))
+            if self.held_out is not None and numbers.best is not None:  # they are loaded at the end of the run alone
+                self.ema.snapshot().load_state_dict(parts.get("best", {}))
         except RuntimeError as error:  # of load_state_dict, many lines long
             raise ValueError(str(error)) from error
         if self.held_out is not None:
             self.held_out.best_progress = numbers.best_progress
             if numbers.best is not None:
-                self.held_out.best, self.held_out.weights = numbers.best, parts.pop("best", None)
+                self.held_out.best, self.held_out.weights = numbers.best, parts.pop("best")
         device = next(self.denoiser.parameters()).device
         self.losses = [losses.to(device) for losses in parts.pop("log", {}).values()]
         memories = parts.pop("optimizer", {})
