@@ -124,7 +124,8 @@ def test_files_of_format_1_carry_no_checksum_and_newer_ones_are_not_read(tmp_pat
         path.write_bytes(parts.record(json.dumps(newer))[:-5])  # whatever its bytes mean
         with pytest.raises(CheckpointError, match="newer version: upgrade"):
             read_tensors(path)
-    for wrong in ({"format": FORMAT}, {"format": FORMAT, "sha256": "0" * 63}, {"format": 0}, {"format": True}):
+    digests = ("0" * 64, "0" * 63, "", "\ud800" * 64, None, False, 0, [])
+    for wrong in ({"format": FORMAT}, {"format": 0}, {"format": True}, *({"format": 2, "sha256": d} for d in digests)):
         path.write_bytes(parts.record(json.dumps(wrong)))
         with pytest.raises(CheckpointError, match="damaged"):
             read_tensors(path)
@@ -141,6 +142,18 @@ def test_the_longest_header_is_read_and_one_byte_more_is_not(tmp_path):
         else:
             with pytest.raises(CheckpointError, match="it claims a header of 2,097,153 bytes"):
                 read_tensors(path)
+
+
+def test_a_key_that_stands_twice_is_refused_wherever_it_stands(tmp_path):
+    """One reader would take the first, another the last."""
+    path = tmp_path / "file"
+    write_tensors(path, {"x": torch.ones(3)}, {"words": "a"})
+    parts = apart(path)
+    twice = json.dumps(parts.about)[:-1] + ', "words": "b"}'
+    for bad in (parts.record(twice), parts.file(json.dumps(parts.header)[:-1] + ', "x": {}}')):
+        path.write_bytes(bad)
+        with pytest.raises(CheckpointError, match="a key of its header stands twice"):
+            read_tensors(path)
 
 
 # --- values -----------------------------------------------------------------------------------------------------------

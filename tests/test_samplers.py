@@ -4,7 +4,7 @@ from threading import Barrier, current_thread
 
 import pytest
 import torch
-from checks import CHECKS, EXACT_FOR, ORDERS, STOCHASTIC, Z, ancestral_moments
+from checks import CHECKS, EXACT_FOR, ORDERS, STOCHASTIC, Spy, Z, ancestral_moments
 from oracles import ALL, Gaussian, Mixture, close, f64, normal
 
 from simple_diffusion import samplers
@@ -51,6 +51,13 @@ def test_solvers_draw_no_noise_and_ancestors_do(name):
 
     list(samplers.SAMPLERS[name](Gaussian(Linear()), Z, samplers.uniform_grid(Linear(), 5), None, noise))
     assert drawn == ([0, 1, 2, 3] if name in STOCHASTIC else [])
+
+
+@every_sampler
+def test_the_denoiser_hears_times_of_the_kind_of_its_images(sampler):
+    spy = Spy(Gaussian(Linear()))
+    list(sampler(spy, torch.zeros(2, 3, device="meta"), samplers.uniform_grid(Linear(), 3)))
+    assert {(t.dtype, t.device.type) for _, t, _ in spy.calls} == {(torch.float32, "meta")}
 
 
 def test_default_noise_is_fresh():

@@ -91,12 +91,12 @@ def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
             number = record["format"]
             if type(number) is not int or number < 1:
                 raise ValueError(f"its format is {number!r}")
-            newer = number > FORMAT
-            content = b"" if newer else start + header + file.read()
+            content = start + header + file.read()
+        newer = number > FORMAT
         if number == FORMAT:
             _check_sum(content, record.pop("sha256"))
         tensors = {} if newer else load(content)
-    except (SafetensorError, OSError, KeyError, TypeError, ValueError, RecursionError, AttributeError) as error:
+    except (SafetensorError, OSError, KeyError, TypeError, ValueError, RecursionError) as error:
         raise damaged(path, error) from error
     if newer:
         raise CheckpointError(f"{path} was made by a newer version: upgrade simple-diffusion")
@@ -110,9 +110,8 @@ def damaged(path: Path, error: Exception) -> CheckpointError:
 
 def _check_sum(content: bytes, digest: Any) -> None:
     """Raise ValueError unless the content is what the digest in it was computed of."""
-    if type(digest) is not str or len(digest) != len(NO_CHECKSUM):
-        raise ValueError(f"its checksum is {digest!r}")
-    if hashlib.sha256(content.replace(digest.encode(), NO_CHECKSUM.encode(), 1)).hexdigest() != digest:
+    zeroed = content.replace(str(digest).encode(), NO_CHECKSUM.encode(), 1)
+    if hashlib.sha256(zeroed).hexdigest() != digest:
         raise ValueError("its checksum does not match, so some of its bytes have changed")
 
 
