@@ -343,7 +343,6 @@ def test_what_the_parser_can_tell_it_tells_without_torch():
 @pytest.mark.parametrize(
     ("argv", "words"),
     [
-        (["train", "--steps", "0"], ["--steps", "from 1 to 1,000,000,000"]),
         (["train", "--set", "lr=nan"], ["lr", "from 1e-08 to 10"]),
         (["sample", "m", "--guidance", "nan"], ["--guidance", "from 0 to 100"]),
         (["paint"], ["paint", "train"]),

@@ -2,11 +2,10 @@
 
 import os
 import signal
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
+import torch
 from conftest import TINY
 from faults import (
     after_step,
@@ -121,21 +120,17 @@ def test_sample_is_left_off_without_a_trace(run_folder, tmp_path, number, name):
 
 @BOTH
 def test_sample_is_left_off_while_it_draws(run_folder, tmp_path, number):
-    """In a process of its own, on two cores."""
-    code = (
-        "import os, sys, torch, simple_diffusion.drawing as drawing\n"
-        "from simple_diffusion.cli import main\n"
-        "torch.set_num_threads(2)\n"
-        "real = drawing.to_uint8\n"
-        f"drawing.to_uint8 = lambda x: (os.kill(os.getpid(), {int(number)}), real(x))[1]\n"
-        "main(sys.argv[1:])\n"
-    )
-    argv = [sys.executable, "-c", code, "sample", str(run_folder), "--n", "400", "--out", str(tmp_path / "s.npz")]
-    done = subprocess.run(argv, capture_output=True, text=True, check=False)
-    assert done.returncode == 128 + number
-    assert "Traceback" not in done.stderr
-    assert done.stdout == ""
-    assert list(tmp_path.iterdir()) == []
+    """On two cores."""
+    real = drawing.to_uint8
+
+    def work() -> int:
+        torch.set_num_threads(2)
+        drawing.to_uint8 = lambda x: (hit(number), real(x))[1]
+        return ends(["sample", str(run_folder), "--n", "400", "--out", str(tmp_path / "s.npz")])
+
+    assert forked(work, tmp_path / "said") == 128 + number
+    assert (tmp_path / "said").read_text() == ("simple-diffusion: stopped\n" if number == signal.SIGINT else "")
+    assert [path.name for path in tmp_path.iterdir()] == ["said"]
 
 
 def test_the_handler_is_put_back(run_folder, tmp_path):
