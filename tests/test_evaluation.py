@@ -87,7 +87,9 @@ def test_no_number_goes_without_its_extractor_and_count(scored):
 
 
 @pytest.mark.parametrize(
-    ("columns", "kinds"), [(0, set()), (1, set()), (2, {"IS", "accuracy"}), (5, {"IS"})], ids="{} logits".format
+    ("columns", "kinds"),
+    [(0, set()), (1, set()), (2, {"IS", "accuracy"}), (5, {"IS"})],
+    ids=["none", "one", "two, as many as labels", "five"],
 )
 def test_which_scores_of_labels_there_are_follows_from_the_logits(columns, kinds):
     def other(pixels):
