@@ -17,8 +17,10 @@ from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
-from statistics import mean, stdev
+from statistics import mean
 from typing import Any
+
+from intervals import interval
 
 os.environ["OMP_NUM_THREADS"] = "1"  # one process a core, one thread a process
 
@@ -174,12 +176,6 @@ def main() -> None:
     print(table(values))
     (images / "ladder.png").write_bytes(staircase(values))
     print(f"{done['seconds'] / 60:.0f} minutes; {record}, {images / 'ladder.png'}")
-
-
-def interval(values: list[float]) -> tuple[float, float]:
-    """(mean, half the 95 % interval of the mean) by Student's t."""
-    quantile = {2: 12.71, 3: 4.30, 4: 3.18, 5: 2.78, 6: 2.57, 8: 2.36}[len(values)]
-    return mean(values), quantile * stdev(values) / len(values) ** 0.5
 
 
 def verdict(now: list[float], before: list[float]) -> str:

@@ -15,18 +15,16 @@ import platform
 import subprocess
 import sys
 from pathlib import Path
-from statistics import mean, median, stdev
+from statistics import mean, median
 from typing import Any
 
 import torch
+from intervals import T95, interval
 from throughput import flops_of, matmul_peak
 
 from simple_diffusion.checkpoint import read
 from simple_diffusion.data.images import Images
 from simple_diffusion.run import MODEL_FILE, start_training
-
-T95 = {1: float("nan"), 2: 12.71, 3: 4.30, 4: 3.18, 5: 2.78, 6: 2.57, 7: 2.45, 8: 2.36}
-"""Two-sided 95 % quantile of Student's t for the mean of n values."""
 
 
 def command(*words: str) -> dict[str, Any]:
@@ -76,7 +74,7 @@ def row(results: list[dict[str, float]]) -> dict[str, str]:
         values = [result[name] for result in results]
         cells[name] = f"{mean(values):.4g}"
         if len(values) > 1 and not name.endswith("real"):
-            cells[name] += f" ± {T95[len(values)] * stdev(values) / len(values) ** 0.5:.2g}"
+            cells[name] += f" ± {interval(values)[1]:.2g}"
     return cells
 
 
@@ -84,7 +82,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", default="fashion-mnist")
     parser.add_argument("--for", dest="length", default="10min", metavar="TIME")
-    parser.add_argument("--seeds", type=int, default=3, choices=list(T95))
+    parser.add_argument("--seeds", type=int, default=3, choices=[1, *T95])
     parser.add_argument("--n", type=int, default=10000, help="images drawn and scored")
     parser.add_argument("--out", type=Path, default=Path("quality"))
     parser.add_argument("options", nargs="*", help="of `train`, after --")

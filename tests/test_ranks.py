@@ -40,7 +40,7 @@ def together(folder, work, world=2):
         os.environ |= {"RANK": str(number), "LOCAL_RANK": str(number), "WORLD_SIZE": str(world)}
         for name in COMMANDS:
             module = importlib.import_module(name)
-            for constant, value in (("SHARED", True), ("FIRST", number == 0), ("STARTED", time.perf_counter())):
+            for constant, value in (("SHARED", True), ("FIRST", number == 0)):
                 if hasattr(module, constant):
                     setattr(module, constant, value)
         return work(number)

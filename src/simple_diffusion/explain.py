@@ -99,65 +99,69 @@ class Entry:
     @property
     def shown(self) -> tuple[Callable[..., Any], ...]:
         """What its code is: the thing, and what it inherits from, if that says how it works."""
-        return (self.thing, schedules.BetaCurve) if self.thing in BETA_CURVES else (self.thing,)
-
-
-BETA_CURVES = (schedules.Linear, schedules.Quadratic, schedules.Sigmoid)
-
-
-def _schedule(thing: type, formula: str, uses: str, *sources: tuple[str, str]) -> Entry:
-    return Entry("schedule", thing, formula, uses, sources)
+        is_curve = isinstance(self.thing, type) and issubclass(self.thing, schedules.BetaCurve)
+        return (self.thing, schedules.BetaCurve) if is_curve else (self.thing,)
 
 
 ENTRIES: dict[str, tuple[Entry, ...]] = {
     "linear": (
-        _schedule(
+        Entry(
+            "schedule",
             schedules.Linear,
             "β = β_min + (β_max - β_min) t, B = ∫ β dt\nα² = exp(-B), σ² = 1 - exp(-B)",
             "α σ β B t",
-            ("DDPM", "section 4"),
-            ("Score SDE", "eq. 11 and 33"),
+            (
+                ("DDPM", "section 4"),
+                ("Score SDE", "eq. 11 and 33"),
+            ),
         ),
     ),
     "quadratic": (
-        _schedule(
+        Entry(
+            "schedule",
             schedules.Quadratic,
             "√β = √β_min + (√β_max - √β_min) t, B = ∫ β dt\nα² = exp(-B), σ² = 1 - exp(-B)",
             "α σ β B t",
-            ("DDIM", "its code"),
+            (("DDIM", "its code"),),
         ),
     ),
     "sigmoid": (
-        _schedule(
+        Entry(
+            "schedule",
             schedules.Sigmoid,
             "β = β_min + (β_max - β_min) sigmoid(12 t - 6), B = ∫ β dt\nα² = exp(-B), σ² = 1 - exp(-B)",
             "α σ β B t",
-            ("DDIM", "its code"),
+            (("DDIM", "its code"),),
         ),
     ),
     "cosine": (
-        _schedule(
+        Entry(
+            "schedule",
             schedules.Cosine,
             "α = cos((t + 0.008) / 1.008 · π/2) / cos(0.008 / 1.008 · π/2), σ² = 1 - α²",
             "α σ t",
-            ("Improved DDPM", "eq. 17"),
+            (("Improved DDPM", "eq. 17"),),
         ),
     ),
     "karras": (
-        _schedule(
+        Entry(
+            "schedule",
             schedules.Karras,
             "α = 1, σ = (σ_min^(1/ρ) + t (σ_max^(1/ρ) - σ_min^(1/ρ)))^ρ",
             "α σ ρ t",
-            ("EDM", "eq. 5"),
+            (("EDM", "eq. 5"),),
         ),
     ),
     "flow": (
-        _schedule(
+        Entry(
+            "schedule",
             schedules.Flow,
             "α = 1 - t, σ = t",
             "α σ t",
-            ("Flow matching", "eq. 22-23, with t reversed"),
-            ("Rectified flow", "eq. 1"),
+            (
+                ("Flow matching", "eq. 22-23, with t reversed"),
+                ("Rectified flow", "eq. 1"),
+            ),
         ),
         Entry("target", targets.flow, "out* = ε - z₀", "ε z₀ out*", (("Rectified flow", "eq. 1"),)),
     ),
@@ -186,8 +190,7 @@ ENTRIES: dict[str, tuple[Entry, ...]] = {
         Entry(
             "sampler",
             samplers.ddpm,
-            "α_ts = α_t / α_s, β = σ_t² - α_ts² σ_s²\n"
-            "x_s = (α_ts σ_s² x_t + α_s β x̂₀) / σ_t² + √(β σ_s² / σ_t²) ε'",
+            "α_ts = α_t / α_s, β = σ_t² - α_ts² σ_s²\nx_s = (α_ts σ_s² x_t + α_s β x̂₀) / σ_t² + √(β σ_s² / σ_t²) ε'",
             "x x̂₀ α_t σ_t α_s σ_s α_ts β ε'",
             (("DDPM", "algorithm 2, eq. 6-7"),),
         ),
@@ -262,9 +265,7 @@ ENTRIES: dict[str, tuple[Entry, ...]] = {
             (("KID", "section 4"),),
         ),
     ),
-    "is": (
-        Entry("metric", metrics.inception_score, "exp E_x KL(p(y|x) ‖ p(y))", "", (("IS", "section 4"),)),
-    ),
+    "is": (Entry("metric", metrics.inception_score, "exp E_x KL(p(y|x) ‖ p(y))", "", (("IS", "section 4"),)),),
     "precision": (
         Entry(
             "metric",
@@ -275,7 +276,7 @@ ENTRIES: dict[str, tuple[Entry, ...]] = {
             (("Precision and recall", "eq. 1-2"), ("Density and coverage", "section 3")),
         ),
     ),
-}  # fmt: skip
+}
 ENTRIES["ddpm-beta"] = ENTRIES["ddpm"]
 ENTRIES |= dict.fromkeys(("recall", "density", "coverage"), ENTRIES["precision"])
 """name -> what bears it: a schedule and a target may share a name."""
