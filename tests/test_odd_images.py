@@ -9,6 +9,7 @@ import os
 import re
 import socket
 import struct
+import subprocess
 import sys
 import tomllib
 import zlib
@@ -484,6 +485,32 @@ def test_a_huge_image_is_refused_in_fifty_megabytes(tmp_path, name):
             load_folder(tmp_path)
     finally:
         resource.setrlimit(resource.RLIMIT_AS, before)
+
+
+def test_reading_folders_imports_no_further_reader_of_images(tmp_path):
+    """What opens a file reads headers that anybody may have written, and to import all of Pillow's takes 0.1 s."""
+    (tmp_path / "note.png").write_text("no image")
+    look = f"""
+import sys
+from simple_diffusion.data.folder import FORMATS, read_image
+try:
+    read_image({str(tmp_path / "note.png")!r})
+except ValueError as error:
+    print(error)
+print(*(name for name in sys.modules if name.endswith("ImagePlugin")))
+"""
+    said, modules = subprocess.run(
+        [sys.executable, "-c", look], capture_output=True, text=True, check=True
+    ).stdout.splitlines()
+    assert said == NO_IMAGE.reason
+    assert {name.removeprefix("PIL.").removesuffix("ImagePlugin") for name in modules.split()} <= {
+        "Bmp",
+        "Gif",
+        "Jpeg",
+        "Png",
+        "Ppm",
+        "WebP",  # ours, and those that some versions of Pillow begin with
+    }
 
 
 def test_the_limits_are_where_they_are_said_to_be(monkeypatch):
