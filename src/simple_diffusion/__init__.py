@@ -23,9 +23,11 @@ if TYPE_CHECKING:
     from .ema import EMA as EMA
     from .ema import constant_decay as constant_decay
     from .ema import power_decay as power_decay
+    from .evaluation import fid as fid
     from .extractors import Extractor as Extractor
     from .extractors import extractor_for as extractor_for
     from .figures import grid as grid
+    from .fitting import fit as fit
     from .guidance import AutoGuided as AutoGuided
     from .guidance import Guided as Guided
     from .guidance import drop_labels as drop_labels
@@ -80,8 +82,10 @@ _PUBLIC = {
     "data.sources": ["load_images"],
     "denoiser": ["Clipped", "Denoiser"],
     "ema": ["EMA", "constant_decay", "power_decay"],
+    "evaluation": ["fid"],
     "extractors": ["Extractor", "extractor_for"],
     "figures": ["grid"],
+    "fitting": ["fit"],
     "guidance": ["AutoGuided", "Guided", "drop_labels"],
     "losses": ["LogNormal", "MinSNR", "denoising_loss", "huber", "on_steps", "uniform"],
     "networks.annotated": ["AnnotatedUNet"],

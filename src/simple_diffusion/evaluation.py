@@ -6,7 +6,7 @@ The floor of a score is what unseen real images get at the same count: the best 
 import math
 from collections.abc import Sequence
 from contextlib import suppress
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -20,7 +20,7 @@ from .copies import NEIGHBOUR, Copies, find_copies
 from .data.images import Images, to_unit
 from .denoiser import Denoiser
 from .errors import CheckpointError, DataError, ResourceError
-from .extractors import Features
+from .extractors import Features, extractor_for
 from .figures import grid, level_curves, png
 from .files import cache_folder, read_tensors, write_tensors
 from .levels import LEVELS, gaussian_error, memorised_error, model_error
@@ -160,6 +160,17 @@ def featured(images: Images, extractor: Features, name: str) -> Featured:
             path, {"features": made.features, "logits": made.logits}, {"extractor": name, "data": images.fingerprint}
         )
     return made
+
+
+def fid(pixels: Tensor, images: Images) -> float:
+    """FID of images uint8 `[N, C, H, W]` against a data set, in the features of the data's own extractor.
+
+    Compare at one N only: the fewer images, the higher it is (`FrechetByCount`). `evaluate` gives its error and floor.
+    Raises DataError where the shapes differ.
+    """
+    check(replace(images, pixels=pixels, labels=None, class_names=()), images)
+    extractor = extractor_for(images)
+    return frechet_distance(featured(images, extractor, extractor.name).moments, Moments.of(extractor(pixels)[0]))
 
 
 def read_features(path: Path, n: int) -> Featured:
