@@ -1,6 +1,6 @@
 """Training and sampling speed of each preset on this machine, and where the time of a training step goes.
 
-    python benchmarks/throughput.py [--precision fp32 bf16] [--presets tiny small] [--seconds 4]
+    python benchmarks/throughput.py [--precision fp32 bf16] [--presets tiny small] [--seconds 4] [--device cuda]
 
 Images are 28 x 28 in grey with ten classes, as in Fashion-MNIST; numbers are medians over steps. Each preset is
 measured in every precision in one run, so that the ratios hold on a machine that others use too.
@@ -20,6 +20,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from simple_diffusion.config import PRESETS, Card, Config, build_sampler
 from simple_diffusion.data.images import Images
+from simple_diffusion.hardware import PRECISIONS, pick_device
 from simple_diffusion.run import start_training
 from simple_diffusion.samplers import samples
 
@@ -42,13 +43,25 @@ def kind_of(operation: str) -> str:
     return "other arithmetic" if operation.startswith("aten::") else "python, autograd"
 
 
-def matmul_peak(dtype: torch.dtype, size: int = 2048) -> float:
+CPU = torch.device("cpu")
+
+
+def wait_for(device: torch.device) -> None:
+    """Until a GPU has done all that it was given; a CPU has."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+
+
+def matmul_peak(dtype: torch.dtype, device: torch.device = CPU) -> float:
     """This machine's own matrix product, FLOP/s."""
-    a = torch.randn(size, size).to(dtype)
+    size = 2048 if device.type == "cpu" else 8192
+    a = torch.randn(size, size, device=device).to(dtype)
     times = []
     for _ in range(8):
+        wait_for(device)
         began = time.perf_counter()
         a @ a
+        wait_for(device)
         times.append(time.perf_counter() - began)
     return 2 * size**3 / median(times[2:])
 
@@ -63,8 +76,8 @@ def flops_of(steps: Iterator[Any]) -> int:
     return counter.get_total_flops()
 
 
-def measure(preset: str, precision: str, seconds: float) -> tuple[str, Counter]:
-    """One row of the table, and seconds by kind of work in five training steps on one core."""
+def measure(preset: str, precision: str, seconds: float, device: torch.device = CPU) -> tuple[str, Counter]:
+    """One row of the table, and seconds by kind of work in five training steps, on one core or on the GPU."""
     images = Images(
         "noise",
         torch.randint(0, 256, (2048, 1, 28, 28), dtype=torch.uint8),
@@ -72,7 +85,7 @@ def measure(preset: str, precision: str, seconds: float) -> tuple[str, Counter]:
         tuple("0123456789"),
     )
     config = replace(Config(**PRESETS[preset][1]), precision=precision)
-    card, device = Card.of(images), torch.device("cpu")
+    card = Card.of(images)
     denoiser, steps = start_training(config, card, images, device, lambda n: 1e-6)
     for _ in range(3):
         next(steps)
@@ -80,28 +93,33 @@ def measure(preset: str, precision: str, seconds: float) -> tuple[str, Counter]:
     cores = torch.get_num_threads()
     torch.set_num_threads(1)  # nor by the profiler
     next(steps)
-    with profile(activities=[ProfilerActivity.CPU]) as profiler:
+    on_gpu = device.type == "cuda"
+    with profile(activities=[ProfilerActivity.CPU] + [ProfilerActivity.CUDA] * on_gpu) as profiler:
         for _ in range(5):
             next(steps)
+        wait_for(device)
     torch.set_num_threads(cores)
     next(steps)
     times, end = [], time.perf_counter() + seconds
-    while time.perf_counter() < end:
+    while not times or time.perf_counter() < end:
         began = time.perf_counter()
         next(steps)
+        wait_for(device)
         times.append(time.perf_counter() - began)
     step = median(times)
 
     kinds: Counter = Counter()
     for event in profiler.key_averages():
-        kinds[kind_of(event.key)] += event.self_cpu_time_total / 1e6
+        took = event.self_device_time_total if on_gpu else event.self_cpu_time_total
+        kinds[kind_of(event.key)] += took / 1e6
 
     guided, grid, sampler = build_sampler(config, card, denoiser.eval())
-    n = 64 * torch.get_num_threads()  # a batch for each core
+    n = 640 if on_gpu else 64 * torch.get_num_threads()  # a batch for each core
     labels, times = torch.arange(n) % 10, []
     for seed in range(4):
         began = time.perf_counter()
-        list(samples(guided, (n, *card.shape), grid, labels, sampler=sampler, seed=seed))
+        list(samples(guided, (n, *card.shape), grid, labels, sampler=sampler, seed=seed, device=device))
+        wait_for(device)
         times.append(time.perf_counter() - began)
     parameters = sum(p.numel() for p in denoiser.parameters()) / 1e6
     row = (
@@ -111,28 +129,34 @@ def measure(preset: str, precision: str, seconds: float) -> tuple[str, Counter]:
     return row, kinds
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--precision", nargs="+", default=["fp32", "bf16"], choices=["fp32", "bf16"])
-    parser.add_argument("--presets", nargs="+", default=list(PRESETS), choices=list(PRESETS))
-    parser.add_argument("--seconds", type=float, default=4.0, help="of measuring each preset's steps")
-    args = parser.parse_args()
-    print(f"torch {torch.__version__}, {torch.get_num_threads()} threads", end="")
-    for precision, dtype in (("fp32", torch.float32), ("bf16", torch.bfloat16)):
-        print(f", matrix product {precision} {matmul_peak(dtype) / 1e9:,.0f} GFLOP/s", end="")
+def table(presets: list[str], precisions: list[str], seconds: float, device: torch.device) -> None:
+    """Print the speed of every preset in every precision, and where its time goes."""
+    print(f"torch {torch.__version__}, {torch.get_num_threads()} threads, {device}", end="")
+    for precision, dtype in PRECISIONS.items():
+        print(f", matrix product {precision} {matmul_peak(dtype, device) / 1e9:,.0f} GFLOP/s", end="")
     print("\n\n| preset | M parameters | precision | training images/s | GFLOP/image | GFLOP/s | sampling images/s |")
     print("|---|---|---|---|---|---|---|")
     shares = {}
-    for preset in args.presets:
-        for precision in args.precision:
-            row, shares[preset, precision] = measure(preset, precision, args.seconds)
+    for preset in presets:
+        for precision in precisions:
+            row, shares[preset, precision] = measure(preset, precision, seconds, device)
             print(row, flush=True)
     kinds = [kind for kind, _ in sum(shares.values(), Counter()).most_common()]
     print(f"\nShare of a training step:\n\n| preset | precision | {' | '.join(kinds)} |")
     print("|---" * (len(kinds) + 2) + "|")
-    for (preset, precision), seconds in shares.items():
-        total = sum(seconds.values())
-        print(f"| {preset} | {precision} | {' | '.join(f'{seconds[k] / total:.0%}' for k in kinds)} |")
+    for (preset, precision), spent in shares.items():
+        total = sum(spent.values())
+        print(f"| {preset} | {precision} | {' | '.join(f'{spent[k] / total:.0%}' for k in kinds)} |")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--precision", nargs="+", default=list(PRECISIONS), choices=list(PRECISIONS))
+    parser.add_argument("--presets", nargs="+", default=list(PRESETS), choices=list(PRESETS))
+    parser.add_argument("--seconds", type=float, default=4.0, help="of measuring each preset's steps")
+    parser.add_argument("--device", default="cpu", choices=("cpu", "cuda"))
+    args = parser.parse_args()
+    table(args.presets, args.precision, args.seconds, pick_device(args.device))
 
 
 if __name__ == "__main__":

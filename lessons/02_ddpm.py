@@ -3,7 +3,7 @@
 #
 # Lesson 1 with images in place of points. Nothing else changes: noise is added by a schedule, a network guesses it,
 # and a guess of the noise is a guess of the clean image. This is Ho et al. 2020, "Denoising Diffusion Probabilistic
-# Models".
+# Models". Those who come from a notebook that trains such a model without labels find its content here.
 #
 # Files: [`losses.py`](../src/simple_diffusion/losses.py) has algorithm 1 (training) and
 # [`samplers.py`](../src/simple_diffusion/samplers.py) algorithm 2 (drawing).
@@ -32,11 +32,10 @@ images = sd.load_images("digits")
 
 def show(pixels, columns: int = 16, title: str = "") -> None:
     """A grid of uint8 images."""
-    plt.figure(figsize=(8, 8 * -(-len(pixels) // columns) / columns + 0.3))
+    plt.figure(figsize=(8, 8 * -(-len(pixels) // columns) / columns + 0.3), layout="constrained")
     plt.imshow(sd.grid(pixels, columns))
     plt.title(title, fontsize=10)
     plt.axis("off")
-    plt.tight_layout()
     plt.show()
 
 
@@ -46,9 +45,10 @@ show(images.pixels[:32], title=f"{len(images):,} images of {images.shape[1]} × 
 # ## Adding noise, in steps
 #
 # DDPM thinks of noise as added in $T$ small steps; step $n$ adds noise of variance $\beta_n$. All steps up to $n$
-# together are one leap, $x_n = \sqrt{\bar\alpha_n}\, x_0 + \sqrt{1 - \bar\alpha_n}\, \varepsilon$ with $\bar\alpha_n
-# = \prod_{i \le n} (1 - \beta_i)$ (eq. 4): lesson 1's formula, read off a table. `Discrete` makes a schedule of such
-# a table. The paper takes 1,000 steps and we take 100, each ten times as large, to draw ten times as fast.
+# together are one leap, $x_n = \sqrt{\bar\alpha_n}\, x_0 + \sqrt{1 - \bar\alpha_n}\, \varepsilon$ with
+# $\bar\alpha_n = \prod_{i \le n} (1 - \beta_i)$ (eq. 4): lesson 1's formula, read off a table. `Discrete` makes a
+# schedule of such a table. The paper takes 1,000 steps and we take 100, each ten times as large, to draw ten times as
+# fast.
 
 # %%
 T = 100
@@ -125,4 +125,5 @@ print(f"FID[digits-cnn-1, n={COUNT} vs train]: {before:.2f} untrained, {after:.2
 # sd.sample(sd.Clipped(denoiser), (COUNT, 1, 28, 28), sd.uniform_grid(schedule, T), sampler=sd.ddpm)
 # ```
 #
-# **Exercise.** Write one step of algorithm 2: `simple-diffusion check 2 my_solution.py`.
+# **Exercise.** Write one step of algorithm 2, `ddpm_step(x_t, x0_hat, noise, alpha_t, sigma_t, alpha_s, sigma_s)`,
+# and let `simple-diffusion check 2 my_solution.py` look at it.

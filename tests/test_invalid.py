@@ -230,6 +230,7 @@ OPTIONS: dict[str, dict[str, tuple[list[str], list[str]]]] = {
     },
     "schedules": {"--out": (["", "x.jpg", "x", "x.svg"], [])},
     "explain": {},
+    "check": {},
     "classifier": {
         "--epochs": (NOT_WHOLE + LARGER, ["from 1 to 1,000,000"]),
         "--out": (["", "x.pt", "x", "x.npz"], []),
@@ -286,6 +287,9 @@ MISUSES = {
     "data nowhere.npz --noised x.png --schedule cosin": ["cosin", "cosine", "karras"],
     "schedules cosin": ["cosin", "cosine", "karras"],
     "explain cosin": ["cosin", "cosine", "dpmpp"],
+    "check 13": ["13", "1 to 12"],
+    "check three": ["three", "whole number"],
+    "check 3 nowhere.py": ["nowhere.py", "check 3"],
     "schedules cosine flow cosin": ["cosin", "linear"],
 }
 

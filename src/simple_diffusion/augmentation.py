@@ -18,16 +18,17 @@ Augmentation = Callable[[Tensor], Tensor]
 
 
 def identity(x: Tensor) -> Tensor:
+    """x as it is, of any shape."""
     return x
 
 
 def mirror(x: Tensor) -> Tensor:
-    """Left and right exchanged, `[..., H, W]`."""
+    """The images x `[..., H, W]` with left and right exchanged."""
     return x.flip(-1)
 
 
 def symmetries(square: bool) -> list[Augmentation]:
-    """The symmetries of a rectangle of pixels, the identity first: 8 if it is square, else 4."""
+    """The symmetries of a rectangle of pixels `[..., H, W]`, the identity first: 8 if it is square, else 4."""
     turns = (0, 1, 2, 3) if square else (0, 2)
     return [lambda x, k=k, f=f: torch.rot90(f(x), k, (-2, -1)) for f in (identity, mirror) for k in turns]
 
@@ -41,9 +42,10 @@ AUGMENTATIONS: dict[str, Callable[[bool], list[Augmentation]]] = {
 
 
 def augmented(loss: Loss, views: Sequence[Augmentation], null: int, told: bool = True) -> Loss:
-    """The same loss on a random view of each sample.
+    """The same loss on a random view of each sample, the views equally likely (Karras et al. 2022, appendix F.2).
 
-    views  the first one is the identity
+    loss   (denoiser, x0, cond, draws) -> `[B]`
+    views  functions of images `[..., H, W]`; the first one is the identity
     null   the label that means "no label": the number of classes
     told   whether the label also names the view, for a network with `Labels(classes, width, views=len(views))`
     """

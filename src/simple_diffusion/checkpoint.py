@@ -77,5 +77,11 @@ def _made_of(weights: dict[str, Tensor], config: Config, card: Card, device: tor
 
 
 def load(path: str | Path, device: str = "auto") -> Denoiser:
-    """The denoiser of a run folder or file, ready to sample. Raises CheckpointError."""
+    """The denoiser of a run folder or file, ready to sample: x_t `[B, C, H, W]` in, the same shape out.
+
+    path     of a run folder of `train`, or of a .safetensors file
+    device   "auto", "cpu", "cuda" or "mps"
+
+    Raises CheckpointError, naming the path, if there is no model; UsageError for a device that is not there.
+    """
     return read(path, device).denoiser

@@ -66,9 +66,12 @@ def train_classifier(
     seed        of the weights, the split, the order and the shifts
     epochs      passes over the data; None for as many as take minutes on two cores
     patience    passes without a lower validation loss after which it stops; None for a third of all
-    validation  share of the images held out
+    validation  share of the images held out, in (0, 1)
+    device      "auto", "cpu", "cuda" or "mps"
+    precision   "auto", "fp32" or "bf16"
 
-    Raises DataError for fewer than 20 images, DivergedError where the loss is not finite.
+    Raises DataError for fewer than 20 images, DivergedError where the loss is not finite, UsageError for a device that
+    is not there.
     """
     began = time.perf_counter()
     size, layers = (32, 4) if max(images.shape[1:]) <= 32 else (64, 5)
@@ -198,7 +201,10 @@ def score(net: Classifier, images: Images) -> tuple[float, float]:
 
 
 def accuracy(net: Classifier, images: Images) -> float:
-    """Share of the labelled images, such as a test set, whose class the classifier names. Raises DataError."""
+    """Share of the labelled images, such as a test set, whose class the classifier `net` names: a number in [0, 1].
+
+    Raises DataError for images without labels.
+    """
     return score(net, images)[1]
 
 

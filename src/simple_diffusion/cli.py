@@ -9,7 +9,7 @@ import os
 import sys
 from typing import Any
 
-from .commands import classifier, data, evaluate, explain, sample, schedules, train
+from .commands import check, classifier, data, evaluate, explain, sample, schedules, train
 from .commands.options import FIRST, SHARED, Parser
 from .errors import SimpleDiffusionError
 from .signals import exit_on_sigterm
@@ -18,7 +18,7 @@ from .signals import exit_on_sigterm
 # cores it costs a tenth; beside one other busy program spinning costs nine tenths (docs/notes/network.md).
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
-COMMANDS = (train, sample, evaluate, data, schedules, classifier, explain)
+COMMANDS = (train, sample, evaluate, data, schedules, classifier, explain, check)
 
 SEVERAL = ("train", "sample", "evaluate")
 """What several processes can share; of the rest the first process does all."""
@@ -41,7 +41,8 @@ def parser() -> Parser:
 
 @exit_on_sigterm()
 def main(argv: list[str] | None = None) -> None:
-    """Run a command and exit: 0 ok, 2 usage, 3 data, 4 diverged, 5 file, 6 disk, 7 in use, 130 and 143 by a signal."""
+    """Run a command and exit: 0 ok, 1 a wrong solution, 2 usage, 3 data, 4 diverged, 5 file, 6 disk, 7 in use, 130 or
+    143 by a signal."""
     argv = sys.argv[1:] if argv is None else argv
     try:
         args = parser().parse_args(argv)

@@ -10,22 +10,26 @@ from .targets import Target
 
 
 class PosteriorMean(Protocol):
-    """What samplers need: the posterior mean of the clean image, and the schedule it belongs to."""
+    """What samplers need: the posterior mean of the clean image, and the schedule it belongs to.
+
+    Called with x_t `[B, ...]`, t `[B]` or a single time in (0, 1], and cond int64 `[B]` or None; the same shape as x_t.
+    """
 
     @property
-    def schedule(self) -> Schedule: ...
+    def schedule(self) -> Schedule:
+        """Levels of signal and noise at each time."""
 
     def __call__(self, x_t: Tensor, t: Tensor, cond: Tensor | None = None) -> Tensor: ...
 
 
 class Denoiser(nn.Module):
-    """E[x0 | x_t] from any network, schedule and target.
+    """E[x0 | x_t] from any network, schedule and target (Ho et al. 2020, eq. 15; Karras et al. 2022, eq. 7).
 
     net         net(x, noise_level, cond) -> x's shape; x `[B, ...]` has unit variance,
                 noise_level = log(sigma/alpha)/4 `[B]` (Karras et al. 2022, c_noise), cond `[B]` int64 or None
     schedule    levels of signal and noise; samplers read it from here, so that both ends use the same one
     target      what the network's output means
-    data_std    standard deviation of the data
+    data_std    standard deviation of the data, whose pixels lie in [-1, 1]
     dtype       what the network computes in; the mathematics around it stays in x_t's dtype
     """
 
@@ -64,7 +68,10 @@ class Denoiser(nn.Module):
 
 
 class Clipped:
-    """A posterior mean kept inside the range of images, [-1, 1] (Ho et al. 2020's code clips so at every step)."""
+    """A posterior mean kept inside the range of images, [-1, 1] (the code of Ho et al. 2020 clips so at every step).
+
+    Called as `PosteriorMean` is: x_t `[B, ...]` in, the same shape out.
+    """
 
     def __init__(self, denoiser: PosteriorMean):
         self.denoiser, self.schedule = denoiser, denoiser.schedule

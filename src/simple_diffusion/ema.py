@@ -18,6 +18,8 @@ def power_decay(width: float = 0.05) -> Decay:
     """The power-function average (Karras et al. 2024, eq. 121-127): its memory is a fixed share of the run so far.
 
     width   standard deviation of the averaging profile relative to the length of the run, in (0, 0.28)
+
+    Raises ValueError for another width.
     """
     # width^2 = (g + 1) / ((g + 2)^2 (g + 3)) solved for the exponent g: the largest root.
     if not 0 < width < 0.28:
@@ -30,6 +32,7 @@ def power_decay(width: float = 0.05) -> Decay:
 def constant_decay(decay: float = 0.999, warmup: int = 0) -> Decay:
     """A fixed decay, reached from below so that the first steps are forgotten: min(decay, (m - 1) / (m + 9)).
 
+    decay    share of the average that an update keeps, in [0, 1)
     warmup   updates that are copied as they are; m = n - warmup counts from the last one
     """
 
@@ -41,10 +44,11 @@ def constant_decay(decay: float = 0.999, warmup: int = 0) -> Decay:
 
 
 class EMA(Generic[Averaged]):
-    """A copy of `model` whose parameters trail its own; buffers are copied as they are.
+    """A copy of `model` whose parameters trail its own (Karras et al. 2024, "Analyzing and improving the training
+    dynamics", section 3); buffers are copied as they are.
 
     model   any module; `.model` is the averaged copy, in eval mode and without gradients
-    decay   a function of the number of the update
+    decay   number of the update -> share of the average that is kept; `power_decay()` by default
     """
 
     def __init__(self, model: Averaged, decay: Decay | None = None):

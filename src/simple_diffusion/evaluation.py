@@ -163,7 +163,7 @@ def featured(images: Images, extractor: Features, name: str) -> Featured:
 
 
 def fid(pixels: Tensor, images: Images) -> float:
-    """FID of images uint8 `[N, C, H, W]` against a data set, in the features of the data's own extractor.
+    """FID of pixels uint8 `[N, C, H, W]` against images, a data set, in the features of the data's own extractor.
 
     Compare at one N only: the fewer images, the higher it is (`FrechetByCount`). `evaluate` gives its error and floor.
     Raises DataError where the shapes differ.

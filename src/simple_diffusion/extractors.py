@@ -59,6 +59,11 @@ class Extractor:
     """uint8 `[N, C, H, W]`, any N, H and W -> features float32 `[N, F]` and logits float32 `[N, classes]`.
 
     Runs on the CPU in float32 and in batches of one size, so that numbers of different machines and counts compare.
+
+    record   what is known of it, its name among that
+    net      the trained classifier
+
+    Raises DataError for images of another kind.
     """
 
     record: Record
@@ -66,6 +71,7 @@ class Extractor:
 
     @property
     def name(self) -> str:
+        """What numbers are printed with."""
         return self.record.name
 
     @property
@@ -75,6 +81,7 @@ class Extractor:
 
     @property
     def channels(self) -> int:
+        """Of the images that it takes: 1 or 3."""
         return self.record.architecture["channels"]
 
     def __call__(self, images: Tensor) -> tuple[Tensor, Tensor]:
@@ -94,10 +101,14 @@ def extractor_for(
 ) -> Extractor:
     """The reference extractor of a training set: shipped, cached, or trained now and cached.
 
+    images  the training set, uint8 `[N, C, H, W]`
     seed    of the training; another one than 0 is never shipped
     device  that a training runs on
     cache   folder of the extractors trained here, by default in the user's cache
     quiet   do not say on stderr what takes minutes
+
+    Where it trains, raises DataError for fewer than 20 images, DivergedError for a loss that is not finite, UsageError
+    for a device that is not there.
     """
 
     def say(text: str) -> None:

@@ -24,9 +24,13 @@ def extent(n: int, columns: int, height: int, width: int, gap: int = 2, scale: i
 
 
 def grid(pixels: Tensor, columns: int, gap: int = 2, scale: int | None = None) -> Image.Image:
-    """Images uint8 `[N, C, H, W]` in rows of `columns`, left to right, on a mid-grey ground.
+    """Images in rows of `columns`, left to right, on a mid-grey ground.
 
-    C is 1 or 3. scale makes each pixel a square of so many a side, `enlargement` by default.
+    pixels   uint8 `[N, C, H, W]`, C being 1 or 3
+    gap      pixels between two images, and around all
+    scale    makes each pixel a square of so many a side; `enlargement` by default
+
+    Raises ValueError for images of another kind.
     """
     n, channels, height, width = pixels.shape
     if pixels.dtype != torch.uint8 or channels not in (1, 3):

@@ -29,7 +29,9 @@ def fit(
 ) -> EMA[Denoiser]:
     """Train for so many updates, and return the averaged denoiser as `.model`; `denoiser` keeps the last weights.
 
+    denoiser   of images `[B, C, H, W]`; trained where it is
     images     all of them, as `load_images` gives them; they are moved to the denoiser's device
+    steps      updates to train for
     loss       (denoiser, x0, cond, draws) -> `[B]`, in which augmentation and dropped labels are wrapped
     optimizer  of the denoiser's parameters, `adamw` by default
     lr         peak of the learning rate: up over the first 3 % of the steps, then straight down to 0

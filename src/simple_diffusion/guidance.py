@@ -22,9 +22,11 @@ def unlabelled(cond: Tensor, null: int) -> Tensor:
 
 
 def drop_labels(loss: Loss, null: int, p: float = 0.1) -> Loss:
-    """The same loss with each sample's label replaced by `null` with probability p, sample by sample.
+    """The same loss with each sample's label replaced by `null`, sample by sample (Ho & Salimans 2022, algorithm 1).
 
-    null is the label that means "no label": the number of classes.
+    loss  (denoiser, x0, cond, draws) -> `[B]`; without labels it is left as it is
+    null  the label that means "no label": the number of classes
+    p     probability that a label is dropped, in [0, 1]
     """
 
     def dropped(denoiser, x0: Tensor, cond: Tensor | None, draws: Draws) -> Tensor:
@@ -43,7 +45,7 @@ EVERYWHERE: Interval = (0.0, math.inf)
 
 
 def inside(interval: Interval, schedule: Schedule, t: Tensor) -> Tensor:
-    """Which of the times lie in the interval: bool, on the CPU, so that deciding does not wait for a GPU."""
+    """Which times t `[B]` have a ratio sigma/alpha in the interval: bool `[B]`, on the CPU: no GPU is waited for."""
     ratio = schedule.ratio(t.cpu().double())
     return (interval[0] <= ratio) & (ratio <= interval[1])
 
@@ -55,12 +57,17 @@ def pushed(away_from: Tensor, x0_hat: Tensor, scale: float, acts: Tensor) -> Ten
 
 
 class Guided:
-    """Classifier-free guidance: lerp(x0_hat(null), x0_hat(cond), scale).
+    """Classifier-free guidance: lerp(x0_hat(null), x0_hat(cond), scale) (Ho & Salimans 2022, eq. 6).
 
+    Called as `PosteriorMean` is: x_t `[B, ...]` in, the same shape out; cond `[B]` must be given.
+
+    denoiser  trained with `drop_labels`
     scale     0 unconditional, 1 conditional without guidance, above 1 stronger; both ends are exact and cost one
-              evaluation. In the paper's notation scale = 1 + w (eq. 6).
+              evaluation. In the paper's notation scale = 1 + w.
     null      the label that means "no label"
-    interval  of sigma/alpha inside which it guides; outside, the conditional mean alone, at one evaluation
+    interval  of the ratio sigma/alpha inside which it guides; outside, the conditional mean alone, at one evaluation
+
+    Raises ValueError when it is called without labels.
     """
 
     def __init__(self, denoiser: PosteriorMean, scale: float, null: int, interval: Interval = EVERYWHERE):
@@ -86,10 +93,13 @@ class AutoGuided:
     """Autoguidance: lerp(x0_hat of the guide, x0_hat, scale) (Karras et al. 2024, "Guiding a diffusion model with a bad
     version of itself", eq. 3).
 
+    Called as `PosteriorMean` is: x_t `[B, ...]` in, the same shape out.
+
+    denoiser  the model to draw from
     guide     a worse model of the same data and schedule; both err alike, the guide more, so that their difference
               points away from the error
     scale     1 is none, at one evaluation; above 1 stronger, at one evaluation of each
-    interval  of sigma/alpha inside which it guides
+    interval  of the ratio sigma/alpha inside which it guides
     """
 
     def __init__(self, denoiser: PosteriorMean, guide: PosteriorMean, scale: float, interval: Interval = EVERYWHERE):

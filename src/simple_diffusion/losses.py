@@ -29,12 +29,14 @@ Loss = Callable[[Denoiser, Tensor, Tensor | None, Draws], Tensor]
 
 
 def uniform(u: Tensor, schedule: Schedule) -> Tensor:
-    """Times spread evenly over (0, 1] (Ho et al. 2020, algorithm 1)."""
+    """Times spread evenly over (0, 1] (Ho et al. 2020, algorithm 1): u `[B]` in (0, 1) -> t `[B]`, on any schedule."""
     return 1 - 0.999 * u
 
 
 def on_steps(u: Tensor, schedule: Schedule) -> Tensor:
     """Times n/T with n uniform on 1 ... T, the steps of a table of T betas (Ho et al. 2020, algorithm 1).
+
+    u `[B]` in (0, 1) -> t `[B]`.
 
     Raises ValueError for a schedule without a table.
     """
@@ -47,7 +49,13 @@ def on_steps(u: Tensor, schedule: Schedule) -> Tensor:
 
 @dataclass(frozen=True)
 class LogNormal:
-    """ln(sigma/alpha) ~ N(mean, std^2) (Karras et al. 2022, table 1). For Flow this is the logit-normal of SD3."""
+    """ln(sigma/alpha) ~ N(mean, std^2) (Karras et al. 2022, table 1): u `[B]` in (0, 1) -> t `[B]`, on any schedule.
+
+    On Flow this is the logit-normal density of Esser et al. 2024 (Stable Diffusion 3).
+
+    mean   of ln(sigma/alpha); EDM's -1.2 is sigma/alpha = 0.30, for pixels in [-1, 1]
+    std    standard deviation of the same, above 0
+    """
 
     mean: float = -1.2
     std: float = 1.2
@@ -59,7 +67,10 @@ class LogNormal:
 
 @dataclass(frozen=True)
 class MinSNR:
-    """min(snr, gamma) (Hang et al. 2023, section 3.4)."""
+    """min(snr, gamma) (Hang et al. 2023, section 3.4), for snr = (alpha/sigma)^2 of any shape.
+
+    gamma   the ratio above which a level counts no more; the paper's 5
+    """
 
     gamma: float = 5.0
 
@@ -68,7 +79,7 @@ class MinSNR:
 
 
 def huber(error: Tensor) -> Tensor:
-    """e^2/2 up to |e| = 1 and |e| - 1/2 from there: the smooth L1 loss (Huber 1964, with delta = 1)."""
+    """e^2/2 up to |e| = 1 and |e| - 1/2 from there, elementwise in the error e (Huber 1964, with delta = 1)."""
     return F.huber_loss(error, torch.zeros_like(error), reduction="none")
 
 
@@ -86,8 +97,9 @@ def denoising_loss(
     weight: Weight | None = None,
     measure: Measure = torch.square,
 ) -> Tensor:
-    """The mean squared error of the network's output, for each sample: `[B]` (Ho et al. 2020, algorithm 1).
+    """The mean squared error of the network's output, for each sample: `[B]` (Ho et al. 2020, algorithm 1, eq. 14).
 
+    denoiser its schedule, target and data_std say what the network is asked for
     x0       clean data `[B, ...]` in [-1, 1]
     cond     labels `[B]` int64, or None
     draws    random numbers of these samples: the noise and the times

@@ -40,7 +40,7 @@ class Moments:
 
     @classmethod
     def of(cls, features: Tensor) -> "Moments":
-        """The moments of features `[N, D]`, N >= 1."""
+        """The moments of features `[N, D]`, N >= 1. Raises DataError for another shape, or numbers not finite."""
         x = _checked(features, 1, "a mean")
         mean = x.mean(0)
         x = x - mean
@@ -71,9 +71,13 @@ class Moments:
 def frechet_distance(a: Moments, b: Moments) -> float:
     """FID, |μa - μb|² + tr(Sa + Sb - 2 (Sa Sb)^½), in squared feature units (Heusel et al. 2017, eq. 6).
 
+    a, b   moments of features `[N, D]` and `[M, D]`, in either order
+
     The eigenvalues of (Sa Sb)^½ are the singular values of Sa^½ Sb^½, which exist for every covariance: with fewer
     samples than features the value is finite, and of a set to itself 0 to rounding. Its expectation falls with the
     count: compare values at one count only, or see `frechet_by_count`.
+
+    Raises DataError for two widths D, or one sample.
     """
     _same_width(a.mean, b.mean)
     overlap = torch.linalg.svdvals(a.root @ b.root).sum()
@@ -82,19 +86,29 @@ def frechet_distance(a: Moments, b: Moments) -> float:
 
 
 class FrechetByCount(NamedTuple):
-    """The Fréchet distance as a function of the number of samples."""
+    """The Fréchet distance as a function of the number of samples.
 
-    counts: tuple[int, ...]  # fakes behind each value: n/4, n/2, n
+    counts   fakes behind each value: n/4, n/2, n
+    values   the distance at each count, in squared feature units
+    limit    extrapolation to infinitely many; unclamped, so around 0 where the distributions agree
+    """
+
+    counts: tuple[int, ...]
     values: tuple[float, ...]
-    limit: float  # extrapolation to infinitely many; unclamped, so around 0 where the distributions agree
+    limit: float
 
 
 def frechet_by_count(real: Tensor, fake: Tensor, seed: int = 0) -> FrechetByCount:
     """FID at n/4, n/2 and n and, by the least-squares line in 1/n, at infinity (Chong & Forsyth 2020).
 
+    real, fake   features `[N, D]` and `[M, D]`, at least 8 of each
+    seed         of the order in which they are split
+
     Both sets are thinned by the same share, where the paper thins the fakes alone, so that the bias of a finite real
     set goes too. Each value is the mean over the disjoint parts of a random order: every sample counts at every n, and
     the noise the values share leaves the slope alone. The line holds while n/4 is several times D.
+
+    Raises DataError for fewer, for two widths D, or numbers not finite.
     """
     _checked_pair(real, fake, 8, "the Fréchet distance at n/4")
     reals, fakes = (
@@ -110,10 +124,15 @@ def frechet_by_count(real: Tensor, fake: Tensor, seed: int = 0) -> FrechetByCoun
 
 
 def inception_score(logits: Tensor, splits: int = 10) -> tuple[float, float]:
-    """exp E KL(p(y|x) ‖ p(y)), 1 to K: mean and standard deviation over splits (Salimans et al. 2016, sec. 4).
+    """exp E KL(p(y|x) ‖ p(y)), 1 to K: mean and standard deviation over splits (Salimans et al. 2016, section 4).
+
+    logits   `[N, K]`, one for each of K classes
+    splits   parts of the samples, each with a score of its own
 
     The splits are contiguous and differ in size by 1 at most: give the samples in random order. The deviation is of the
     splits themselves (divisor `splits`, as in the paper's code), not the error of their mean.
+
+    Raises UsageError for less than one split, DataError for fewer samples than splits.
     """
     if splits < 1:
         raise UsageError(f"splits must be at least 1, not {splits}")
@@ -129,10 +148,14 @@ def _split_score(log_p: Tensor) -> Tensor:
 
 
 def kernel_distance(real: Tensor, fake: Tensor) -> tuple[float, float]:
-    """KID, the unbiased MMD² with the kernel (x·y / D + 1)³ (Bińkowski et al. 2018), and its standard error.
+    """KID, the unbiased MMD² with the kernel (x·y / D + 1)³ (Bińkowski et al. 2018, section 4), and its standard error.
+
+    real, fake   features `[N, D]` and `[M, D]`, at least 2 of each; the value has no unit and may fall below 0
 
     Over all pairs, not random subsets. The error is of the draw of both sets, by the influence of each sample (the
     jackknife of a U-statistic): right to first order where the distributions differ, √2 too wide where they agree.
+
+    Raises DataError for fewer, for two widths D, or numbers not finite.
     """
     real, fake = _checked_pair(real, fake, 2, "KID")
     real_real, _ = _kernel_sums(real, real)
@@ -161,19 +184,30 @@ def _self_kernel(x: Tensor) -> Tensor:
 
 
 class PrecisionRecall(NamedTuple):
-    """Fidelity and variety of samples, apart. Each is 1 at best; density alone can exceed it."""
+    """Fidelity and variety of samples, apart. Each is 1 at best; density alone can exceed it.
 
-    precision: float  # share of fakes inside the reals' balls
-    recall: float  # share of reals inside the fakes' balls
-    density: float  # reals' balls a fake lies in, over k
-    coverage: float  # share of reals with a fake in their ball
+    precision   share of fakes inside the reals' balls
+    recall      share of reals inside the fakes' balls
+    density     number of reals' balls that a fake lies in, over k
+    coverage    share of reals with a fake in their ball
+    """
+
+    precision: float
+    recall: float
+    density: float
+    coverage: float
 
 
 def precision_recall(real: Tensor, fake: Tensor, k: int = 3) -> PrecisionRecall:
-    """Precision and recall (Kynkäänniemi et al. 2019, eq. 1-2), density and coverage (Naeem et al. 2020, sec. 3).
+    """Precision and recall (Kynkäänniemi et al. 2019, eq. 1-2), density and coverage (Naeem et al. 2020, section 3).
+
+    real, fake   features `[N, D]` and `[M, D]`, more than k of each
+    k            rank of the neighbour that a ball reaches to
 
     The ball of a sample reaches to its k-th nearest other sample of its own set, the surface included. The papers take
     k = 3 for the first two and k = 5 for the others. All four depend on N: compare at one count only.
+
+    Raises UsageError for k below 1, DataError for too few samples or two widths D.
     """
     if k < 1:
         raise UsageError(f"k must be at least 1, not {k}")
@@ -205,13 +239,19 @@ def _squared_distances(x: Tensor, y: Tensor) -> Iterator[Tensor]:
 def jackknife(statistic: Callable[[Tensor], Numbers], n: int, groups: int = 50, seed: int = 0) -> Tensor:
     """Standard error of a statistic of n samples: float64, shaped as the statistic (Efron & Stein 1981).
 
-    `statistic` maps the indices of the samples to keep, int64, to one number or several, such as
-    `lambda keep: frechet_distance(real, Moments.of(fake[keep]))`; it is called once for each of `groups` random groups
-    left out. 95 % of the intervals value ± 1.96 errors hold the statistic's expectation at this n, or more than 95 %:
-    the error is up to √2 too wide for a distance between equal distributions, and 1.6 for `recall`.
+    statistic   (int64 indices `[<= n]` of the samples to keep) -> one number or several, such as
+                `lambda keep: frechet_distance(real, Moments.of(fake[keep]))`
+    n           samples in all
+    groups      random groups, each left out once: that many calls of the statistic
+    seed        of the groups
+
+    95 % of the intervals value ± 1.96 errors hold the statistic's expectation at this n, or more than 95 %: the error
+    is up to √2 too wide for a distance between equal distributions, and 1.6 for `recall`.
 
     No bootstrap, because FID is biased in n: the duplicates of a bootstrap lower the effective n, so its percentiles
     lie above the value itself, and while n is a few times D its spread is up to three times that of FID.
+
+    Raises UsageError for fewer than 2 groups, DataError for fewer samples than groups.
     """
     if groups < 2:
         raise UsageError(f"groups must be at least 2, not {groups}")

@@ -9,12 +9,20 @@ from .networks.embedding import Labels
 
 
 def adamw(model: nn.Module, lr: float = 3e-3, betas: tuple[float, float] = (0.9, 0.99)) -> torch.optim.AdamW:
-    """AdamW without weight decay (Loshchilov & Hutter 2019), fused."""
+    """AdamW without weight decay (Loshchilov & Hutter 2019), fused, for all parameters of a model.
+
+    lr      learning rate, which `train` sets anew at each step
+    betas   memory of the gradient and of its square, shares in [0, 1)
+    """
     return torch.optim.AdamW(model.parameters(), lr=lr, betas=betas, weight_decay=0.0, fused=True)
 
 
 def muon(model: nn.Module, lr: float = 3e-3, betas: tuple[float, float] = (0.9, 0.99)) -> "Muon":
-    """Muon for the weights of a network's layers, AdamW for its biases, norms and tables of labels."""
+    """Muon for the weights of a model's layers (Jordan et al. 2024), AdamW for its biases, norms and tables of labels.
+
+    lr      learning rate of both, which `train` sets anew at each step
+    betas   of AdamW: memory of the gradient and of its square, shares in [0, 1)
+    """
     tables = {id(p) for module in model.modules() if isinstance(module, Labels) for p in module.parameters()}
     matrices = [p for p in model.parameters() if p.ndim > 1 and id(p) not in tables]
     matrix_ids = {id(p) for p in matrices}

@@ -27,7 +27,7 @@ Sampler = Callable[[PosteriorMean, Tensor, Tensor, Tensor | None, Noise], Iterat
 
 
 def fresh(step: int, x: Tensor) -> Tensor:
-    """Unit noise from torch's global generator."""
+    """Unit noise like x, of any shape, from torch's global generator, whatever the number of the step."""
     return torch.randn_like(x)
 
 
@@ -35,16 +35,20 @@ def fresh(step: int, x: Tensor) -> Tensor:
 
 
 def uniform_grid(schedule: Schedule, n: int) -> Tensor:
-    """Evenly spaced times 1, (n-1)/n, ..., 1/n: on a table of T betas with n = T, every step of the table."""
+    """Evenly spaced times 1, (n-1)/n, ..., 1/n: float64 `[n]`, the same on any schedule.
+
+    On a table of T betas with n = T they are every step of the table (Ho et al. 2020, algorithm 2).
+    """
     return torch.arange(n, 0, -1, dtype=torch.float64) / n
 
 
 def karras_grid(
     schedule: Schedule, n: int, sigma_min: float = 0.002, sigma_max: float = 80.0, rho: float = 7.0
 ) -> Tensor:
-    """Noise-to-signal ratios evenly spaced after the rho-th root (Karras et al. 2022, eq. 5), as times.
+    """Times `[n]` whose noise-to-signal ratios are evenly spaced after the rho-th root (Karras et al. 2022, eq. 5).
 
-    sigma_min, sigma_max are cut to what the schedule reaches.
+    sigma_min, sigma_max   ends of sigma/alpha, for pixels in [-1, 1]; cut to what the schedule reaches
+    rho                    1 spaces them evenly; the larger, the closer they stand at the clean end
     """
     reach = schedule.ratio(torch.tensor([0.0, 1.0], dtype=torch.float64)).tolist()
     low, high = max(sigma_min, reach[0]), min(sigma_max, reach[1])
@@ -60,7 +64,13 @@ GRIDS: dict[str, Callable[..., Tensor]] = {"karras": karras_grid, "uniform": uni
 
 @dataclass(frozen=True)
 class Interval:
-    """One step of the grid, from time t to the next one, s; at the end s is None and the level clean: (1, 0)."""
+    """One step of the grid, from time t to the next one, s; at the end s is None and the level clean: (1, 0).
+
+    number             of the step, from 0
+    t, s               times in (0, 1], each a tensor of shape `[]` like the images
+    alpha_t, sigma_t   levels of signal and noise at t
+    alpha_s, sigma_s   the levels at s
+    """
 
     number: int
     t: Tensor
@@ -72,7 +82,7 @@ class Interval:
 
 
 def intervals(schedule: Schedule, times: Tensor, x: Tensor) -> Iterator[Interval]:
-    """The steps along `times` `[n]`, for images like x."""
+    """The steps along `times` `[n]` on a schedule, for images like x."""
     alphas = [*schedule.alpha(times.double()).tolist(), 1.0]
     sigmas = [*schedule.sigma(times.double()).tolist(), 0.0]
     ts: list[Tensor | None] = [*times.to(x), None]
@@ -101,7 +111,14 @@ def ddpm(
 ) -> Iterator[Tensor]:
     """Ancestral sampling from the posterior q(x_s | x_t, x0_hat) (Ho et al. 2020, algorithm 2, eq. 6-7).
 
+    denoiser   E[x0 | x_t], and the schedule
+    x          noise `[B, ...]` at the level of the first time
+    times      a grid `[n]`, falling
+    cond       labels int64 `[B]`, or None
+    noise      (number of the step, x) -> unit noise like x
     variance   of a step: a name in VARIANCES
+
+    Yields x after each of the n steps, `[B, ...]`. Raises ValueError for another name.
     """
     if variance not in VARIANCES:
         raise ValueError(f"the variance of a ddpm step is one of {', '.join(VARIANCES)}, not {variance!r}")
@@ -124,9 +141,11 @@ def ddim(
     *,
     eta: float = 0.0,
 ) -> Iterator[Tensor]:
-    """Keep x0_hat and the noise it implies, move to the next level (Song et al. 2021, eq. 12 and 16).
+    """Keep x0_hat and the noise it implies, move to the next level (Song, Meng & Ermon 2021, eq. 12 and 16).
 
-    eta   0 the ODE in first order, 1 `ddpm`
+    eta   share of fresh noise, in [0, 1]: 0 the ODE in first order, 1 `ddpm`
+
+    Takes and yields what `ddpm` does: x `[B, ...]`, times `[n]`, cond `[B]`; noise is drawn where eta is above 0.
     """
     for i in intervals(denoiser.schedule, times, x):
         x0_hat = denoiser(x, i.t, cond)
@@ -143,7 +162,7 @@ def heun(
 ) -> Iterator[Tensor]:
     """Heun's method on d(x/alpha)/d(sigma/alpha) = eps_hat (Karras et al. 2022, algorithm 1): two evaluations a step.
 
-    A solver of the ODE: draws no noise.
+    A solver of the ODE: draws no noise. Takes and yields what `ddpm` does: x `[B, ...]`, times `[n]`, cond `[B]`.
     """
     for i in intervals(denoiser.schedule, times, x):
         x0_hat = denoiser(x, i.t, cond)
@@ -162,7 +181,7 @@ def dpmpp(
 ) -> Iterator[Tensor]:
     """DPM-Solver++(2M) (Lu et al. 2022, algorithm 2): second order from one evaluation a step and the one before.
 
-    A solver of the ODE: draws no noise.
+    A solver of the ODE: draws no noise. Takes and yields what `ddpm` does: x `[B, ...]`, times `[n]`, cond `[B]`.
     """
     before: tuple[Tensor, float] | None = None
     for i in intervals(denoiser.schedule, times, x):
@@ -207,9 +226,11 @@ def states(
     """Every state of one batch of `samples`, from its noise to its images: float `[<= batch, ...]`, on `device`.
 
     There is one state more than a sampler yields, the noise before the first step. The last one is, to the bit, the
-    batch that `samples` draws. Arguments are those of `samples`, and
+    batch that `samples` draws. Arguments are those of `samples` (denoiser, shape, times, cond, sampler, seed), and
 
     first   number of the batch's first image, a multiple of `batch`
+
+    Raises ValueError where there is not a label for each image.
     """
     n, numbers = shape[0], range(first, first + batch)
     if cond is not None and len(cond) != n:
@@ -247,10 +268,17 @@ def samples(
     Image i of a seed depends on (seed, i) and its label alone: every batch is filled up to the full size, because
     the last bits of a convolution depend on how many images share it. On a CPU each core draws a batch of its own.
 
+    denoiser E[x0 | x_t], and the schedule
     shape    (N, C, H, W), or any shape that the network takes
-    times    a grid; x starts at its first level
+    times    a grid `[n]`; x starts at its first level
     cond     labels `[N]` int64, or None
+    sampler  a function like `ddpm`
+    seed     of the noise
+    batch    images drawn together
+    device   of the denoiser's weights
     firsts   the first image's number of each batch to draw, multiples of `batch`; all of them if it is None
+
+    Raises ValueError where there is not a label for each image.
     """
 
     def drawn(first: int) -> Tensor:
@@ -273,6 +301,17 @@ def sample(
     batch: int = BATCH,
     device: torch.device | str = "cpu",
 ) -> Tensor:
-    """`samples`, all at once: float `[N, C, H, W]` on the CPU."""
+    """`samples`, all at once: float `[N, C, H, W]` on the CPU, about [-1, 1].
+
+    shape    (N, C, H, W), or any shape that the network takes
+    times    a grid `[n]`, such as `karras_grid(denoiser.schedule, 10)`
+    cond     labels `[N]` int64, or None
+    sampler  ddpm, ddim, heun, dpmpp, or a `functools.partial` of one
+    seed     of the noise: image i depends on (seed, i) and its label alone
+    batch    images drawn together
+    device   of the denoiser's weights
+
+    Raises ValueError where there is not a label for each image.
+    """
     drawn = samples(denoiser, shape, times, cond, sampler=sampler, seed=seed, batch=batch, device=device)
     return torch.cat([x.cpu() for x in drawn])

@@ -50,7 +50,7 @@ class BetaCurve(Schedule):
     """Noise added at a rate beta(t) that keeps the variance: alpha^2 = exp(-B), sigma^2 = 1 - exp(-B), where B is the
     integral of beta from 0 to t (Song et al. 2021, eq. 11 and 33).
 
-    beta_min, beta_max   ends of the rate: DDPM's 1e-4 and 0.02 a step, at 1000 steps
+    beta_min, beta_max   ends of the rate, per unit of t: DDPM's 1e-4 and 0.02 a step, at 1000 steps
     """
 
     beta_min: float = 0.1
@@ -84,7 +84,7 @@ class Linear(BetaCurve):
 
 @dataclass(frozen=True)
 class Quadratic(BetaCurve):
-    """The root of beta rises in a straight line, as in the code of Song et al. 2021 (DDIM)."""
+    """The root of beta rises in a straight line, as in the code of Song, Meng & Ermon 2021 (DDIM)."""
 
     @property
     def _roots(self) -> tuple[float, float]:
@@ -102,7 +102,7 @@ class Quadratic(BetaCurve):
 
 @dataclass(frozen=True)
 class Sigmoid(BetaCurve):
-    """beta rises along the logistic curve from -6 to 6, as in the same code.
+    """beta rises along the logistic curve from -6 to 6, as in the code of Song, Meng & Ermon 2021 (DDIM).
 
     The curve's ends lie 0.25 % of the rise inside beta_min and beta_max.
     """
@@ -121,6 +121,8 @@ class Cosine(Schedule):
     """The cosine schedule (Nichol & Dhariwal 2021, eq. 17): alpha = cos(b)/cos(a), variance preserving.
 
     The paper caps each beta at 0.999 to keep the last step finite; here the clock stops at 0.9999 instead.
+
+    s   offset of the clock, in units of t: it keeps the first betas from vanishing
     """
 
     s: float = 0.008
@@ -142,7 +144,7 @@ class Cosine(Schedule):
 
 @dataclass(frozen=True)
 class Flow(Schedule):
-    """The straight line of flow matching and rectified flow (Lipman et al. 2023; Liu et al. 2023).
+    """The straight line of flow matching (Lipman et al. 2023, eq. 22-23) and rectified flow (Liu et al. 2023, eq. 1).
 
     alpha stops at 1e-4 instead of 0, so that x0 stays defined at t = 1.
     """
@@ -159,7 +161,11 @@ class Flow(Schedule):
 
 @dataclass(frozen=True)
 class Karras(Schedule):
-    """Variance exploding: alpha = 1, sigma along the rho-curve (Karras et al. 2022, eq. 5)."""
+    """Variance exploding: alpha = 1, sigma along the rho-curve (Karras et al. 2022, eq. 5).
+
+    sigma_min, sigma_max   noise at t = 0 and 1, in units of the pixels' range [-1, 1]
+    rho                    1 is a straight line; the larger, the longer sigma stays small
+    """
 
     sigma_min: float = 0.002
     sigma_max: float = 80.0
@@ -189,6 +195,8 @@ class Discrete(Schedule):
     of sigma/alpha runs straight, so that samplers with grids of their own work on it too.
 
     betas   T numbers in (0, 1), the first is the first noising step
+
+    Raises ValueError for fewer than two, or one outside.
     """
 
     betas: tuple[float, ...]
@@ -233,7 +241,7 @@ MOST = 0.999  # the largest beta of a table (Nichol & Dhariwal 2021, section 3.2
 
 
 def linear_betas(T: int, scaled: bool = True) -> Tensor:
-    """From 1e-4 to 0.02 in equal steps (Ho et al. 2020, section 4), times 1000/T where scaled.
+    """From 1e-4 to 0.02 in equal steps (Ho et al. 2020, section 4), times 1000/T where scaled: float64 `[T]`.
 
     Unscaled, fewer than about 1000 steps leave much of the image at the last one: 8 % of its amplitude at T = 500.
     Raises ValueError where T is so small that a scaled beta would pass 0.999.
@@ -242,19 +250,25 @@ def linear_betas(T: int, scaled: bool = True) -> Tensor:
 
 
 def quadratic_betas(T: int, scaled: bool = True) -> Tensor:
-    """From 1e-4 to 0.02 in equal steps of the root, times 1000/T where scaled; see `linear_betas`."""
+    """From 1e-4 to 0.02 in equal steps of the root (the code of Song, Meng & Ermon 2021): float64 `[T]`.
+
+    Times 1000/T where scaled. Raises ValueError where T is so small that a scaled beta would pass 0.999.
+    """
     return _along(Quadratic(), T, scaled)
 
 
 def sigmoid_betas(T: int, scaled: bool = True) -> Tensor:
-    """From 1e-4 to 0.02 along the logistic curve from -6 to 6, times 1000/T where scaled; see `linear_betas`."""
+    """From 1e-4 to 0.02 along the logistic curve from -6 to 6 (the code of Song, Meng & Ermon 2021): float64 `[T]`.
+
+    Times 1000/T where scaled. Raises ValueError where T is so small that a scaled beta would pass 0.999.
+    """
     return _along(Sigmoid(), T, scaled)
 
 
 def cosine_betas(T: int, s: float = 0.008) -> Tensor:
     """1 - abar_n / abar_(n-1), at most 0.999, with abar_n = f(n/T) / f(0) (Nichol & Dhariwal 2021, eq. 17).
 
-    Raises ValueError for fewer than two steps.
+    T steps, s as in `Cosine`: float64 `[T]`. Raises ValueError for fewer than two steps.
     """
     _require(T, 2, "cosine")
     angle = (torch.arange(T + 1, dtype=torch.float64) / T + s) / (1 + s) * math.pi / 2

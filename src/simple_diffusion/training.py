@@ -20,10 +20,14 @@ LearningRate = Callable[[int], float]
 
 @dataclass(frozen=True)
 class Step:
-    """What an update leaves behind: its number, the loss of each sample `[B]`, the rate, the gradient's norm.
+    """What an update leaves behind.
 
-    batch    that it was made of
-    finite   whether losses and gradient were; if not, nothing was changed
+    n           its number, 1, 2, ...
+    losses      of each sample, `[B]`
+    lr          the learning rate
+    grad_norm   Euclidean norm of the gradient before clipping, a tensor of shape `[]`
+    batch       that it was made of
+    finite      whether losses and gradient were; if not, nothing was changed
     """
 
     n: int
@@ -35,16 +39,23 @@ class Step:
 
     @property
     def loss(self) -> float:
+        """Mean of the losses."""
         return self.losses.mean().item()
 
 
 def warmup_linear(progress: float, warmup: float = 0.03) -> float:
-    """Share of the peak learning rate at a share of the run: up over `warmup`, then straight down to 0 at the end."""
+    """Share of the peak learning rate at a share of the run: up over `warmup`, then straight down to 0 at the end.
+
+    progress, warmup   shares of the run, in [0, 1] and (0, 1)
+    """
     return min(progress / warmup, (1 - progress) / (1 - warmup))
 
 
 def warmup_constant(progress: float, warmup: float = 0.03) -> float:
-    """Share of the peak learning rate at a share of the run: up over `warmup`, and there it stays."""
+    """Share of the peak learning rate at a share of the run: up over `warmup`, and there it stays.
+
+    progress, warmup   shares of the run, in [0, 1] and (0, 1)
+    """
     return min(progress / warmup, 1.0)
 
 
@@ -103,9 +114,13 @@ def train(
 ) -> Iterator[Step]:
     """Train on each batch in turn and yield after each update, until the batches end or the caller stops.
 
+    denoiser    in whatever mode; it is left in training mode
+    batches     as `batches` makes them: x0 `[B, ...]`, cond `[B]` or None, and their random numbers
+    optimizer   of the denoiser's parameters; its learning rate is set before each update
     loss        (denoiser, x0, cond, draws) -> `[B]`
     lr          the learning rate of step n = start + 1, start + 2, ...
-    clip        largest norm of the gradient
+    clip        largest Euclidean norm of the gradient of all weights together
+    start       steps that were done already
     accumulate  parts of a batch that are computed one after another
     tolerate    how many steps in a row may have a loss or gradient that is not finite; such a step changes nothing
     bad         how many the last steps before `start` were

@@ -42,11 +42,13 @@ def order(start: int, count: int, n: int, seed: int) -> Tensor:
 def batches(
     images: Images, size: int, *, seed: int = 0, start: int = 0, device: torch.device | str = "cpu"
 ) -> Iterator[Batch]:
-    """Batches for the steps start + 1, start + 2, ... without end.
+    """Batches for the steps start + 1, start + 2, ... without end: x0 float `[size, C, H, W]` in [-1, 1].
 
     images  all of them, kept on `device` as uint8
     size    images a batch; it may be larger than the data set
+    seed    of the order of the images, and of the random numbers of each
     start   steps that were done already: the stream goes on as if it had never stopped
+    device  that the batches are on
     """
     pixels = images.pixels.to(device)
     labels = None if images.labels is None else images.labels.to(device)

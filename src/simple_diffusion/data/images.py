@@ -20,12 +20,12 @@ REASONS = 3  # unreadable images that a sentence names
 
 
 def to_unit(pixels: Tensor) -> Tensor:
-    """uint8 0..255 -> float32 in [-1, 1], any shape."""
+    """Pixels uint8 0..255 -> float32 in [-1, 1], any shape."""
     return pixels.float() / 127.5 - 1
 
 
 def to_uint8(x: Tensor) -> Tensor:
-    """Float in [-1, 1], any shape -> uint8; rounded, and clamped first, so that nothing wraps round.
+    """x, float in [-1, 1] of any shape -> uint8; rounded, and clamped first, so that nothing wraps round.
 
     Infinities are black or white. Raises DivergedError for NaN, which is no grey at all.
     """
@@ -65,7 +65,7 @@ class Images:
         return replace(self, pixels=self.pixels[chosen], labels=labels, files=files)
 
     def name_of(self, index: int) -> str:
-        """What the user may know an image by."""
+        """What the user may know the image of this index by: its file, or its number in the data set."""
         return self.files[index] if self.files else f"image {index} of {self.name}"
 
     @property
@@ -115,14 +115,14 @@ class Images:
 
 
 def first_reasons(left_out: Mapping[str, str]) -> str:
-    """The first few of the images that can't be read, each with why, and how many more there are: one line."""
+    """The first few images that can't be read, each with why, and how many more `left_out` has: one line."""
     named = [f"{path}: {reason}" for path, reason in left_out.items()][:REASONS]
     more = [f"and {len(left_out) - REASONS:,} more"] if len(left_out) > REASONS else []
     return printable("; ".join(named + more))
 
 
 def left_out_csv(left_out: Mapping[str, str]) -> bytes:
-    """All of them as a table, a line each: image, reason."""
+    """All that is `left_out` as a table, a line each: image, reason."""
     table = StringIO()
     rows = csv.writer(table, lineterminator="\n")
     rows.writerow(("image", "reason"))
@@ -131,7 +131,7 @@ def left_out_csv(left_out: Mapping[str, str]) -> bytes:
 
 
 def split_name(source: str) -> tuple[str, str | None]:
-    """`DATA[a,b]` -> ("DATA", "a,b"); `DATA` -> ("DATA", None)."""
+    """A source `DATA[a,b]` -> ("DATA", "a,b"); `DATA` -> ("DATA", None)."""
     match = re.fullmatch(r"(.+)\[([^\[\]]*)\]", source, re.DOTALL)
     return (match[1], match[2]) if match else (source, None)
 
@@ -141,8 +141,9 @@ def select(
 ) -> tuple[Tensor, Tensor | None, tuple[str, ...]]:
     """Where in `labels` `[N]` the classes `wanted` stand, and the labels and names of what stands there.
 
-    `wanted` holds names or numbers of classes between commas, and numbers them anew in this order. A single class has
-    nothing to tell apart, so that its labels are None and its names empty. Raises DataError, which says `data`.
+    `wanted` holds names or numbers of the classes in `class_names` between commas, and numbers them anew in this order.
+    A single class has nothing to tell apart, so that its labels are None and its names empty. Raises DataError, which
+    says `data`.
     """
     if labels is None:
         raise DataError(f"{data!r} has no classes to choose from: leave out [{wanted}]")
@@ -160,7 +161,7 @@ def select(
 
 
 def only(images: Images, classes: str | None) -> Images:
-    """The images of some classes, as `select` reads them; all if it is None."""
+    """The images of some classes, as `select` reads them; all if it is None. Raises DataError for unknown ones."""
     if classes is None:
         return images
     rows, labels, names = select(images.name, classes, images.labels, images.class_names)
@@ -168,7 +169,7 @@ def only(images: Images, classes: str | None) -> Images:
 
 
 def class_number(word: str, class_names: Sequence[str]) -> int | None:
-    """The class that a word names: exactly, else in any case, else by its number; None if it names none."""
+    """The class among `class_names` that a word names: exactly, else in any case, else by its number; None if none."""
     folded = {name.casefold(): number for number, name in reversed(list(enumerate(class_names)))}
     exact = {name: number for number, name in enumerate(class_names)}
     found = exact.get(word, folded.get(word.casefold()))

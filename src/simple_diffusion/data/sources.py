@@ -34,9 +34,16 @@ def load_images(
     """A data set of `SOURCES`, a folder of images, an `.npy` or `.npz` file, or `hub:OWNER/NAME` of huggingface.co.
 
     `DATA[Bag]` or `DATA[8]` is one class of any of them, as data without classes; `DATA[Bag,Sandal]` are these two,
-    numbered 0 and 1. No image of another class is decoded. `root` is where the named sets lie and are downloaded to.
-    `size` makes every image size x size. Raises DataError, also if an image can't be read, unless `skip_bad` leaves it
-    out; and UsageError if `hub:` lacks its package.
+    numbered 0 and 1. No image of another class is decoded.
+
+    source     one of these
+    split      "train" or "test", where the data has both
+    root       where the named sets lie and are downloaded to
+    size       height and width that every image is brought to, in pixels
+    skip_bad   leave out an image that can't be read
+
+    The images are uint8 `[N, C, H, W]`, in memory. Raises DataError, also if an image can't be read, unless `skip_bad`
+    leaves it out; and UsageError if `hub:` lacks its package, or for no possible size.
     """
     images = _load(source, split, root, size, skip_bad)
     if images is None:

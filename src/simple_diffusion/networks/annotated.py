@@ -130,9 +130,9 @@ class AnnotatedUNet(nn.Module):
     groups          of every group normalisation in the residual blocks; divides init_dim, dim and every level's width
     classes         number of labels, 0 for none; the label `classes` means "no label"
     views           augmentations that it may be told of (`Labels`), 1 for none
-    dropout         between the two convolutions of the residual blocks
+    dropout         between the two convolutions of the residual blocks, a probability in [0, 1)
 
-    x `[B, channels, H, W]`, noise_level `[B]`, cond `[B]` int64 or None -> `[B, out_dim, H, W]`.
+    x `[B, channels, H, W]`, noise_level = log(sigma/alpha)/4 `[B]`, cond `[B]` int64 or None -> `[B, out_dim, H, W]`.
 
     Self-conditioning (Chen, Zhang & Hinton 2022, "Analog Bits", algorithm 1) keeps no state between calls. A call first
     runs the network without gradient on an estimate of 0, then again with the first `channels` of that output as the

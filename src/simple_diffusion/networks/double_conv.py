@@ -84,7 +84,7 @@ class DoubleConvUNet(nn.Module):
     views         augmentations that it may be told of (`Labels`), 1 for none
     attention     whether each level ends in self-attention over all of its positions
     heads         of the attention; they divide base_channels
-    dropout       inside the double convolutions
+    dropout       inside the double convolutions, a probability in [0, 1)
 
     x `[B, channels, H, W]`, noise_level = log(sigma/alpha)/4 `[B]`, cond `[B]` int64 or None ->
     `[B, out_channels, H, W]`. Raises ValueError for settings that make no network.

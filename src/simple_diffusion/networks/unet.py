@@ -107,10 +107,13 @@ class UNet(nn.Module):
     widths    channels of each level; level i works at 1 / (patch 2^i) of the resolution, the last one attends
     blocks    residual blocks of each level, the same number on the way down and up (the last level counts once)
     patch     pixels folded into channels at the door (pixel-unshuffle)
-    dropout   inside the residual blocks
+    dropout   inside the residual blocks, a probability in [0, 1)
     views     augmentations that it may be told of (`Labels`), 1 for none
 
-    x `[B, channels, H, W]`, noise_level `[B]`, cond `[B]` int64 or None -> `[B, channels, H, W]`.
+    x `[B, channels, H, W]`, noise_level = log(sigma/alpha)/4 `[B]`, cond `[B]` int64 or None ->
+    `[B, channels, H, W]`. Raises ValueError for widths and blocks of two lengths.
+
+    A U-Net (Ronneberger et al. 2015) of residual blocks and attention, as DDPM's (Ho et al. 2020, appendix B).
     """
 
     def __init__(

@@ -1,0 +1,104 @@
+"""All checks and timings of a GPU, in one run of a few minutes.
+
+    python benchmarks/gpu.py --out gpu                                    # on a machine with an NVIDIA GPU
+    python benchmarks/gpu.py --device cpu --for 5s --n 64 --presets tiny  # the same code, anywhere
+
+First what must hold: the GPU and the CPU agree, a second run is the same to the bit, and so are images whatever number
+is drawn. Then speed by preset and precision, and last a model of two minutes with its scores. Exit code 1 if a check
+fails; the rest is measured all the same.
+"""
+
+import argparse
+import sys
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+from quality import command
+from throughput import table, wait_for
+from torch import Tensor
+
+from simple_diffusion.config import PRESETS, Card, Config, build_sampler
+from simple_diffusion.data.images import Images
+from simple_diffusion.denoiser import Denoiser
+from simple_diffusion.hardware import pick_device
+from simple_diffusion.run import start_training
+from simple_diffusion.samplers import sample
+
+STEPS = 20
+
+
+def noise() -> Images:
+    pixels = torch.randint(0, 256, (640, 1, 28, 28), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    return Images("noise", pixels, torch.arange(640) % 10, tuple("0123456789"))
+
+
+def trained(config: Config, device: torch.device) -> tuple[Denoiser, Tensor]:
+    """A denoiser after some steps on the device, and their losses."""
+    images = noise()
+    denoiser, steps = start_training(config, Card.of(images), images, device, lambda n: config.lr)
+    losses = [next(steps).loss for _ in range(STEPS)]
+    return denoiser.eval(), torch.tensor(losses)
+
+
+def drawn(config: Config, denoiser: Denoiser, n: int, device: torch.device) -> Tensor:
+    """n images of the denoiser, on the CPU."""
+    card = Card.of(noise())
+    guided, times, sampler = build_sampler(config, card, denoiser)
+    return sample(guided, (n, *card.shape), times, torch.arange(n) % 10, sampler=sampler, device=device)
+
+
+def checks(device: torch.device) -> Iterator[tuple[str, bool]]:
+    """What was compared, with the largest difference, and whether it may be that large."""
+    config = Config(**PRESETS["tiny"][1], precision="fp32")
+    (here, on_cpu), (there, on_device) = trained(config, torch.device("cpu")), trained(config, device)
+    gap = ((on_device - on_cpu) / on_cpu).abs().max().item()
+    yield f"losses of {STEPS} steps in fp32 against the CPU's, largest relative difference: {gap:.1e}", gap < 1e-2
+    there.load_state_dict(here.state_dict())
+    gap = (drawn(config, there, 64, device) - drawn(config, here, 64, torch.device("cpu"))).abs().max().item()
+    yield f"64 images of one model in fp32 against the CPU's, largest difference in [-1, 1]: {gap:.1e}", gap < 2e-2
+    for precision in ("fp32", "bf16"):
+        chosen = replace(config, precision=precision)
+        (first, losses), (second, again) = trained(chosen, device), trained(chosen, device)
+        pairs = zip(first.parameters(), second.parameters(), strict=True)
+        gap = max((a - b).abs().max().item() for a, b in pairs)
+        yield f"two trainings in {precision}, largest difference of weights: {gap:.1e}", gap == 0
+        few, many = drawn(chosen, first, 10, device), drawn(chosen, first, 100, device)[:10]
+        yield f"image i of 10 and of 100 in {precision}: the same to the bit", torch.equal(few, many)
+        yield f"losses in {precision} are finite", bool((losses.isfinite() & again.isfinite()).all())
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--device", default="cuda", choices=("cuda", "cpu"))
+    parser.add_argument("--presets", nargs="+", default=list(PRESETS), choices=list(PRESETS))
+    parser.add_argument("--data", default="fashion-mnist")
+    parser.add_argument("--for", dest="length", default="2min", metavar="TIME", help="of the model at the end")
+    parser.add_argument("--n", type=int, default=10000, help="images drawn and scored")
+    parser.add_argument("--out", type=Path, default=Path("gpu"), help="folder of that model")
+    args = parser.parse_args()
+    device = pick_device(args.device)
+    name = torch.cuda.get_device_name(device) if device.type == "cuda" else "CPU"
+    print(f"{name}, torch {torch.__version__}, CUDA {torch.version.cuda}\n", flush=True)
+    failed = 0
+    for words, right in checks(device):
+        failed += not right
+        print(f"{'ok    ' if right else 'FAILED'} {words}", flush=True)
+    print()
+    table(args.presets, ["fp32", "bf16"], 2.0, device)
+    wait_for(device)
+    if device.type == "cuda":
+        print(f"\npeak memory {torch.cuda.max_memory_allocated(device) / 2**30:.1f} GiB")
+    run = ("--out", str(args.out), "--device", args.device)
+    trained_run = command("train", args.data, "--for", args.length, *run)
+    scored = command("evaluate", str(args.out), "--n", str(args.n), "--device", args.device)
+    print(f"\n{args.length}: {trained_run['images']:,} images, {trained_run['images_per_second']:,.0f} images/s")
+    print(f"{args.n / scored['sampling_seconds']:,.0f} sampled images/s")
+    for score in scored["extractors"][0]["scores"]:
+        print(f"  {score['name']} {score['value']} (real images {score['floor']})")
+    sys.exit(failed > 0)
+
+
+if __name__ == "__main__":
+    main()

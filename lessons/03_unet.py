@@ -1,0 +1,177 @@
+# %% [markdown]
+# # 3 · What the U-Net does
+#
+# The network guesses the noise of every pixel. To tell ink from noise it must see far: is this stroke part of a 3 or
+# of an 8? And its answer must be exact to the pixel. A *U-Net* (Ronneberger et al. 2015) has a way for each: down to
+# a coarse map, where far things are near, and a *skip connection* past it, which keeps the detail. This lesson sets
+# it against a network that has neither, at equal arithmetic, and then takes its parts away.
+#
+# File: [`networks/unet.py`](../src/simple_diffusion/networks/unet.py).
+
+# %%
+import os
+from functools import partial
+
+import matplotlib.pyplot as plt
+import torch
+from torch import nn
+from torch.utils.flop_counter import FlopCounterMode
+
+import simple_diffusion as sd
+
+FAST = bool(os.environ.get("FAST"))  # seconds instead of minutes, for the tests
+STEPS, COUNT = (4, 64) if FAST else (400, 512)
+torch.manual_seed(0)
+
+# %% [markdown]
+# ## Two networks
+#
+# The plain one is a stack of 3 × 3 convolutions at full resolution. It is told the noise level in the simplest way:
+# as a second channel of its input, which has this one value everywhere.
+
+
+# %%
+class Plain(nn.Module):
+    """Called as a U-Net is: image [B, 1, H, W] and noise level [B] -> [B, 1, H, W]."""
+
+    def __init__(self, width: int = 24, hidden: int = 5):
+        super().__init__()
+        self.layers = nn.Sequential(nn.Conv2d(2, width, 3, padding=1), nn.SiLU())
+        for _ in range(hidden):
+            self.layers.extend([nn.Conv2d(width, width, 3, padding=1), nn.SiLU()])
+        self.layers.append(nn.Conv2d(width, 1, 3, padding=1))
+
+    def forward(self, x, noise_level, cond=None):
+        return self.layers(torch.cat([x, noise_level[:, None, None, None].expand_as(x)], 1))
+
+
+plain, unet = Plain(), sd.UNet(widths=(32, 64), blocks=(1, 2))
+for name, net in (("plain", plain), ("U-Net", unet)):
+    with FlopCounterMode(display=False) as count:
+        net(torch.zeros(1, 1, 28, 28), torch.zeros(1))
+    weights = sum(p.numel() for p in net.parameters())
+    print(f"{name}: {count.get_total_flops() / 1e6:.0f} million operations an image, {weights:,} weights")
+
+# %% [markdown]
+# As much arithmetic, and eleven times the weights: at a quarter of the resolution a convolution costs a sixteenth, so
+# there the U-Net can afford wide layers. Both learn and draw as in lesson 2, but for every second step when drawing.
+
+# %%
+images, schedule = sd.load_images("digits"), sd.Discrete(sd.linear_betas(100))
+nets = {"plain": sd.Denoiser(plain, schedule, sd.noise), "U-Net": sd.Denoiser(unet, schedule, sd.noise)}
+
+
+def drawn(denoiser, n: int = COUNT) -> torch.Tensor:
+    """Images by DDPM's sampler in 50 steps, uint8."""
+    times = sd.uniform_grid(schedule, 5 if FAST else 50)
+    return sd.to_uint8(sd.sample(sd.Clipped(denoiser), (n, 1, 28, 28), times, sampler=sd.ddpm))
+
+
+def show(rows: dict[str, torch.Tensor]) -> None:
+    """Rows of twelve images, each with its name before it."""
+    picture = sd.grid(torch.cat([pixels[:12] for pixels in rows.values()]), 12)
+    plt.figure(figsize=(8, 0.62 * len(rows)))
+    plt.imshow(picture)
+    plt.yticks([(i + 0.5) * picture.height / len(rows) for i in range(len(rows))], rows)
+    plt.xticks([])
+    plt.tight_layout()
+    plt.show()
+
+
+for denoiser in nets.values():
+    sd.fit(denoiser, images, STEPS, loss=partial(sd.denoising_loss, times=sd.on_steps))
+samples = {name: drawn(denoiser) for name, denoiser in nets.items()}
+show(samples)
+
+# %% [markdown]
+# ## What one pixel of the output sees
+#
+# How much does the centre pixel of the output move when a pixel of the input does? That is a gradient; here is its
+# size, the mean over 64 noisy images. Seven 3 × 3 convolutions see a square of 15 × 15 pixels and nothing beyond it.
+# In the U-Net a step on the coarse map is four pixels wide, and attention and norms see the whole map. Both look
+# hardest at what is near.
+
+
+# %%
+def noisy(x0: torch.Tensor, t: float) -> torch.Tensor:
+    alpha, sigma = schedule.levels(torch.tensor(t), x0)
+    return alpha * x0 + sigma * torch.randn_like(x0)
+
+
+figure, axes = plt.subplots(1, 4, figsize=(10, 2.8), layout="constrained")
+panels = [(name, t) for name in nets for t in (0.1, 0.6)]
+for axis, (name, t) in zip(axes, panels, strict=True):
+    x_t = noisy(sd.to_unit(images.pixels[:64]), t).requires_grad_()
+    centre = nets[name].predict(x_t, torch.tensor(t))[:, 0, 14, 14]
+    size = torch.autograd.grad(centre.sum(), x_t)[0].abs().mean((0, 1))
+    picture = axis.imshow(size / size.max(), norm="log", vmin=1e-4, vmax=1)
+    axis.set(title=f"{name}, t = {t:g}", xticks=[0, 14, 27], yticks=[0, 14, 27], facecolor="black")
+figure.colorbar(picture, ax=axes, label="gradient / largest")
+plt.show()
+
+# %% [markdown]
+# ## Parts taken away
+#
+# Now two parts of the trained U-Net are spoiled, one at a time, by changing what a module is given.
+#
+# The *skip connection*: its channels, the second half of what the first level on the way up is given, are set to 0.
+# The coarse map alone knows where the digit is, but not the noise of each pixel, which is what is asked for; and what
+# is drawn without the skip is noise.
+#
+# The *noise level*: it reaches the U-Net as one factor for each channel of each block, `h * (1 + self.scale(emb))`,
+# which turns some features up and others down. What for, a lie shows. The truth is t = 0.2.
+
+
+# %%
+def spoilt(module: nn.Module, change, call) -> torch.Tensor:
+    """What `call` returns while the arguments of a module are changed on their way in."""
+    hook = module.register_forward_pre_hook(lambda _, args: change(*args))
+    out = call()
+    hook.remove()
+    return out
+
+
+def cut(joined: torch.Tensor, emb: torch.Tensor) -> tuple:
+    coarse, skip = joined.chunk(2, 1)
+    return torch.cat([coarse, torch.zeros_like(skip)], 1), emb
+
+
+def tell(t: float, level: torch.Tensor, cond: None) -> tuple:
+    return schedule.ratio(torch.full_like(level, t)).log() / 4, cond  # as in `Denoiser.predict`
+
+
+@torch.no_grad()
+def guess() -> torch.Tensor:
+    return sd.to_uint8(nets["U-Net"](x_t, torch.tensor(0.2)))
+
+
+x_t = noisy(sd.to_unit(images.pixels[:12]), 0.2)
+rows = {"clean": images.pixels, "noisy, t = 0.2": sd.to_uint8(x_t), "guess": guess()}
+rows["without skip"] = spoilt(unet.up[0], cut, guess)
+rows["drawn without"] = spoilt(unet.up[0], cut, lambda: drawn(nets["U-Net"], n=12))
+for t in (0.05, 0.1, 0.4, 0.8):
+    rows[f"told t = {t:g}"] = spoilt(unet.embedding, partial(tell, t), guess)
+show(rows)
+
+# %% [markdown]
+# Told of less noise, it leaves specks; told of more, the ink fades and the ground turns grey. A pixel means something
+# else at each level, and the knobs say which.
+#
+# ## The number that moved
+
+# %%
+scores = {name: sd.fid(pixels, images) for name, pixels in samples.items()}
+print(f"FID[digits-cnn-1, n={COUNT} vs train]: {scores['plain']:.2f} plain, {scores['U-Net']:.2f} with the U-Net")
+
+# %% [markdown]
+# **What is new since lesson 2**, in code: nothing; lesson 2 used the U-Net without a word. With one level, its
+# `forward` comes down to this:
+#
+# ```python
+# skip = down(h)
+# h = middle(shrink(skip))
+# h = up(torch.cat([F.interpolate(grow(h), scale_factor=2.0), skip], 1))
+# ```
+#
+# **Exercise.** Write `receptive_field(layers)`, how many pixels a side one output pixel sees through a list of
+# (kernel, stride): `simple-diffusion check 3 my_solution.py`.
