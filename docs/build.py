@@ -185,7 +185,10 @@ def broken(site: Path) -> list[str]:
 
 
 def main() -> None:
-    lay_out()
+    try:
+        lay_out()
+    except ValueError as error:
+        raise SystemExit(str(error)) from error
     zensical = [sys.executable, "-m", "zensical", "build", "--clean", "--strict"]
     code = subprocess.run(zensical, cwd=ROOT).returncode  # noqa: S603  nothing from outside
     if code:

@@ -45,22 +45,21 @@ class Plain(nn.Module):
         return self.layers(torch.cat([x, noise_level[:, None, None, None].expand_as(x)], 1))
 
 
-plain, unet = Plain(), sd.UNet(widths=(32, 64), blocks=(1, 2))
-for name, net in (("plain", plain), ("U-Net", unet)):
+images, schedule = sd.load_images("digits"), sd.Discrete(sd.linear_betas(100))
+unet = sd.UNet(widths=(32, 64), blocks=(1, 2))
+nets = {"plain": sd.Denoiser(Plain(), schedule, sd.noise), "U-Net": sd.Denoiser(unet, schedule, sd.noise)}
+for name, denoiser in nets.items():
     with FlopCounterMode(display=False) as count:
-        net(torch.zeros(1, 1, 28, 28), torch.zeros(1))
-    weights = sum(p.numel() for p in net.parameters())
+        denoiser.net(torch.zeros(1, 1, 28, 28), torch.zeros(1))
+    weights = sum(p.numel() for p in denoiser.parameters())
     print(f"{name}: {count.get_total_flops() / 1e6:.0f} million operations an image, {weights:,} weights")
 
 # %% [markdown]
 # As much arithmetic, and eleven times the weights: at a quarter of the resolution a convolution costs a sixteenth, so
 # there the U-Net can afford wide layers. Both learn and draw as in lesson 2, but for every second step when drawing.
 
+
 # %%
-images, schedule = sd.load_images("digits"), sd.Discrete(sd.linear_betas(100))
-nets = {"plain": sd.Denoiser(plain, schedule, sd.noise), "U-Net": sd.Denoiser(unet, schedule, sd.noise)}
-
-
 def drawn(denoiser, n: int = COUNT) -> torch.Tensor:
     """Images by DDPM's sampler in 50 steps, uint8."""
     times = sd.uniform_grid(schedule, 5 if FAST else 50)
@@ -112,14 +111,13 @@ plt.show()
 # %% [markdown]
 # ## Parts taken away
 #
-# Now two parts of the trained U-Net are spoiled, one at a time, by changing what a module is given.
+# Two parts of the trained U-Net are spoilt in turn, by changing what a module is given.
 #
-# The *skip connection*: its channels, the second half of what the first level on the way up is given, are set to 0.
-# The coarse map alone knows where the digit is, but not the noise of each pixel, which is what is asked for; and what
-# is drawn without the skip is noise.
-#
-# The *noise level*: it reaches the U-Net as one factor for each channel of each block, `h * (1 + self.scale(emb))`,
-# which turns some features up and others down. What for, a lie shows. The truth is t = 0.2.
+# - The *skip connection*: its channels, the second half of what the first level on the way up is given, are set to 0.
+#   What comes from the coarse map is too coarse for the noise of each pixel, and that is what is asked for: noise
+#   stays, and an image drawn without the skip is nothing else.
+# - The *noise level*: it reaches the U-Net as one factor for each channel of each block, `h * (1 + self.scale(emb))`,
+#   which turns some features up and others down. What for, a lie shows; the truth is t = 0.2.
 
 
 # %%
@@ -160,8 +158,8 @@ show(rows)
 # ## The number that moved
 
 # %%
-scores = {name: sd.fid(pixels, images) for name, pixels in samples.items()}
-print(f"FID[digits-cnn-1, n={COUNT} vs train]: {scores['plain']:.2f} plain, {scores['U-Net']:.2f} with the U-Net")
+fids = ", ".join(f"{sd.fid(pixels, images):.2f} with {name}" for name, pixels in samples.items())
+print(f"FID[digits-cnn-1, n={COUNT} vs train]: {fids}")
 
 # %% [markdown]
 # **What is new since lesson 2**, in code: nothing; lesson 2 used the U-Net without a word. With one level, its

@@ -101,10 +101,10 @@ show(rows)
 # %% [markdown]
 # ## What does differ
 #
-# Whoever spreads things evenly over t spreads them unevenly over noise levels, by a clock's speed. DDPM does it
-# twice: with the times of training, and with the steps of its sampler. Below, 25 even times on each clock, and one
-# digit at even times on two of them. The linear clock hurries through the little noise and spends a third of its time
-# where hardly anything of the image is left.
+# What is spread evenly over t is not spread evenly over the noise levels. DDPM does so twice: with the times of
+# training and with the steps of its sampler. Below, 25 even times on each clock, and a digit at even times on two of
+# them. Below a log SNR of −5 less than a tenth of the image is left: the linear clock puts 8 of its 25 times there,
+# the cosine clock 2, and has more to spare for the levels at which a digit takes shape.
 
 # %%
 figure, axis = plt.subplots(figsize=(8, 2.4))

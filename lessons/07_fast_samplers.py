@@ -81,9 +81,8 @@ plt.show()
 
 # %% [markdown]
 # `ddim` is of order 1: twice the steps, half the error. `heun` and `dpmpp` are of order 2: twice the steps, a quarter
-# of it. `heun` and `dpmpp` are about as exact at equal steps, but a step of `heun` costs twice as much. `ddpm` is not
-# in the figure: it ends somewhere else each time, and only the distribution of its ends is right, if the steps are
-# many.
+# of it. These two are about as exact at equal steps, but a step of `heun` costs twice as much. `ddpm` is not in the
+# figure: it ends somewhere else each time, and only the distribution of its ends is right, if the steps are many.
 #
 # ## On images
 #
@@ -98,8 +97,8 @@ model = sd.Clipped(sd.fit(denoiser, images, STEPS).model)
 
 # %% [markdown]
 # What costs time is asking the network. So the samplers are compared at equal *evaluations*: `heun` gets half as many
-# steps (its last one, to the clean image, needs one evaluation only, which makes 9 and 19). All use the same grid of
-# noise levels and the same noise to begin with.
+# steps (its last one, to the clean image, needs one evaluation only, which makes 9 and 19). All begin with the same
+# noise and take their levels from `karras_grid`.
 
 # %%
 labels = torch.arange(COUNT) % 10

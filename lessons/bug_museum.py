@@ -118,6 +118,8 @@ good = ema.model
 right = sd.to_uint8(drawn(guided(good)))
 
 print(f"FID[{extractor.name}, n={COUNT} vs train], {STEPS} steps of training")
+real = sd.load_images("digits", split="test")[:COUNT]
+print(f"unseen real images: FID {sd.fid(real.pixels, images):.2f}")
 print("| name | FID right | FID wrong | pixels right | pixels wrong | class right | class wrong |")
 print("|---|---|---|---|---|---|---|")
 
@@ -248,11 +250,11 @@ exhibit(
 
 # %%
 def noisy_to_the_end(denoiser, x, times, cond, noise):
-    """`ddpm`, whose last step adds noise too: of variance beta, which from the last level to the clean one is sigma²."""
-    for x in sd.ddpm(denoiser, x, times, cond, noise):
-        yield x
-    _, sigma = denoiser.schedule.levels(times[-1], x)
-    yield x + sigma * noise(len(times), x)
+    """`ddpm`, and noise after its last step too: of variance beta, which down to the clean image is sigma squared."""
+    for state in sd.ddpm(denoiser, x, times, cond, noise):
+        yield state
+    _, sigma = denoiser.schedule.levels(times[-1], state)
+    yield state + sigma * noise(len(times), state)
 
 
 exhibit(

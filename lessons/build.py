@@ -4,6 +4,7 @@
     python lessons/build.py 03 07      # these, changed or not
 
 A lesson, in percent format, is the source. Change it and not its notebook; `tests/test_lessons.py` finds a stale one.
+Where only the prose has changed the outputs are kept.
 """
 
 import argparse
@@ -54,14 +55,30 @@ def stale(lesson: Path) -> bool:
     return not path.is_file() or sources(nbformat.read(path, as_version=4)) != sources(converted(lesson))
 
 
+def code(notebook: NotebookNode) -> list[NotebookNode]:
+    return [cell for cell in notebook.cells if cell.cell_type == "code"]
+
+
+def reprinted(lesson: Path) -> NotebookNode | None:
+    """The lesson as it is now with the outputs that its notebook has; None if its code is another one."""
+    if not notebook_of(lesson).is_file():
+        return None
+    new, old = converted(lesson), nbformat.read(notebook_of(lesson), as_version=4)
+    if [cell.source for cell in code(new)] != [cell.source for cell in code(old)]:
+        return None
+    for cell, before in zip(code(new), code(old), strict=True):
+        cell.outputs, cell.execution_count = before.outputs, before.execution_count
+    return new
+
+
 def run(notebook: NotebookNode, seconds: int = 1200) -> NotebookNode:
     """Execute every cell in a kernel of its own. Raises nbclient's CellExecutionError at the first that fails."""
     return NotebookClient(notebook, timeout=seconds, resources={"metadata": {"path": str(LESSONS)}}).execute()
 
 
 def smaller(picture: str) -> str:
-    """A PNG in base64 with 64 colours, which a plot or grey images do not miss."""
-    image = Image.open(io.BytesIO(base64.b64decode(picture))).convert("RGB").quantize(64)
+    """A PNG in base64 with 32 colours, which a plot or grey images do not miss."""
+    image = Image.open(io.BytesIO(base64.b64decode(picture))).convert("RGB").quantize(32)
     buffer = io.BytesIO()
     image.save(buffer, "PNG", optimize=True)
     return base64.b64encode(buffer.getvalue()).decode()
@@ -69,14 +86,13 @@ def smaller(picture: str) -> str:
 
 def tidy(notebook: NotebookNode) -> None:
     """Keep what a reader sees: pictures and what was printed, without times, warnings and the picture's repr."""
-    for cell in notebook.cells:
+    for cell in code(notebook):
         cell.metadata = {}
-        if cell.cell_type == "code":
-            cell.outputs = [output for output in cell.outputs if output.get("name") != "stderr"]
-            for output in cell.outputs:
-                if "image/png" in output.get("data", {}):
-                    output.data = NotebookNode({"image/png": smaller(output.data["image/png"])})
-                    output.metadata = {}
+        cell.outputs = [output for output in cell.outputs if output.get("name") != "stderr"]
+        for output in cell.outputs:
+            if "image/png" in output.get("data", {}):
+                output.data = NotebookNode({"image/png": smaller(output.data["image/png"])})
+                output.metadata = {}
 
 
 def main() -> None:
@@ -87,8 +103,10 @@ def main() -> None:
     for lesson in lessons():
         if lesson.stem[:2] in wanted or (not wanted and stale(lesson)):
             print(lesson.stem, flush=True)
-            notebook = run(converted(lesson))
-            tidy(notebook)
+            notebook = None if wanted else reprinted(lesson)
+            if notebook is None:
+                notebook = run(converted(lesson))
+                tidy(notebook)
             nbformat.write(notebook, notebook_of(lesson))
 
 

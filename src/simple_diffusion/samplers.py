@@ -141,7 +141,7 @@ def ddim(
     *,
     eta: float = 0.0,
 ) -> Iterator[Tensor]:
-    """Keep x0_hat and the noise it implies, move to the next level (Song, Meng & Ermon 2021, eq. 12 and 16).
+    """Keep x0_hat and the noise it implies, move to the next level (Song et al. 2021, eq. 12 and 16).
 
     eta   share of fresh noise, in [0, 1]: 0 the ODE in first order, 1 `ddpm`
 

@@ -84,7 +84,7 @@ class Linear(BetaCurve):
 
 @dataclass(frozen=True)
 class Quadratic(BetaCurve):
-    """The root of beta rises in a straight line, as in the code of Song, Meng & Ermon 2021 (DDIM)."""
+    """The root of beta rises in a straight line, as in the code of Song et al. 2021 (DDIM)."""
 
     @property
     def _roots(self) -> tuple[float, float]:
@@ -102,7 +102,7 @@ class Quadratic(BetaCurve):
 
 @dataclass(frozen=True)
 class Sigmoid(BetaCurve):
-    """beta rises along the logistic curve from -6 to 6, as in the code of Song, Meng & Ermon 2021 (DDIM).
+    """beta rises along the logistic curve from -6 to 6, as in the code of Song et al. 2021 (DDIM).
 
     The curve's ends lie 0.25 % of the rise inside beta_min and beta_max.
     """
@@ -250,7 +250,7 @@ def linear_betas(T: int, scaled: bool = True) -> Tensor:
 
 
 def quadratic_betas(T: int, scaled: bool = True) -> Tensor:
-    """From 1e-4 to 0.02 in equal steps of the root (the code of Song, Meng & Ermon 2021): float64 `[T]`.
+    """From 1e-4 to 0.02 in equal steps of the root (the code of Song et al. 2021, DDIM): float64 `[T]`.
 
     Times 1000/T where scaled. Raises ValueError where T is so small that a scaled beta would pass 0.999.
     """
@@ -258,7 +258,7 @@ def quadratic_betas(T: int, scaled: bool = True) -> Tensor:
 
 
 def sigmoid_betas(T: int, scaled: bool = True) -> Tensor:
-    """From 1e-4 to 0.02 along the logistic curve from -6 to 6 (the code of Song, Meng & Ermon 2021): float64 `[T]`.
+    """From 1e-4 to 0.02 along the logistic curve from -6 to 6 (the code of Song et al. 2021, DDIM): float64 `[T]`.
 
     Times 1000/T where scaled. Raises ValueError where T is so small that a scaled beta would pass 0.999.
     """
