@@ -1,13 +1,11 @@
 # %% [markdown]
 # # 6 · EMA: draw from the average, not from the last step
 #
-# Each step of training sees 64 images, and pushes the weights towards what these 64 would like. The next 64 would
-# like something else. So the weights do not come to rest: they jump about the place where they should be, and the
-# last ones are as good or bad as the last jump. The cure costs nothing in training: keep a second copy of the weights
-# that follows slowly, $\bar\theta \leftarrow d\,\bar\theta + (1 - d)\,\theta$ after each step, and draw from it. That
-# is the *exponential moving average*, EMA.
-#
-# One question is left: how far back should it remember? File: [`ema.py`](../src/simple_diffusion/ema.py), 70 lines.
+# Each step of training sees 64 images, and pushes the weights towards what these 64 would like. The next 64 would like
+# something else. So the weights do not come to rest: they jump about the place where they should be, and the last ones
+# are as good or bad as the last jump. The cure costs nothing in training: keep a second copy of the weights that
+# follows slowly, $\bar\theta \leftarrow d\,\bar\theta + (1 - d)\,\theta$ after each step, and draw from it. That is the
+# *exponential moving average*, EMA. How far back should it remember? File: [`ema.py`](../src/simple_diffusion/ema.py).
 
 # %%
 import os
@@ -29,8 +27,8 @@ torch.manual_seed(0)
 # Three ways to choose $d$, the share that is kept at update $n$:
 #
 # - always the same: `lambda n: 0.9999`;
-# - `constant_decay(0.9999)`: the same in the end, but reached from below, $\min(0.9999, \frac{n-1}{n+9})$, so that
-#   the untrained weights are forgotten;
+# - `constant_decay(0.9999)`: the same in the end, but reached from below, $\min(0.9999, \frac{n-1}{n+9})$, so that the
+#   untrained weights are forgotten;
 # - `power_decay(0.05)`: $(1 - 1/n)^{\gamma+1}$ for all $n$ (Karras et al. 2024). 0.05 is the width of its memory as a
 #   share of the run so far, and sets $\gamma$.
 
@@ -44,8 +42,8 @@ decays = {
 }
 
 # %% [markdown]
-# An average after $n$ updates is a sum: so much of the weights after update 1, so much of those after update 2, and
-# so on to $n$; and so much of the weights that it began with, which have learnt nothing. Update $k$ went in with
+# An average after $n$ updates is a sum: so much of the weights after update 1, so much of those after update 2, and so
+# on to $n$; and so much of the weights that it began with, which have learnt nothing. Update $k$ went in with
 # $1 - d(k)$, and each later update $j$ left $d(j)$ of it.
 
 
@@ -58,7 +56,7 @@ def profile(decay, n: int) -> torch.Tensor:
 
 
 lines = dict(zip(decays, (":", "-", "--", "-", "-"), strict=True))
-figure, axes = plt.subplots(1, 2, figsize=(10, 3.4), sharey=True)
+figure, axes = plt.subplots(1, 2, figsize=(10, 3.4), layout="constrained", sharey=True)
 for axis, n in zip(axes, (400, 4000), strict=True):
     for name, decay in decays.items():
         weight = profile(decay, n)
@@ -67,21 +65,20 @@ for axis, n in zip(axes, (400, 4000), strict=True):
     axis.set(title=f"after {n:,} updates", xlabel="update, as a share of the run", ylim=(0, 20))
 axes[0].set_ylabel("weight in the average\n(1: as in a plain mean)")
 axes[0].legend(fontsize=8)
-plt.tight_layout()
 plt.show()
 
 # %% [markdown]
-# Always 0.9999 is a memory of 10,000 updates. After 400 it still consists of the start, nearly all of it. While $d$
-# is on the way up this cannot happen: `constant_decay` then forgets at the same pace whatever it leads to, which is
-# why the curves of 0.99 and 0.9999 are one on the left. On the right 0.99 has arrived, and remembers its 100 updates,
-# a smaller and smaller share. The two power functions look the same on both sides: the longer the run, the longer
-# their memory. So there is nothing to fit to the length of a run.
+# Always 0.9999 is a memory of 10,000 updates. After 400 it still consists of the start, nearly all of it. While $d$ is
+# on the way up this cannot happen: `constant_decay` then forgets at the same pace whatever it leads to, which is why
+# the curves of 0.99 and 0.9999 are one on the left. On the right 0.99 has arrived, and remembers its 100 updates, a
+# smaller and smaller share. The two power functions look the same on both sides: the longer the run, the longer their
+# memory. So there is nothing to fit to the length of a run.
 #
 # ## One training, several averages
 #
-# An average does not act on the training, so one training serves all. `fit` keeps one average. Here is its loop
-# written out, with five. The learning rate goes up and stays there, which is when an average is worth most. Labels
-# are told as in lesson 5, without guidance.
+# An average does not act on the training, so one training serves all. `fit` keeps one average. Here is its loop written
+# out, with five. The learning rate goes up and stays there, which is when an average is worth most. Labels are told as
+# in lesson 5, without guidance.
 
 # %%
 images = sd.load_images("digits")
@@ -99,20 +96,17 @@ for step in sd.train(denoiser, stream, sd.adamw(denoiser), lr=lambda n: 3e-3 * s
     if step.n > STEPS // 2 and step.n % max(STEPS // 40, 1) == 0:
         for name, curve in losses.items():
             curve.append((step.n, unseen.measure(models[name])))
-denoiser.eval()
 
 # %% [markdown]
 # The loss in the second half of the training, always on the same 256 images that the training does not see, with the
 # same noise. What jumps is the weights alone. Their average does not jump, and it is lower all along.
 
 # %%
-plt.figure(figsize=(7, 3.2))
+plt.figure(figsize=(7, 3.2), layout="constrained")
 for name, curve in losses.items():
     plt.plot(*zip(*curve, strict=True), ".-", label=name)
-plt.xlabel("step")
-plt.ylabel("loss on unseen images")
+plt.gca().set(xlabel="step", ylabel="loss on unseen images")
 plt.legend()
-plt.tight_layout()
 plt.show()
 
 # %% [markdown]
@@ -122,10 +116,9 @@ plt.show()
 
 # %%
 labels = torch.arange(COUNT) % 10
-samples = {
-    name: sd.to_uint8(sd.sample(sd.Clipped(model), (COUNT, 1, 28, 28), sd.karras_grid(schedule, 10), labels))
-    for name, model in models.items()
-}
+samples, times = {}, sd.karras_grid(schedule, 10)
+for name, model in models.items():
+    samples[name] = sd.to_uint8(sd.sample(sd.Clipped(model), (COUNT, 1, 28, 28), times, labels))
 figure, axes = plt.subplots(len(samples), 1, figsize=(9, 3.2), layout="constrained")
 for axis, (name, pixels) in zip(axes, samples.items(), strict=True):
     axis.imshow(sd.grid(pixels[:14], 14))
@@ -137,13 +130,8 @@ plt.show()
 # ## The number that moved
 
 # %%
-scores = {name: sd.fid(pixels, images) for name, pixels in samples.items()}
-for name, score in scores.items():
-    print(f"{name:>22}: FID {score:7.2f}")
-print(
-    f"FID[digits-cnn-1, n={COUNT} vs train]: {scores['last weights']:.2f} with the last weights, "
-    f"{scores['power_decay(0.05)']:.2f} with their average"
-)
+scores = ", ".join(f"{sd.fid(pixels, images):.2f} with {name}" for name, pixels in samples.items())
+print(f"FID[digits-cnn-1, n={COUNT} vs train]: {scores}")
 
 # %% [markdown]
 # This training ended in full swing. Where the learning rate falls to 0, as in `fit`, the jumps get smaller by
@@ -158,5 +146,4 @@ print(
 # sd.sample(sd.Clipped(average.model), (COUNT, 1, 28, 28), sd.karras_grid(schedule, 10), labels)
 # ```
 #
-# **Exercise.** Write `ema_update(average, weight, decay)`, the update of the average:
-# `simple-diffusion check 6 my_solution.py`.
+# **Exercise.** Write `ema_update(average, weight, decay)`, one update: `simple-diffusion check 6 my_solution.py`.

@@ -1,9 +1,9 @@
 # %% [markdown]
 # # 7 · Fast samplers, and how fast they are
 #
-# DDPM's sampler walks from noise to image in many small steps, and adds a little noise at each. Song et al. 2021
-# found that the same denoiser also serves a walk without added noise. Then noise and image hang together by a
-# differential equation, and to draw is to solve it:
+# DDPM's sampler walks from noise to image in many small steps, and adds a little noise at each. Song et al. 2021 found
+# that the same denoiser also serves a walk without added noise. Then noise and image hang together by a differential
+# equation, and to draw is to solve it:
 #
 # $$\frac{d\,(x / \alpha)}{d\,(\sigma / \alpha)} = \hat\varepsilon, \qquad
 # \hat\varepsilon = \frac{x - \alpha\,\hat x_0(x)}{\sigma}.$$
@@ -15,8 +15,8 @@
 #   two evaluations of the network;
 # - `dpmpp`: remembers the guess of the step before, and so gets the second slope for nothing (Lu et al. 2022).
 #
-# All of them, and `ddpm`, are in [`samplers.py`](../src/simple_diffusion/samplers.py), about ten lines each. The
-# model and its training stay as they are.
+# All of them, and `ddpm`, are in [`samplers.py`](../src/simple_diffusion/samplers.py), about ten lines each. The model
+# and its training stay as they are.
 
 # %%
 import os
@@ -34,10 +34,10 @@ torch.manual_seed(0)
 # %% [markdown]
 # ## Orders of convergence
 #
-# A solver's error is the distance between where it ends and where the exact solution ends. It falls as $1/n^p$ with
-# the number of steps $n$, and $p$ is the *order* of the solver. To measure it we need a denoiser without errors of
-# its own, as in lesson 1. Here the data are numbers: 30 % lie around $-0.6$, 70 % around $0.6$, with the deviation
-# 0.2. In float64, so that roundings do not count.
+# A solver's error is the distance between where it ends and where the exact solution ends. It falls as $1/n^p$ with the
+# number of steps $n$, and $p$ is the *order* of the solver. To measure it we need a denoiser without errors of its own,
+# as in lesson 1. Here the data are numbers: 30 % lie around $-0.6$, 70 % around $0.6$, with the deviation 0.2. In
+# float64, so that roundings do not count.
 
 
 # %%
@@ -66,7 +66,7 @@ def end(sampler, n: int) -> torch.Tensor:
 
 exact = end(sd.heun, 1280)  # so fine that its own error does not count
 counts = np.array([20, 40, 80, 160])
-plt.figure(figsize=(6, 4))
+plt.figure(figsize=(6, 4), layout="constrained")
 for sampler in (sd.ddim, sd.heun, sd.dpmpp):
     errors = [(end(sampler, n) - exact).square().mean().sqrt().item() for n in counts]
     order = -np.polyfit(np.log(counts), np.log(errors), 1)[0]
@@ -76,7 +76,6 @@ plt.minorticks_off()
 plt.xlabel("steps")
 plt.ylabel("error (root mean square)")
 plt.legend()
-plt.tight_layout()
 plt.show()
 
 # %% [markdown]
@@ -133,8 +132,7 @@ print(
 # At 10 evaluations `dpmpp` leads. At 20 `heun` has caught up, now that its steps are no longer too long. `ddim` does
 # not beat `ddpm` here, as it does with a [better model](../docs/ladder.md). The likely reason is the short training:
 # fresh noise also covers up errors of the steps before (Karras et al. 2022, section 4), and this network makes many.
-# And `dpmpp` scores no better in 20 steps than in 10: a little error of the solver sharpens what a blurred model
-# draws.
+# And `dpmpp` scores no better in 20 steps than in 10: a little error of the solver sharpens what a blurred model draws.
 #
 # **What is new since lesson 6**, in code: another function, and fewer steps.
 #

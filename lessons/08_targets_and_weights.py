@@ -6,8 +6,8 @@
 # To the best of all networks it does not. To one that errs it does, because each question makes its errors count
 # differently at each noise level.
 #
-# File: [`targets.py`](../src/simple_diffusion/targets.py), where a target is two numbers $(a, b)$: the network is
-# asked for $a\,x_0 + b\,\varepsilon$.
+# File: [`targets.py`](../src/simple_diffusion/targets.py), where a target is two numbers $(a, b)$: the network is asked
+# for $a\,x_0 + b\,\varepsilon$.
 #
 # - `noise`: $(0, 1)$, DDPM's;
 # - `clean`: $(1, 0)$;
@@ -31,8 +31,8 @@ images, schedule = sd.load_images("digits"), sd.Cosine()
 # %% [markdown]
 # ## One answer is as good as another
 #
-# $x_t = \alpha x_0 + \sigma\varepsilon$ and $\text{out} = a\,x_0 + b\,\varepsilon$ are two linear equations. Solved
-# for the clean image they say
+# $x_t = \alpha x_0 + \sigma\varepsilon$ and $\text{out} = a\,x_0 + b\,\varepsilon$ are two linear equations. Solved for
+# the clean image they say
 #
 # $$\hat x_0 = \frac{b\,x_t - \sigma\,\text{out}}{b\,\alpha - a\,\sigma},$$
 #
@@ -53,9 +53,8 @@ for name, target in TARGETS.items():
 # %% [markdown]
 # ## A target is a weight
 #
-# Now let the network err by $\delta$. By the formula above $\hat x_0$ errs by
-# $\sigma\delta / (b\,\alpha - a\,\sigma)$. So to ask for a small $|\delta|^2$ is to ask for a small
-# $|\hat x_0 - x_0|^2$ times a weight,
+# Now let the network err by $\delta$. By the formula above $\hat x_0$ errs by $\sigma\delta / (b\,\alpha - a\,\sigma)$.
+# So to ask for a small $|\delta|^2$ is to ask for a small $|\hat x_0 - x_0|^2$ times a weight,
 #
 # $$w = \left(\frac{b\,\alpha - a\,\sigma}{\sigma}\right)^2,$$
 #
@@ -67,23 +66,21 @@ for name, target in TARGETS.items():
 # %%
 ratio = torch.logspace(-1.5, 1.5, 200, dtype=torch.float64)
 alpha, sigma = (curve(schedule.time_of(ratio)) for curve in (schedule.alpha, schedule.sigma))
-plt.figure(figsize=(6.5, 4))
+plt.figure(figsize=(6.5, 4), layout="constrained")
 for name, target in TARGETS.items():
     a, b = target(alpha, sigma)
     plt.loglog(ratio, ((b * alpha - a * sigma) / sigma) ** 2, label=name, linewidth=2.5)
 plt.loglog(ratio, sd.MinSNR()((alpha / sigma) ** 2), "k--", linewidth=1, label="min-SNR, any target")
-plt.xlabel("noise level σ/α")
-plt.ylabel("weight of |x̂₀ − x₀|²")
+plt.gca().set(xlabel="noise level σ/α", ylabel="weight of |x̂₀ − x₀|²")
 plt.legend()
-plt.tight_layout()
 plt.show()
 
 # %% [markdown]
-# Look at the right side. Where there is much noise, to guess the noise is easy: it is nearly what one sees. The
-# little that is missing is the image, and the target `noise` hardly weighs it. But drawing begins there. The clean
-# image is the opposite: at little noise, on the left, nothing it does wrong counts much, though the fine strokes are
-# made there. The velocity is worth asking for on both sides, for it turns from the one into the other: noise where
-# there is little of it, (minus) the image where there is much noise.
+# Look at the right side. Where there is much noise, to guess the noise is easy: it is nearly what one sees. The little
+# that is missing is the image, and the target `noise` hardly weighs it. But drawing begins there. The clean image is
+# the opposite: at little noise, on the left, nothing it does wrong counts much, though the fine strokes are made there.
+# The velocity is worth asking for on both sides, for it turns from the one into the other: noise where there is little
+# of it, (minus) the image where there is much noise.
 #
 # ## Trained
 #
@@ -103,22 +100,20 @@ for target in (sd.noise, sd.clean, sd.velocity):
 # %%
 unseen = sd.to_unit(sd.load_images("digits", split="test").pixels[: 16 if FAST else 256])
 errors = {name: model_error(model, unseen, None) for name, model in models.items()}
-plt.figure(figsize=(6.5, 3.5))
+plt.figure(figsize=(6.5, 3.5), layout="constrained")
 for name, error in errors.items():
     plt.loglog(LEVELS, error / errors["velocity"], ".-", label=name)
-plt.xlabel("noise level σ/α")
-plt.ylabel("|x̂₀ − x₀|² / that of velocity")
+plt.gca().set(xlabel="noise level σ/α", ylabel="|x̂₀ − x₀|² / that of velocity")
 plt.legend()
-plt.tight_layout()
 plt.show()
 
 # %% [markdown]
-# Each target is worst where its weight is smallest: noise at much noise, clean at little. The velocity is not the
-# best everywhere, but nowhere bad.
+# Each target is worst where its weight is smallest: noise at much noise, clean at little. The velocity is not the best
+# everywhere, but nowhere bad.
 #
 # ## Drawn
 #
-# What is wrong at much noise shows as odd shapes, and what is wrong at little noise as blurred strokes.
+# What is wrong at much noise shows as odd shapes and specks, and what is wrong at little noise as blurred strokes.
 
 # %%
 drawn = {

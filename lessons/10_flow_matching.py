@@ -1,10 +1,10 @@
 # %% [markdown]
 # # 10 · Flow matching: it was the same model
 #
-# Flow matching (Lipman et al. 2023) and rectified flow (Liu et al. 2023) do without diffusion, so it seems. They draw
-# a straight line from an image to a piece of noise, teach a network the velocity along such lines, and follow it
-# back. Here we take the EDM network of lesson 9, which has never heard of this, and make it follow the lines, without
-# a step of training. Then we train a network their way, and look whether it comes out better.
+# Flow matching (Lipman et al. 2023) and rectified flow (Liu et al. 2023) do without diffusion, so it seems. They draw a
+# straight line from an image to a piece of noise, teach a network the velocity along such lines, and follow it back.
+# Here we take the EDM network of lesson 9, which has never heard of this, and make it follow the lines, without a step
+# of training. Then we train a network their way, and look whether it comes out better.
 #
 # Files: `Flow` in [`schedules.py`](../src/simple_diffusion/schedules.py), `flow` in
 # [`targets.py`](../src/simple_diffusion/targets.py), both a few lines.
@@ -28,8 +28,7 @@ loss = partial(sd.denoising_loss, times=sd.LogNormal(math.log(s) - 0.5, 1.2))
 
 
 def trained(schedule, target, data_std: float, seed: int = 0) -> sd.Denoiser:
-    """The averaged denoiser after STEPS steps; the seed makes the first weights, the order and the noise."""
-    torch.manual_seed(seed)
+    torch.manual_seed(seed)  # of the first weights; fit's seed makes the order of the images and their noise
     denoiser = sd.Denoiser(sd.UNet(widths=(32, 64), blocks=(1, 2)), schedule, target, data_std)
     return sd.fit(denoiser, images, STEPS, loss=loss, seed=seed).model
 
@@ -60,14 +59,13 @@ print(f"two guesses of the clean image, largest difference of a pixel: {(one - o
 # ## The velocity, from a guess of the clean image
 #
 # Along its line a point moves with the velocity $\varepsilon - x_0$. Many lines run through one $x_t$, and a network
-# that is trained by the squared error learns their mean, $v = E[\varepsilon - x_0 \mid x_t]$. From the line's
-# equation $\varepsilon - x_0 = (x_t - x_0) / t$, so that $v = (x_t - \hat x_0) / t$. To draw is to solve $dx/dt = v$
-# from $t = 1$ to 0. Three lines do it by Euler's method, with no word of diffusion in them. Beside them run lesson
-# 7's `ddim` on the same schedule, and `ddim` on EDM's own.
+# that is trained by the squared error learns their mean, $v = E[\varepsilon - x_0 \mid x_t]$. From the line's equation
+# $\varepsilon - x_0 = (x_t - x_0) / t$, so that $v = (x_t - \hat x_0) / t$. To draw is to solve $dx/dt = v$ from
+# $t = 1$ to 0. Three lines do it by Euler's method, with no word of diffusion in them. Beside them run lesson 7's
+# `ddim` on the same schedule, and `ddim` on EDM's own.
 
 # %%
-times = sd.karras_grid(flow.schedule, 30)
-shape = (8, 1, 28, 28)
+times, shape = sd.karras_grid(flow.schedule, 30), (8, 1, 28, 28)
 noise, *_, by_ddim = sd.states(flow, shape, times, sampler=sd.ddim, batch=8)
 *_, by_edm = sd.states(edm, shape, sd.karras_grid(edm.schedule, 30), sampler=sd.ddim, batch=8)
 
@@ -78,23 +76,21 @@ with torch.no_grad():
 
 apart = [(x - other).abs().max() for other in (by_ddim, by_edm)]
 print("largest difference of a pixel: {:.0e} from ddim on Flow, {:.0e} from ddim on EDM's schedule".format(*apart))
-plt.figure(figsize=(8, 2.3))
+plt.figure(figsize=(8, 2.3), layout="constrained")
 plt.imshow(sd.grid(sd.to_uint8(torch.cat([by_edm, x])), 8))
 plt.title("above: ddim on EDM's schedule; below: the three lines, from the same noise", fontsize=10)
 plt.axis("off")
-plt.tight_layout()
 plt.show()
 
 # %% [markdown]
-# The differences are roundings: `ddim` is Euler's method on the straight line. What is straight, though, is only the
-# line from an image to its noise. The path that the mean of all lines makes is not, and that is why a sampler still
-# needs steps. Some pixels of one drawing, against the time:
+# The differences are roundings: `ddim` is Euler's method on the straight line. But only the line from an image to its
+# noise is straight. The path that the mean of all lines makes is not: a sampler still needs steps. Some pixels:
 
 # %%
 *steps, _ = sd.states(flow, shape, sd.uniform_grid(flow.schedule, 20 if FAST else 100), sampler=sd.ddim, batch=8)
 paths = torch.stack(steps)[:, 0, 0]  # [steps, 28, 28], the first image
 t = sd.uniform_grid(flow.schedule, len(paths))
-figure, axes = plt.subplots(1, 2, figsize=(10, 3.4), sharey=True)
+figure, axes = plt.subplots(1, 2, figsize=(10, 3.4), layout="constrained", sharey=True)
 for k, (row, column) in enumerate([(8, 14), (11, 11), (14, 14), (17, 16), (20, 13), (4, 4)]):
     path = paths[:, row, column]
     axes[0].plot([0, 1], [x0[0, 0, row, column], path[0]], color=f"C{k}")
@@ -102,7 +98,6 @@ for k, (row, column) in enumerate([(8, 14), (11, 11), (14, 14), (17, 16), (20, 1
     axes[1].plot([t[-1], 1], [path[-1], path[0]], ":", color=f"C{k}", linewidth=1)
 axes[0].set(xlabel="t", ylabel="pixel", title="in training: lines from an image to noise")
 axes[1].set(xlabel="t", title="in sampling: the paths (dotted: straight)")
-plt.tight_layout()
 plt.show()
 
 # %% [markdown]
@@ -115,14 +110,12 @@ plt.show()
 
 # %%
 level = torch.logspace(-2, 2, 100, dtype=torch.float64)[:, None]
-plt.figure(figsize=(6, 3.2))
+plt.figure(figsize=(6, 3.2), layout="constrained")
 for name, denoiser in {"EDM": edm, "flow": sd.Denoiser(edm.net, sd.Flow(), sd.flow)}.items():
     alpha, sigma, a, b = denoiser.coefficients(denoiser.schedule.time_of(level).flatten(), level)
     plt.loglog(level, ((b * alpha - a * sigma) / (sigma * denoiser.data_std)) ** 2, label=name)
-plt.xlabel("σ/α")
-plt.ylabel("weight of |x̂₀ − x₀|²")
+plt.gca().set(xlabel="σ/α", ylabel="weight of |x̂₀ − x₀|²")
 plt.legend()
-plt.tight_layout()
 plt.show()
 
 # %% [markdown]
@@ -131,11 +124,8 @@ plt.show()
 # The same steps, levels and images as above, and for a yardstick EDM once more from another seed.
 
 # %%
-models = {
-    "EDM": edm,
-    "flow matching": trained(sd.Flow(), sd.flow, 1.0),
-    "EDM, another seed": trained(sd.Karras(), sd.velocity, s, seed=1),
-}
+models = {"EDM": edm, "flow matching": trained(sd.Flow(), sd.flow, 1.0)}
+models["EDM, another seed"] = trained(sd.Karras(), sd.velocity, s, seed=1)
 scores = {}
 for name, model in models.items():
     drawn = sd.sample(sd.Clipped(model), (COUNT, 1, 28, 28), sd.karras_grid(model.schedule, 18))
@@ -156,5 +146,5 @@ print(f"FID[digits-cnn-1, n={COUNT} vs train]: {fids}")
 # x = x + (u - t) * (x - denoiser(x, t)) / t  # a step from t to u, which is ddim's
 # ```
 #
-# **Exercise.** Write `flow_x0(x_t, velocity, t)`, the clean image that a velocity implies:
+# **Exercise.** Write `flow_x0(x_t, velocity, t)`, what image a velocity implies:
 # `simple-diffusion check 10 my_solution.py`.

@@ -3,8 +3,8 @@
 #
 # Every lesson so far ended with a FID. Here is what that is: a classifier looks at the pictures, and what it sees is
 # compared with what it sees in real ones. So we train a classifier first (those who come from a notebook that trains
-# one on digits or Fashion-MNIST find it here), then write down the scores, and then damage real images in ways that
-# we know, to find out which score notices what. No diffusion model is needed to learn how far to trust a number.
+# one on digits or Fashion-MNIST find it here), then write down the scores, and then damage real images in ways that we
+# know, to find out which score notices what. No diffusion model is needed to learn how far to trust a number.
 #
 # Files: [`classification.py`](../src/simple_diffusion/classification.py),
 # [`metrics.py`](../src/simple_diffusion/metrics.py), and [the manual of the numbers](../docs/evaluation.md).
@@ -33,18 +33,15 @@ test = sd.load_images("digits", split="test")[: 500 if FAST else None]
 
 # %%
 net, report = sd.train_classifier(images[:TRAINED_ON], epochs=EPOCHS)
-accuracy = sd.accuracy(net, test)
 features, logits = infer(net, test.pixels[:MOST])
-print(f"{accuracy:.2%} of {len(test):,} test images named rightly; features {list(features.shape)}")
+print(f"{sd.accuracy(net, test):.2%} of {len(test):,} test images named rightly; features {list(features.shape)}")
 
 guess = logits.argmax(1)
 wrong = (guess != test.labels[:MOST]).nonzero().flatten()[:16]
-figure, axes = plt.subplots(1, len(wrong), figsize=(10, 1), squeeze=False)
+figure, axes = plt.subplots(1, len(wrong), figsize=(10, 1), layout="constrained", squeeze=False)
 for axis, i in zip(axes[0], wrong.tolist(), strict=True):
     axis.imshow(test.pixels[i, 0], cmap="gray")
-    axis.set_title(f"{test.labels[i]} as {guess[i]}", fontsize=8)
-    axis.axis("off")
-plt.tight_layout()
+    axis.set(title=f"{test.labels[i]} as {guess[i]}", xticks=[], yticks=[])
 plt.show()
 
 # %% [markdown]
@@ -76,17 +73,16 @@ sets = {
     "no 7, 8 or 9": test.pixels[test.labels < 7],
     "50, repeated": pixels[torch.arange(COUNT) % 50],
 }
-figure, axes = plt.subplots(len(sets), 1, figsize=(8, 3.6))
+figure, axes = plt.subplots(len(sets), 1, figsize=(8, 3.6), layout="constrained")
 for axis, (name, some) in zip(axes, sets.items(), strict=True):
     axis.imshow(sd.grid(some[:16], 16))
     axis.set_ylabel(name, rotation=0, ha="right", va="center", fontsize=9)
     axis.set(xticks=[], yticks=[])
-plt.tight_layout(pad=0.3)
 plt.show()
 
 # %% [markdown]
-# Each set goes through two extractors: `digits-cnn-1`, which comes with the library and which all lessons use, and
-# the classifier above. Both have the same layers and the same task; the first one saw all images, for longer.
+# Each set goes through two extractors: `digits-cnn-1`, which comes with the library and which all lessons use, and the
+# classifier above, which saw fewer images. Read the tables by columns.
 
 # %%
 extractors = {"digits-cnn-1": sd.extractor_for(images), "ours": lambda pixels: infer(net, pixels)}
@@ -102,41 +98,36 @@ for who, extractor in extractors.items():
         print(f"{name:16}{fid[who, name]:7.3f}{sure:6.2f}{near.precision:11.2f}{near.recall:8.2f}")
 
 # %% [markdown]
-# Read it by columns.
-#
 # - **FID** finds a dimming that hardly anyone would see, and a shift that leaves every digit a digit, worse than a
 #   digit that is missing. Fifty images, ten times each, are to it no worse than three digits missing, and far better
 #   than a blur: means and covariances need few images.
-# - **The inception score** falls with the missing digits, and hardly for anything else.
-# - **Precision** sees neither missing digits nor repetition, because what is there is real.
-# - **Recall** is 0 for the repeated images, and falls with each missing digit.
+# - **The inception score** falls with the missing digits, and hardly for anything else. **Precision** sees neither
+#   these nor repetition, because what is there is real. **Recall** is 0 for repeated images, and falls with each digit.
 # - **The extractors** agree on the best and the worst row, and not on whether a dimming is worse than three missing
 #   digits. So a FID belongs to its extractor, and is compared with no other one's.
 #
 # ## FID falls with the count
 #
-# Of two equally good models the one that drew more images has the lower FID, because a covariance of few images is
-# too thin, and the distance counts that. Once there are more images than features (192), the excess falls about as
-# $1/n$. So a FID is named with its count and compared at one count only, and it has a *floor*: what real images get.
+# Of two equally good models the one that drew more images has the lower FID, because a covariance of few images is too
+# thin, and the distance counts that. Once there are more images than features (192), the excess falls about as $1/n$.
+# So a FID is named with its count and compared at one count only, and it has a *floor*: what real images get.
 # `frechet_by_count` draws the line in $1/n$ on to infinitely many images (Chong & Forsyth 2020).
 
 # %%
 extractor = extractors["digits-cnn-1"]
 real, _ = extractor(images.pixels[:MOST])
 counts = [n for n in (64, 128, 256, 512, 1024, 2048, 4096) if n <= MOST]
-plt.figure(figsize=(6, 3.4))
+plt.figure(figsize=(6, 3.4), layout="constrained")
 for name in ("a tenth dimmer", "as they are"):
     features, _ = extractor(sets[name])
     by_count = [frechet_distance(Moments.of(real), Moments.of(features[:n])) for n in counts]
     plt.loglog(counts, by_count, "o-", label=f"real images, {name}")
     print(f"{name}: {by_count[-1]:.3f} at n={MOST}, {frechet_by_count(real, features).limit:.3f} extrapolated")
-plt.xticks(counts, [str(n) for n in counts])
-plt.yticks([0.02, 0.05, 0.1, 0.2, 0.5], ["0.02", "0.05", "0.1", "0.2", "0.5"])
+plt.xticks(counts, counts)
+plt.yticks([0.02, 0.05, 0.1, 0.2, 0.5], [0.02, 0.05, 0.1, 0.2, 0.5])
 plt.minorticks_off()
-plt.xlabel("images")
-plt.ylabel("FID [digits-cnn-1]")
+plt.gca().set(xlabel="images", ylabel="FID [digits-cnn-1]")
 plt.legend(fontsize=8)
-plt.tight_layout()
 plt.show()
 
 # %% [markdown]
@@ -144,7 +135,6 @@ plt.show()
 
 # %%
 first, *others = (f"{fid['digits-cnn-1', name]:.2f} {name}" for name in sets)
-print(f"accuracy of the classifier: {accuracy:.2%}")
 print(f"FID[digits-cnn-1, n={COUNT} vs {REAL} of train]: real images {first}; {', '.join(others)}")
 
 # %% [markdown]
@@ -156,5 +146,5 @@ print(f"FID[digits-cnn-1, n={COUNT} vs {REAL} of train]: real images {first}; {'
 # frechet_distance(Moments.of(real), Moments.of(features))
 # ```
 #
-# **Exercise.** Write `fid(real, fake)` for features of shape [N, F], and let
-# `simple-diffusion check 11 my_solution.py` compare it.
+# **Exercise.** Write `fid(real, fake)` for features of shape [N, F], and let `simple-diffusion check 11 my_solution.py`
+# compare it.
