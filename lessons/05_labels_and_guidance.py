@@ -66,10 +66,10 @@ samples = {scale: drawn(scale, labels) for scale in scales}
 # One class a row, 0 to 9. All three start from the same noise.
 
 # %%
-figure, axes = plt.subplots(1, 3, figsize=(10, 4.6))
+figure, axes = plt.subplots(1, 3, figsize=(10, 4.4))
 for axis, scale in zip(axes, (1, 1.5, 3), strict=True):
-    by_class = torch.cat([samples[scale][labels == c][:6] for c in range(10)])
-    axis.imshow(sd.grid(by_class, 6))
+    by_class = torch.cat([samples[scale][labels == c][:8] for c in range(10)])
+    axis.imshow(sd.grid(by_class, 8))
     axis.set_title(f"scale {scale:g}", fontsize=10)
     axis.axis("off")
 plt.tight_layout()
