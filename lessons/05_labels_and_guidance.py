@@ -1,9 +1,9 @@
 # %% [markdown]
 # # 5 · Labels and guidance
 #
-# So far the network draws whatever digit it likes. Now we ask for one. The label goes into the network beside the
-# noise level, and *classifier-free guidance* (Ho & Salimans 2022) makes it count for more than the network learned to
-# let it count. Those who come from a notebook on conditional diffusion with guidance find its content here.
+# So far the network draws whatever digit it likes. Now we ask for one. The label goes into the network beside the noise
+# level, and *classifier-free guidance* (Ho & Salimans 2022) makes it count for more than the network learned to let it
+# count. Those who come from a notebook on conditional diffusion with guidance find its content here.
 #
 # Files: [`guidance.py`](../src/simple_diffusion/guidance.py) has both halves, training and drawing, and `Labels` in
 # [`networks/embedding.py`](../src/simple_diffusion/networks/embedding.py) turns a label into a vector.
@@ -29,9 +29,9 @@ null = images.classes  # 10: the label that means "no label"
 # `UNet(classes=10)` has a vector for each class, which is added to that of the noise level; for "no label" it adds
 # nothing. The loss stays as it was: the batches of lesson 2 had the labels in them all along, as `cond`.
 #
-# `drop_labels` hides one label in ten, drawn for each image of the batch by itself. So *one* network learns two
-# answers: $\mathrm E[x_0 \mid x_t, c]$, the mean of all clean images of class c, and $\mathrm E[x_0 \mid x_t]$, the
-# mean of all. As only the second half is new, the rest is lesson 4's with the cosine schedule, twice as long.
+# `drop_labels` hides one label in ten, drawn for each image by itself and not for the batch. So *one* network learns
+# two answers: $\mathrm E[x_0 \mid x_t, c]$, the mean of all clean images of class c, and $\mathrm E[x_0 \mid x_t]$, the
+# mean of all. The rest is lesson 4's with the cosine schedule, trained twice as long.
 
 # %%
 denoiser = sd.Denoiser(sd.UNet(classes=images.classes, widths=(32, 64), blocks=(1, 2)), sd.Cosine(), sd.noise)
@@ -78,8 +78,8 @@ plt.show()
 # %% [markdown]
 # ## What it buys and what it costs
 #
-# A classifier of clean digits (the one behind FID; lesson 11 trains it) says how many samples are of the class that
-# was asked for. FID says how close the samples are to the data as a whole.
+# A classifier of clean digits (the one behind FID; lesson 11 trains it) says how many samples are of the class that was
+# asked for. FID says how close the samples are to the data as a whole.
 
 # %%
 extractor = sd.extractor_for(images)
@@ -99,15 +99,15 @@ plt.show()
 
 # %% [markdown]
 # The share rises with the scale and FID falls at first: clearer digits are closer to the data than the muddle of a
-# young network. Beyond that FID rises again, as exaggerated digits all look alike: guidance buys clarity with
-# variety, and where the best scale lies depends on the network. It costs variety mostly at high noise and does
-# nothing at low noise, so `Guided(..., interval=(0.1, 5))` guides only where $\sigma / \alpha$ lies between
-# (Kynkäänniemi et al. 2024).
+# young network. Beyond that FID rises again, as exaggerated digits all look alike: guidance buys clarity with variety,
+# and where the best scale lies depends on the network. It costs variety mostly at high noise and does nothing at low
+# noise, so `Guided(..., interval=(0.1, 5))` guides only where $\sigma / \alpha$ lies between (Kynkäänniemi et al.
+# 2024), and pays for one evaluation elsewhere.
 #
 # ## The number that moved
 
 # %%
-print(f"of the asked class: {share[1]:.0%} with labels alone, {share[3]:.0%} with guidance of scale 3")
+print(f"of the asked class, n={COUNT}: {share[1]:.0%} with labels alone, {share[3]:.0%} with guidance of scale 3")
 print(f"FID[digits-cnn-1, n={COUNT} vs train]: {fid[1]:.2f} with labels alone, {fid[3]:.2f} with guidance of scale 3")
 
 # %% [markdown]

@@ -22,7 +22,7 @@ import simple_diffusion as sd
 from simple_diffusion.levels import LEVELS, model_error
 
 FAST = bool(os.environ.get("FAST"))  # seconds instead of minutes, for the tests
-STEPS, COUNT = (4, 64) if FAST else (400, 512)
+STEPS, COUNT = (4, 64) if FAST else (1000, 512)
 torch.manual_seed(0)
 images = sd.load_images("digits")
 
@@ -99,8 +99,8 @@ plt.show()
 # %%
 torch.manual_seed(0)  # the first weights of `edm`
 velocity = sd.Denoiser(sd.UNet(widths=(32, 64), blocks=(1, 2)), cosine, sd.velocity)
-cosine_model = sd.fit(velocity, images, STEPS).model
-edm_model = sd.fit(edm, images, STEPS, loss=partial(sd.denoising_loss, times=times)).model
+cosine_model = sd.fit(velocity, images, STEPS, batch=16).model
+edm_model = sd.fit(edm, images, STEPS, loss=partial(sd.denoising_loss, times=times), batch=16).model
 
 unseen = sd.to_unit(sd.load_images("digits", split="test").pixels[: 16 if FAST else 256])
 plt.figure(figsize=(6.5, 3), layout="constrained")

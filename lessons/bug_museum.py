@@ -15,7 +15,7 @@
 # %%
 import os
 import sys
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 
 import matplotlib.pyplot as plt
@@ -57,6 +57,7 @@ def drawn(denoiser, grid=sd.karras_grid, n: int = LEVELS, cond=cond, sampler=sd.
     return sd.sample(denoiser, (COUNT, *images.shape), grid(denoiser.schedule, n), cond, sampler=sampler)
 
 
+@cache
 def scores(pixels: torch.Tensor) -> list[str]:
     """FID, mean and deviation of the pixels, and how often the class is the one that was asked for."""
     x, seen = sd.to_unit(pixels), extractor(pixels)[1].argmax(1)

@@ -77,11 +77,15 @@ def run(notebook: NotebookNode, seconds: int = 1200) -> NotebookNode:
 
 
 def smaller(picture: str) -> str:
-    """A PNG in base64 with 32 colours, which a plot or grey images do not miss."""
-    image = Image.open(io.BytesIO(base64.b64decode(picture))).convert("RGB").quantize(32)
-    buffer = io.BytesIO()
-    image.save(buffer, "PNG", optimize=True)
-    return base64.b64encode(buffer.getvalue()).decode()
+    """A PNG in base64 with few colours, which a plot or grey images do not miss: 64, or 32 where that is large."""
+    image, content = Image.open(io.BytesIO(base64.b64decode(picture))).convert("RGB"), b""
+    for colours in (64, 32):
+        buffer = io.BytesIO()
+        image.quantize(colours).save(buffer, "PNG", optimize=True)
+        content = buffer.getvalue()
+        if len(content) < 100_000:
+            break
+    return base64.b64encode(content).decode()
 
 
 def tidy(notebook: NotebookNode) -> None:
