@@ -4,9 +4,8 @@
 # The network guesses the noise of every pixel. To tell ink from noise it must see far: is this stroke part of a 3 or of
 # an 8? And its answer must be exact to the pixel. A *U-Net* (Ronneberger et al. 2015) has a way for each: down to a
 # coarse map, where far things are near, and a *skip connection* past it, which keeps the detail. This lesson sets it
-# against a network of equal arithmetic that has neither, and takes its parts away.
-#
-# File: [`networks/unet.py`](../src/simple_diffusion/networks/unet.py).
+# against a network of equal arithmetic that has neither, and takes its parts away. File:
+# [`networks/unet.py`](../src/simple_diffusion/networks/unet.py).
 
 # %%
 import os

@@ -10,6 +10,7 @@ Where only the prose has changed the outputs are kept.
 import argparse
 import base64
 import io
+import os
 from pathlib import Path
 
 import jupytext
@@ -103,6 +104,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("numbers", nargs="*", metavar="NN", help="of the lessons, like 03")
     wanted = parser.parse_args().numbers
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # as the command does, beside other programs
     NOTEBOOKS.mkdir(exist_ok=True)
     for lesson in lessons():
         if lesson.stem[:2] in wanted or (not wanted and stale(lesson)):
