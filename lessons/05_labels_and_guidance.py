@@ -66,13 +66,12 @@ samples = {scale: drawn(scale, labels) for scale in scales}
 # One class a row, 0 to 9. All three start from the same noise.
 
 # %%
-figure, axes = plt.subplots(1, 3, figsize=(10, 4.4))
+figure, axes = plt.subplots(1, 3, figsize=(10, 4.4), layout="constrained")
 for axis, scale in zip(axes, (1, 1.5, 3), strict=True):
     by_class = torch.cat([samples[scale][labels == c][:8] for c in range(10)])
     axis.imshow(sd.grid(by_class, 8))
     axis.set_title(f"scale {scale:g}", fontsize=10)
     axis.axis("off")
-plt.tight_layout()
 plt.show()
 
 # %% [markdown]
@@ -86,7 +85,7 @@ extractor = sd.extractor_for(images)
 share = {scale: (extractor(pixels)[1].argmax(1) == labels).double().mean().item() for scale, pixels in samples.items()}
 fid = {scale: sd.fid(pixels, images) for scale, pixels in samples.items()}
 
-figure, axes = plt.subplots(1, 2, figsize=(8, 2.8))
+figure, axes = plt.subplots(1, 2, figsize=(8, 2.8), layout="constrained")
 axes[0].plot(scales, [100 * share[scale] for scale in scales], "o-")
 axes[0].set(ylabel="of the asked class (%)", ylim=(0, 100))
 axes[1].plot(scales, [fid[scale] for scale in scales], "o-")
@@ -94,15 +93,14 @@ axes[1].set(ylabel=f"FID, n = {COUNT}", ylim=(0, None))
 for axis in axes:
     axis.set(xlabel="guidance scale")
     axis.grid(alpha=0.3)
-plt.tight_layout()
 plt.show()
 
 # %% [markdown]
 # The share rises with the scale and FID falls at first: clearer digits are closer to the data than the muddle of a
 # young network. Beyond that FID rises again, as exaggerated digits all look alike: guidance buys clarity with variety,
-# and where the best scale lies depends on the network. It costs variety mostly at high noise and does nothing at low
-# noise, so `Guided(..., interval=(0.1, 5))` guides only where $\sigma / \alpha$ lies between (Kynkäänniemi et al.
-# 2024), and pays for one evaluation elsewhere.
+# and where the best scale lies depends on the network. Kynkäänniemi et al. 2024 found that it costs variety mostly at
+# high noise and does nothing at low noise: `Guided(..., interval=(0.1, 5))` guides only where $\sigma / \alpha$ lies
+# between, and pays for one evaluation elsewhere.
 #
 # ## The number that moved
 

@@ -94,7 +94,8 @@ plt.show()
 # ## What it is worth
 #
 # Lesson 8's velocity on the cosine schedule with uniform times, against EDM: the same first weights, the same images in
-# the same order, equally many steps. First the error of the guessed clean image by noise level, on unseen images.
+# the same order, equally many steps (of 16 images in place of 64: more steps for the same computing take a young
+# network further). First the error of the guessed clean image by noise level, on unseen images.
 
 # %%
 torch.manual_seed(0)  # the first weights of `edm`

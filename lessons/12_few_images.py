@@ -32,7 +32,6 @@ loss = partial(sd.denoising_loss, times=sd.LogNormal(math.log(few.std) - 0.5, 1.
 
 
 def show(rows: dict[str, torch.Tensor], columns: int = 16) -> None:
-    """A row of images each, uint8, with its name before it."""
     _, axes = plt.subplots(len(rows), 1, figsize=(9, 0.55 * len(rows)), squeeze=False, layout="constrained")
     for axis, (name, pixels) in zip(axes[:, 0], rows.items(), strict=True):
         axis.imshow(sd.grid(pixels[:columns], columns))
@@ -45,12 +44,11 @@ def show(rows: dict[str, torch.Tensor], columns: int = 16) -> None:
 # ## A long training
 #
 # Fifty digits, EDM as in lesson 9, batches of 16, and Muon, the optimiser that learns most in little time. A few times
-# on the way we keep the averaged model.
+# on the way, and at the end, we keep the averaged model.
 
 
 # %%
 def training(net: sd.UNet, loss) -> list[sd.Denoiser]:
-    """The averaged model at LOOKS moments of a training, the last one at its end."""
     denoiser = sd.Denoiser(net, sd.Karras(), sd.velocity, few.std)
     ema, kept = sd.EMA(denoiser), []
     stream = islice(sd.batches(few, 16), STEPS)
@@ -76,7 +74,6 @@ plain = training(sd.UNet(widths=(32, 64), blocks=(1, 2)), loss)
 
 # %%
 def looked_at(model: sd.Denoiser, views=(lambda x: x,)) -> tuple[torch.Tensor, Copies]:
-    """Samples of a model, uint8, and their nearest training images, in any of the views."""
     x0 = sd.sample(sd.Clipped(model), (COUNT, 1, 28, 28), sd.karras_grid(model.schedule, 10))
     seen = [sd.to_unit(view(few.pixels)).flatten(1) for view in views]
     return sd.to_uint8(x0), find_copies(x0.flatten(1), seen, sd.to_unit(unseen.pixels).flatten(1))
@@ -84,13 +81,8 @@ def looked_at(model: sd.Denoiser, views=(lambda x: x,)) -> tuple[torch.Tensor, C
 
 samples, copies = looked_at(plain[-1])
 closest = copies.score.argsort()[:16]
-show(
-    {
-        "samples, the closest": samples[closest],
-        "nearest training image": few.pixels[copies.nearest[closest]],
-        "samples, any": samples,
-    }
-)
+nearest = few.pixels[copies.nearest[closest]]
+show({"samples, the closest": samples[closest], "nearest training image": nearest, "samples, any": samples})
 
 # %% [markdown]
 # ## The cure: more views, and the network is told
@@ -113,10 +105,10 @@ show({"asked for plain": looked_at(told[-1])[0], "asked for a turn": sd.to_uint8
 #
 # The loss on the training images falls to the end in any case. What tells learning from learning by heart is the loss
 # on unseen images, with the same noise each time (`HeldOut`): where it rises, the rest of the training is for the
-# worse. Its lowest point is the third cure, and the cheapest: stop there.
+# worse. At its lowest point lies another cure, the cheapest: stop there.
 
 # %%
-figure, axes = plt.subplots(1, 2, figsize=(10, 3.4))
+figure, axes = plt.subplots(1, 2, figsize=(10, 3.4), layout="constrained")
 results = {}
 steps = [STEPS // LOOKS * (k + 1) for k in range(LOOKS)]
 for k, (name, models, known) in enumerate((("plain", plain, views[:1]), ("views told", told, views))):
@@ -133,7 +125,6 @@ axes[1].set(xlabel="steps", ylabel="near copies (%)")
 axes[1].axhline(1, color="0.5", linewidth=1, label="by chance")
 for axis in axes:
     axis.legend(fontsize=8)
-plt.tight_layout()
 plt.show()
 
 # %% [markdown]
@@ -141,8 +132,7 @@ plt.show()
 
 # %%
 print(f"near copies among {COUNT} samples, and loss on unseen images:")
-for name, numbers in results.items():
-    print(f"  {numbers} with {name}")
+print(*(f"  {numbers} with {name}" for name, numbers in results.items()), sep="\n")
 
 # %% [markdown]
 # With photographs in colour, or some hundred images, all this takes longer to show; the means are the same.
@@ -157,5 +147,4 @@ for name, numbers in results.items():
 # loss = sd.augmented(loss, sd.symmetries(square=True), null=0)
 # ```
 #
-# **Exercise.** Write `nearest(samples, data)`, the index of the nearest training image of each sample:
-# `simple-diffusion check 12 my_solution.py`.
+# **Exercise.** Write `nearest(samples, data)`, indices of images: `simple-diffusion check 12 my_solution.py`.
