@@ -135,9 +135,9 @@ for steps_of in nets:
     print(f"FID[digits-cnn-1, n={COUNT} vs train]: {fids}, in even steps of {steps_of}")
 
 # %% [markdown]
-# It is the training that gains: on the cosine clock fewer examples are spent on levels that are almost pure noise. At
-# 25 steps the sampler's clock matters little; lesson 7 makes it matter, with fewer steps. And spreading the training
-# over noise levels need not be left to a schedule: lessons 8 and 9 choose it outright.
+# In this run it is the training that gains: on the cosine clock fewer examples are spent on levels that are almost pure
+# noise. At 25 steps the sampler's clock matters little. Neither need be left to a schedule: lesson 7 chooses the noise
+# levels of its steps outright, and lesson 9 those of the training too.
 #
 # **What is new since lesson 3**, in code: another curve, and a network that moves between curves.
 #

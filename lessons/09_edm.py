@@ -147,5 +147,4 @@ print(f"FID[digits-cnn-1, n={COUNT} vs train]: {fids}")
 # sd.sample(sd.Clipped(edm), (COUNT, 1, 28, 28), sd.karras_grid(edm.schedule, 18))
 # ```
 #
-# **Exercise.** Write `karras_levels(n, sigma_min, sigma_max, rho)`, equation 5, and let
-# `simple-diffusion check 9 my_solution.py` look at it.
+# **Exercise.** Write `karras_levels(n, sigma_min, sigma_max, rho)`: `simple-diffusion check 9 my_solution.py`.

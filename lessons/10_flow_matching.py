@@ -4,10 +4,9 @@
 # Flow matching (Lipman et al. 2023) and rectified flow (Liu et al. 2023) do without diffusion, so it seems. They draw a
 # straight line from an image to a piece of noise, teach a network the velocity along such lines, and follow it back.
 # Here we take the EDM network of lesson 9, which has never heard of this, and make it follow the lines, without a step
-# of training. Then we train a network their way, and look whether it comes out better.
-#
-# Files: `Flow` in [`schedules.py`](../src/simple_diffusion/schedules.py), `flow` in
-# [`targets.py`](../src/simple_diffusion/targets.py), both a few lines.
+# of training. Then we train a network their way, and look whether it comes out better. Files: `Flow` in
+# [`schedules.py`](../src/simple_diffusion/schedules.py), `flow` in [`targets.py`](../src/simple_diffusion/targets.py),
+# both a few lines.
 
 # %%
 import math
@@ -122,7 +121,8 @@ plt.show()
 # %% [markdown]
 # ## Trained as a flow
 #
-# The same steps, levels and images as above, and for a yardstick EDM once more from another seed.
+# The same steps, levels and images as above, and EDM once more from another seed: a difference like that between the
+# two seeds may be luck. [Three seeds on Fashion-MNIST](../docs/ladder.md) could not tell flow matching from EDM.
 
 # %%
 models = {"EDM": edm, "flow matching": trained(sd.Flow(), sd.flow)}
@@ -147,5 +147,4 @@ print(f"FID[digits-cnn-1, n={COUNT} vs train]: {fids}")
 # x = x + (u - t) * (x - denoiser(x, t)) / t  # a step from t to u, which is ddim's
 # ```
 #
-# **Exercise.** Write `flow_x0(x_t, velocity, t)`, what image a velocity implies:
-# `simple-diffusion check 10 my_solution.py`.
+# **Exercise.** Write `flow_x0(x_t, velocity, t)`, the image: `simple-diffusion check 10 my_solution.py`.

@@ -99,7 +99,7 @@ for who, extractor in extractors.items():
 
 # %% [markdown]
 # - **FID** finds a dimming that hardly anyone would see, and a shift that leaves every digit a digit, worse than a
-#   digit that is missing. Fifty images, ten times each, are to it no worse than three digits missing, and far better
+#   digit that is missing. Fifty images, ten times each, are to it about as bad as three digits missing, and far better
 #   than a blur: means and covariances need few images.
 # - **The inception score** falls with the missing digits, and hardly for anything else. **Precision** sees neither
 #   these nor repetition, because what is there is real. **Recall** is 0 for repeated images, and falls with each digit.

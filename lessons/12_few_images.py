@@ -1,10 +1,9 @@
 # %% [markdown]
 # # 12 · Few images: learnt, or learnt by heart?
 #
-# A diffusion model that is trained long enough on few images draws these images. That is no accident: the best denoiser
-# of a training set, the one with the lowest loss, knows nothing else (`memorised_error` in
-# [`levels.py`](../src/simple_diffusion/levels.py) has it in closed form). What we hope for is a network that fails to
-# become it, in a good way. Here we watch one succeed, find its copies, and then keep it from that.
+# A diffusion model that is trained long enough on few images draws these images. That is no accident: the denoiser with
+# the lowest training loss knows nothing else (`memorised_error` in [`levels.py`](../src/simple_diffusion/levels.py)).
+# Here we watch a network become it, find its copies, and then keep it from that.
 #
 # Files: [`copies.py`](../src/simple_diffusion/copies.py) finds copies,
 # [`validation.py`](../src/simple_diffusion/validation.py) measures a loss on unseen images,
@@ -87,10 +86,10 @@ show({"samples, the closest": samples[closest], "nearest training image": neares
 # %% [markdown]
 # ## The cure: more views, and the network is told
 #
-# Turned and mirrored each of the fifty images becomes eight. But a turned 4 is no digit, and a model that has seen it
+# Turned and mirrored, each of the fifty images becomes eight. But a turned 4 is no digit, and a model that has seen it
 # would draw it. Unless it is told: `augmented` picks a view for each sample and writes its number into the label
 # (Karras et al. 2022, appendix F.2). The network learns from all views what strokes are like, and asked for the plain
-# view, label 0 or none, it draws plain digits. Nothing else changes, not even the number of steps.
+# view, label 0 or none, it draws them upright. Nothing else changes, not even the number of steps.
 
 # %%
 views = sd.symmetries(square=True)
@@ -103,9 +102,10 @@ show({"asked for plain": looked_at(told[-1])[0], "asked for a turn": sd.to_uint8
 # %% [markdown]
 # ## Two losses
 #
-# The loss on the training images falls to the end in any case. What tells learning from learning by heart is the loss
-# on unseen images, with the same noise each time (`HeldOut`): where it rises, the rest of the training is for the
-# worse. At its lowest point lies another cure, the cheapest: stop there.
+# None of that is copied, and much of it is no digit yet: to the eye the copies are the better pictures. The loss on the
+# training images prefers them too, and falls to the end. What tells learning from learning by heart is the loss on
+# unseen images, with the same noise each time (`HeldOut`): where it rises, the rest of the training is for the worse.
+# At its lowest point lies another cure, the cheapest: stop there.
 
 # %%
 figure, axes = plt.subplots(1, 2, figsize=(10, 3.4), layout="constrained")
