@@ -8,8 +8,9 @@ import nbformat
 import pytest
 
 sys.path.append(str(Path(__file__).parents[1] / "lessons"))
+from make_notebooks import LESSONS, converted, lessons, notebook_of, run, sources
+
 import simple_diffusion as sd
-from build import LESSONS, converted, lessons, notebook_of, run, sources
 
 NAMES = [lesson.stem for lesson in lessons()]
 
@@ -40,7 +41,7 @@ def test_a_notebook_is_its_lesson_executed(name):
     path = notebook_of(lesson_of(name))
     notebook = nbformat.read(path, as_version=4)
     nbformat.validate(notebook)
-    assert sources(notebook) == sources(converted(lesson_of(name))), f"stale: run lessons/build.py {name[:2]}"
+    assert sources(notebook) == sources(converted(lesson_of(name))), f"stale: run lessons/make_notebooks.py {name[:2]}"
     for cell in notebook.cells:
         if cell.cell_type == "code":
             assert cell.execution_count, f"{path.name} was not executed"

@@ -1,7 +1,7 @@
 """The notebooks: each lesson converted and executed, its small pictures and printed numbers kept.
 
-    python lessons/build.py            # those whose lesson has changed since
-    python lessons/build.py 03 07      # these, changed or not
+    python lessons/make_notebooks.py            # those whose lesson has changed since
+    python lessons/make_notebooks.py 03 07      # these, changed or not
 
 A lesson, in percent format, is the source. Change it and not its notebook; `tests/test_lessons.py` finds a stale one.
 Where only the prose has changed the outputs are kept.
