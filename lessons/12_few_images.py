@@ -23,7 +23,7 @@ from simple_diffusion.copies import Copies, find_copies
 from simple_diffusion.validation import HeldOut
 
 FAST = bool(os.environ.get("FAST"))  # seconds instead of minutes, for the tests
-STEPS, LOOKS, COUNT = (4, 2, 64) if FAST else (1800, 9, 128)
+STEPS, LOOKS, COUNT = (4, 2, 64) if FAST else (1600, 8, 128)
 
 few = sd.Images("few", sd.load_images("digits").pixels[:50])
 unseen = sd.Images("unseen", sd.load_images("digits", split="test").pixels[:2000])
