@@ -16,27 +16,21 @@ from pathlib import Path
 
 import torch
 from quality import command
-from throughput import table, wait_for
+from throughput import noise_images, table
 from torch import Tensor
 
 from simple_diffusion.config import PRESETS, Card, Config, build_sampler
-from simple_diffusion.data.images import Images
 from simple_diffusion.denoiser import Denoiser
-from simple_diffusion.hardware import pick_device
+from simple_diffusion.hardware import PRECISIONS, pick_device
 from simple_diffusion.run import start_training
 from simple_diffusion.samplers import sample
 
 STEPS = 20
 
 
-def noise() -> Images:
-    pixels = torch.randint(0, 256, (640, 1, 28, 28), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
-    return Images("noise", pixels, torch.arange(640) % 10, tuple("0123456789"))
-
-
 def trained(config: Config, device: torch.device) -> tuple[Denoiser, Tensor]:
     """A denoiser after some steps on the device, and their losses."""
-    images = noise()
+    images = noise_images(640)
     denoiser, steps = start_training(config, Card.of(images), images, device, lambda n: config.lr)
     losses = [next(steps).loss for _ in range(STEPS)]
     return denoiser.eval(), torch.tensor(losses)
@@ -44,7 +38,7 @@ def trained(config: Config, device: torch.device) -> tuple[Denoiser, Tensor]:
 
 def drawn(config: Config, denoiser: Denoiser, n: int, device: torch.device) -> Tensor:
     """n images of the denoiser, on the CPU."""
-    card = Card.of(noise())
+    card = Card.of(noise_images(640))
     guided, times, sampler = build_sampler(config, card, denoiser)
     return sample(guided, (n, *card.shape), times, torch.arange(n) % 10, sampler=sampler, device=device)
 
@@ -58,7 +52,7 @@ def checks(device: torch.device) -> Iterator[tuple[str, bool]]:
     there.load_state_dict(here.state_dict())
     gap = (drawn(config, there, 64, device) - drawn(config, here, 64, torch.device("cpu"))).abs().max().item()
     yield f"64 images of one model in fp32 against the CPU's, largest difference in [-1, 1]: {gap:.1e}", gap < 2e-2
-    for precision in ("fp32", "bf16"):
+    for precision in PRECISIONS:
         chosen = replace(config, precision=precision)
         (first, losses), (second, again) = trained(chosen, device), trained(chosen, device)
         pairs = zip(first.parameters(), second.parameters(), strict=True)
@@ -86,8 +80,7 @@ def main() -> None:
         failed += not right
         print(f"{'ok    ' if right else 'FAILED'} {words}", flush=True)
     print()
-    table(args.presets, ["fp32", "bf16"], 2.0, device)
-    wait_for(device)
+    table(args.presets, list(PRECISIONS), 2.0, device)
     if device.type == "cuda":
         print(f"\npeak memory {torch.cuda.max_memory_allocated(device) / 2**30:.1f} GiB")
     run = ("--out", str(args.out), "--device", args.device)

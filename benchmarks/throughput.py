@@ -76,14 +76,15 @@ def flops_of(steps: Iterator[Any]) -> int:
     return counter.get_total_flops()
 
 
+def noise_images(count: int) -> Images:
+    """Noise in the shape of Fashion-MNIST: the same each time, and nothing to load."""
+    pixels = torch.randint(0, 256, (count, 1, 28, 28), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    return Images("noise", pixels, torch.arange(count) % 10, tuple("0123456789"))
+
+
 def measure(preset: str, precision: str, seconds: float, device: torch.device = CPU) -> tuple[str, Counter]:
     """One row of the table, and seconds by kind of work in five training steps, on one core or on the GPU."""
-    images = Images(
-        "noise",
-        torch.randint(0, 256, (2048, 1, 28, 28), dtype=torch.uint8),
-        torch.arange(2048) % 10,
-        tuple("0123456789"),
-    )
+    images = noise_images(2048)
     config = replace(Config(**PRESETS[preset][1]), precision=precision)
     card = Card.of(images)
     denoiser, steps = start_training(config, card, images, device, lambda n: 1e-6)
