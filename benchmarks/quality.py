@@ -20,11 +20,12 @@ from typing import Any
 
 import torch
 from intervals import T95, interval
-from throughput import flops_of, matmul_peak
+from throughput import flops_of
 
 from simple_diffusion.checkpoint import read
 from simple_diffusion.data.images import Images
 from simple_diffusion.run import MODEL_FILE, start_training
+from simple_diffusion.sizing import matmul_speed
 
 
 def command(*words: str) -> dict[str, Any]:
@@ -49,9 +50,9 @@ def flops_an_image(model_file: Path) -> float:
 def measured(data: str, length: str, seed: int, n: int, out: Path, options: list[str]) -> dict[str, float]:
     """Train and score one model."""
     run = out / f"seed-{seed}"
-    peaks = [matmul_peak(torch.bfloat16)]
+    peaks = [matmul_speed(torch.bfloat16, torch.device("cpu"))]
     trained = command("train", data, "--for", length, "--seed", str(seed), "--out", str(run), *options)
-    peaks.append(matmul_peak(torch.bfloat16))
+    peaks.append(matmul_speed(torch.bfloat16, torch.device("cpu")))
     scored = command("evaluate", str(run), "--n", str(n), "--out", str(run / "scores"))
     scores = scored["extractors"][0]["scores"]
     speed, flops = trained["images_per_second"], flops_an_image(run / MODEL_FILE)

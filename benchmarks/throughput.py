@@ -23,6 +23,7 @@ from simple_diffusion.data.images import Images
 from simple_diffusion.hardware import PRECISIONS, pick_device
 from simple_diffusion.run import start_training
 from simple_diffusion.samplers import samples
+from simple_diffusion.sizing import matmul_speed
 
 KINDS = {  # what an operation's name begins with -> the kind of work it is
     "convolution": ("aten::mkldnn_conv", "aten::convolution_back", "aten::cudnn_conv", "aten::_slow_conv"),
@@ -50,20 +51,6 @@ def wait_for(device: torch.device) -> None:
     """Until a GPU has done all that it was given; a CPU has."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)
-
-
-def matmul_peak(dtype: torch.dtype, device: torch.device = CPU) -> float:
-    """This machine's own matrix product, FLOP/s."""
-    size = 2048 if device.type == "cpu" else 8192
-    a = torch.randn(size, size, device=device).to(dtype)
-    times = []
-    for _ in range(8):
-        wait_for(device)
-        began = time.perf_counter()
-        a @ a
-        wait_for(device)
-        times.append(time.perf_counter() - began)
-    return 2 * size**3 / median(times[2:])
 
 
 def flops_of(steps: Iterator[Any]) -> int:
@@ -134,7 +121,7 @@ def table(presets: list[str], precisions: list[str], seconds: float, device: tor
     """Print the speed of every preset in every precision, and where its time goes."""
     print(f"torch {torch.__version__}, {torch.get_num_threads()} threads, {device}", end="")
     for precision, dtype in PRECISIONS.items():
-        print(f", matrix product {precision} {matmul_peak(dtype, device) / 1e9:,.0f} GFLOP/s", end="")
+        print(f", matrix product {precision} {matmul_speed(dtype, device) / 1e9:,.0f} GFLOP/s", end="")
     print("\n\n| preset | M parameters | precision | training images/s | GFLOP/image | GFLOP/s | sampling images/s |")
     print("|---|---|---|---|---|---|---|")
     shares = {}

@@ -243,7 +243,7 @@ DDPM: dict[str, Any] = {
 
 PRESETS: dict[str, tuple[str, dict[str, Any]]] = {
     "tiny": ("0.3 M parameters, for a minute or two", {"widths": (32, 64), "lr": 4e-3}),
-    "small": ("0.7 M parameters, for some minutes on two cores: the default", {}),
+    "small": ("0.7 M parameters, for some minutes on two cores", {}),
     "base": ("1.2 M parameters, for half an hour on two cores", {"widths": (64, 128)}),
     "large": (
         "9 M parameters, for an hour or a GPU",

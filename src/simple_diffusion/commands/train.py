@@ -23,6 +23,9 @@ from .options import (
     whole,
 )
 
+SHAPE = {"network", "widths", "blocks", "patch"}
+"""Settings that choose the size of the network."""
+
 
 def add(commands: Any) -> None:
     sub = command(commands, "train", run, "train a model on a data set, a folder of images, or an .npz or .npy file")
@@ -36,7 +39,9 @@ def add(commands: Any) -> None:
     length.add_argument("--for", type=duration, dest="seconds", metavar="TIME", help="90s, 10min, 2h (default 3min)")
     length.add_argument("--epochs", type=count, metavar="N", help="passes over the data")
     length.add_argument("--steps", type=whole(1, 10**9), metavar="N", help="updates")
-    sub.add_argument("--preset", metavar="NAME", help="a row of the table of presets; `list` prints it")
+    sub.add_argument(
+        "--preset", metavar="NAME", help="a row of the table that `list` prints (default by --for)"
+    )
     sub.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="any setting; `help` lists them")
     sub.add_argument("--out", type=path, metavar="FOLDER", help="the run folder (default runs/DATA-1, -2, ...)")
     sub.add_argument("--resume", action="store_true", help="go on with the run in --out, as if it had never stopped")
@@ -81,17 +86,24 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
         values |= layer
     if args.resume:
         return resumed(args, values)
-    config = fitted(Config(**values), pick_device(args.device))
+    device = pick_device(args.device)
+    config = fitted(Config(**values), device)
 
+    from ..config import Card
     from ..forecast import forecast
     from ..lock import free_folder, refuse_taken
+    from ..sizing import size_for
 
     if args.out is not None:
         refuse_taken(args.out)  # before the data is loaded
     images = loaded(args, config)
     config = in_steps(args, config, images)
+    if args.preset is None and config.seconds and not SHAPE & values.keys():
+        size = size_for(config, Card.of(images), device)
+        config = fitted(Config(**PRESETS[size][1] | values), device)
+        say(args, f"The size that suits {config.seconds:g} s on this machine is {size}: {PRESETS[size][0]}.")
     if args.dry_run:
-        result = forecast(config, images, pick_device(args.device))
+        result = forecast(config, images, device)
         say(args, result["text"])
         return result
     return trained(args, config, images, args.out or free_folder(Path("runs"), images.stem))

@@ -1,0 +1,97 @@
+"""The size of network that a time is given."""
+
+import json
+from dataclasses import replace
+from unittest.mock import patch
+
+import pytest
+import torch
+from torch.utils.flop_counter import FlopCounterMode
+
+from simple_diffusion import sizing
+from simple_diffusion.cli import main
+from simple_diffusion.config import PRESETS, Card, Config
+from simple_diffusion.data.images import Images
+from simple_diffusion.run import start_training
+from simple_diffusion.sizing import SIZES, matmul_speed, size_for, training_flops
+
+CPU = torch.device("cpu")
+PIXELS = torch.randint(0, 256, (64, 1, 28, 28), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+IMAGES = Images("noise", PIXELS, torch.arange(64) % 10, tuple("0123456789"))
+CARD = Card.of(IMAGES)
+
+
+def at(speed: float):
+    """A machine of so many FLOP/s."""
+    return patch.object(sizing, "matmul_speed", lambda dtype, device: speed)
+
+
+def test_a_training_step_takes_what_is_reckoned():
+    config = Config(widths=(32, 64), batch=8, precision="fp32", optimizer="adamw")
+    _, steps = start_training(config, CARD, IMAGES, CPU, lambda n: 1e-3)
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)  # what runs in other threads is not counted
+    try:
+        with FlopCounterMode(display=False) as counter:
+            next(steps)
+    finally:
+        torch.set_num_threads(threads)
+    # Nothing is sent back through the first layer to the image.
+    assert training_flops(config, CARD) == pytest.approx(counter.get_total_flops() / 8, rel=0.03)
+
+
+def test_a_convolution_is_two_flops_a_weight_and_position_three_times():
+    small, large = Config(widths=(32,), blocks=(1,)), Config(widths=(32,), blocks=(2,))
+    more = training_flops(large, CARD) - training_flops(small, CARD)
+    attention = 4 * 32 * 32 * 196 + 2 * 32 * 196 * 196  # qkv, out; weights, values
+    block = 2 * 9 * 32 * 32 * 196 + 64 * 32  # two convolutions; the embedding's layer
+    assert more == 3 * 2 * (attention + block)
+
+
+def test_images_of_twice_the_side_cost_four_times_as_much():
+    wide = replace(CARD, height=56, width=56)
+    config = Config(blocks=(1, 1))
+    assert 4 < training_flops(config, wide) / training_flops(config, CARD) < 4.6  # attention's square grows faster
+
+
+@pytest.mark.parametrize("speed", [1e10, 1e11, 1e12, 1e14])
+def test_more_time_is_never_a_smaller_network(speed):
+    with at(speed):
+        chosen = [size_for(Config(precision="fp32", seconds=10.0 * 2**i), CARD, CPU) for i in range(14)]
+    order = [list(SIZES).index(name) for name in chosen]
+    assert order == sorted(order)
+    assert len(set(order)) > 1
+
+
+@pytest.mark.parametrize(("before", "size"), list(zip(SIZES, [*SIZES][1:], strict=False)))
+def test_a_size_is_taken_from_the_images_on_that_it_needs(before, size):
+    needs = SIZES[size] * training_flops(Config(**PRESETS[size][1]), CARD) / sizing.SHARE
+    with at(1e11):
+        assert size_for(Config(precision="fp32", seconds=needs / 1e11 * 1.001), CARD, CPU) == size
+        assert size_for(Config(precision="fp32", seconds=needs / 1e11 * 0.999), CARD, CPU) == before
+
+
+def test_the_machine_is_measured():
+    for dtype in (torch.float32, torch.bfloat16):
+        assert 1e9 < matmul_speed(dtype, CPU) < 1e15  # one core of 1995, and a rack of today
+
+
+@pytest.mark.parametrize(
+    ("options", "widths", "batch"),
+    [
+        ((), PRESETS["large"][1]["widths"], PRESETS["large"][1]["batch"]),
+        (("--set=batch=8",), PRESETS["large"][1]["widths"], 8),
+        (("--preset=tiny",), PRESETS["tiny"][1]["widths"], Config().batch),
+        (("--set=widths=16,24",), (16, 24), Config().batch),
+        (("--steps=3",), Config().widths, Config().batch),
+    ],
+)
+def test_what_is_said_counts_more_than_the_time(squares, capsys, options, widths, batch):
+    with at(1e16):
+        main(
+            ["train", str(squares), "--for", "2min", *options, "--dry-run", "--json"]
+            if "steps" not in str(options)
+            else ["train", str(squares), *options, "--dry-run", "--json"]
+        )
+    config = json.loads(capsys.readouterr().out)["config"]
+    assert (tuple(config["widths"]), config["batch"]) == (widths, batch)
