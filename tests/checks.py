@@ -4,6 +4,8 @@ They run on the real module in test_samplers.py and on broken copies of it in te
 """
 
 import math
+from functools import partial
+from itertools import product
 
 import numpy as np
 import torch
@@ -232,8 +234,8 @@ def eta_keeps_the_marginal(samplers, schedule):
     oracle, times = Gaussian(schedule, std=0.0), samplers.karras_grid(schedule, 6)
     alpha, sigma = schedule.alpha(times).tolist(), schedule.sigma(times).tolist()
     for i, (t, s) in enumerate(zip(times.tolist(), times[1:].tolist(), strict=False)):
-        for eta in (0.0, 0.4, 1.0):
-            gain, shift, std = coefficients(lambda *a, eta=eta: samplers.ddim(*a, eta=eta), oracle, t, s)
+        for sampler, eta in product((samplers.ddim, samplers.dpmpp), (0.0, 0.4, 1.0)):
+            gain, shift, std = coefficients(partial(sampler, eta=eta), oracle, t, s)
             mean, variance = gain * alpha[i] * oracle.mean + shift, (gain * sigma[i]) ** 2 + std**2
             close(f64(mean, variance), f64(alpha[i + 1] * oracle.mean, sigma[i + 1] ** 2), 1e-9)
             close(f64(std), eta * f64(coefficients(samplers.ddpm, oracle, t, s)[2]), 1e-9)
@@ -264,6 +266,17 @@ def ancestral_law_is_the_datas(samplers, schedule):
         missing = [side * (1 - variance / oracle.std**2) for _, variance in moments]
         assert 0 < missing[-1] < 0.1
         assert abs(slope(counts, missing) - 1) < 0.15
+        assert all(abs(mean - oracle.mean) < 1e-10 for mean, _ in moments)
+
+
+def dpmpp_law_is_the_datas_in_second_order(samplers, schedule):
+    """Whatever eta, the mean is the data's, and the variance tends to it in second order, from above."""
+    counts, oracle = (50, 100, 200), Gaussian(schedule)
+    for eta in (0.0, 0.6, 1.0):
+        moments = [ancestral_moments(samplers, schedule, n, partial(samplers.dpmpp, eta=eta)) for n in counts]
+        first, second, third = (variance / oracle.std**2 - 1 for _, variance in moments)
+        assert 0 < third < 0.01
+        assert abs(math.log2((first - second) / (second - third)) - 2) < 0.15  # without what the last level leaves
         assert all(abs(mean - oracle.mean) < 1e-10 for mean, _ in moments)
 
 
@@ -380,6 +393,7 @@ CHECKS = {
         steps_hear_their_own_noise,
         images_belong_to_seed_and_number,
         ancestral_law_is_the_datas,
+        dpmpp_law_is_the_datas_in_second_order,
         converges_in_order,
     )
 }

@@ -67,8 +67,18 @@ MUTANTS = {
     "dpmpp: ratio of steps upside down": ("(h / (lam - before[1]) / 2)", "((lam - before[1]) / h / 2)"),
     "dpmpp: forgets the step before": ("before = x0_hat, lam", "before = None"),
     "dpmpp: remembers what it extrapolated": ("before = x0_hat, lam", "before = x, lam"),
-    "dpmpp: alpha_t for alpha_s": ("i.alpha_s * math.expm1(-h)", "i.alpha_t * math.expm1(-h)"),
-    "dpmpp: sign of the exponent": ("math.expm1(-h)", "math.expm1(h)"),
+    "dpmpp: all signal from the guess": ("(i.alpha_s - keep * i.alpha_t) * ahead", "i.alpha_s * ahead"),
+    "dpmpp: alpha_t for alpha_s": ("(i.alpha_s - keep * i.alpha_t)", "(i.alpha_t - keep * i.alpha_t)"),
+    "dpmpp: noise of half the step": ("math.sqrt(-math.expm1(-2 * h))", "math.sqrt(-math.expm1(-h))"),
+    "dpmpp: noise at the level of t": ("eta * i.sigma_s * math.sqrt(-math", "eta * i.sigma_t * math.sqrt(-math"),
+    "dpmpp: adds noise and keeps the old": (
+        "keep = math.sqrt(i.sigma_s**2 - new**2) / i.sigma_t",
+        "keep = i.sigma_s / i.sigma_t",
+    ),
+    "dpmpp: keeps less, and adds none": (
+        "if new > 0:\n                x = x + new * noise",
+        "if new > 9:\n                x = x + new * noise",
+    ),
     # grids
     "uniform grid: one step down": ("torch.arange(n, 0, -1,", "torch.arange(n - 1, -1, -1,"),
     "karras grid: not raised to rho": ("time_of(roots**rho)", "time_of(roots)"),

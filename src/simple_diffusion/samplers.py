@@ -177,11 +177,19 @@ def heun(
 
 
 def dpmpp(
-    denoiser: PosteriorMean, x: Tensor, times: Tensor, cond: Tensor | None = None, noise: Noise = fresh
+    denoiser: PosteriorMean,
+    x: Tensor,
+    times: Tensor,
+    cond: Tensor | None = None,
+    noise: Noise = fresh,
+    *,
+    eta: float = 0.0,
 ) -> Iterator[Tensor]:
     """DPM-Solver++(2M) (Lu et al. 2022, algorithm 2): second order from one evaluation a step and the one before.
 
-    A solver of the ODE: draws no noise. Takes and yields what `ddpm` does: x `[B, ...]`, times `[n]`, cond `[B]`.
+    eta   share of fresh noise, in [0, 1], as in `ddim`: 0 solves the ODE, and 1 is SDE-DPM-Solver++(2M)
+
+    Takes and yields what `ddpm` does: x `[B, ...]`, times `[n]`, cond `[B]`; noise is drawn where eta is above 0.
     """
     before: tuple[Tensor, float] | None = None
     for i in intervals(denoiser.schedule, times, x):
@@ -194,7 +202,11 @@ def dpmpp(
             ahead = x0_hat
             if before is not None:  # x0_hat half a step ahead, on the line through the last two
                 ahead = x0_hat + (x0_hat - before[0]) * (h / (lam - before[1]) / 2)
-            x = i.sigma_s / i.sigma_t * x - i.alpha_s * math.expm1(-h) * ahead
+            new = eta * i.sigma_s * math.sqrt(-math.expm1(-2 * h))
+            keep = math.sqrt(i.sigma_s**2 - new**2) / i.sigma_t
+            x = keep * x + (i.alpha_s - keep * i.alpha_t) * ahead
+            if new > 0:
+                x = x + new * noise(i.number, x)
         before = x0_hat, lam
         yield x
 
