@@ -5,7 +5,6 @@ They run on the real module in test_samplers.py and on broken copies of it in te
 
 import math
 from functools import partial
-from itertools import product
 
 import numpy as np
 import torch
@@ -15,6 +14,7 @@ from simple_diffusion.schedules import Discrete, Karras
 
 ORDERS = {"ddim": 1, "heun": 2, "dpmpp": 2}  # solvers of the ODE, and how their error falls with the step
 STOCHASTIC = {"ddpm": "posterior", "ddpm-beta": "beta"}  # ancestral samplers, and the variance of their steps
+PARTLY = {"dpmpp-sde": 0.6}  # solvers with a share of the ancestral noise
 EXACT_FOR = {"posterior": 0.0, "beta": 1.0}  # the deviation of the data for which a step is exact
 COUNTS = (40, 80, 160)
 Z = torch.linspace(-2, 2, 9, dtype=torch.float64)[:, None]
@@ -234,8 +234,9 @@ def eta_keeps_the_marginal(samplers, schedule):
     oracle, times = Gaussian(schedule, std=0.0), samplers.karras_grid(schedule, 6)
     alpha, sigma = schedule.alpha(times).tolist(), schedule.sigma(times).tolist()
     for i, (t, s) in enumerate(zip(times.tolist(), times[1:].tolist(), strict=False)):
-        for sampler, eta in product((samplers.ddim, samplers.dpmpp), (0.0, 0.4, 1.0)):
-            gain, shift, std = coefficients(partial(sampler, eta=eta), oracle, t, s)
+        shares = [(partial(f, eta=eta), eta) for f in (samplers.ddim, samplers.dpmpp) for eta in (0.0, 0.4, 1.0)]
+        for sampler, eta in [*shares, *((samplers.SAMPLERS[name], eta) for name, eta in PARTLY.items())]:
+            gain, shift, std = coefficients(sampler, oracle, t, s)
             mean, variance = gain * alpha[i] * oracle.mean + shift, (gain * sigma[i]) ** 2 + std**2
             close(f64(mean, variance), f64(alpha[i + 1] * oracle.mean, sigma[i + 1] ** 2), 1e-9)
             close(f64(std), eta * f64(coefficients(samplers.ddpm, oracle, t, s)[2]), 1e-9)
@@ -272,8 +273,8 @@ def ancestral_law_is_the_datas(samplers, schedule):
 def dpmpp_law_is_the_datas_in_second_order(samplers, schedule):
     """Whatever eta, the mean is the data's, and the variance tends to it in second order, from above."""
     counts, oracle = (50, 100, 200), Gaussian(schedule)
-    for eta in (0.0, 0.6, 1.0):
-        moments = [ancestral_moments(samplers, schedule, n, partial(samplers.dpmpp, eta=eta)) for n in counts]
+    for sampler in (samplers.dpmpp, *(samplers.SAMPLERS[name] for name in PARTLY), partial(samplers.dpmpp, eta=1.0)):
+        moments = [ancestral_moments(samplers, schedule, n, sampler) for n in counts]
         first, second, third = (variance / oracle.std**2 - 1 for _, variance in moments)
         assert 0 < third < 0.01
         assert abs(math.log2((first - second) / (second - third)) - 2) < 0.15  # without what the last level leaves

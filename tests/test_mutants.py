@@ -70,7 +70,7 @@ MUTANTS = {
     "dpmpp: all signal from the guess": ("(i.alpha_s - keep * i.alpha_t) * ahead", "i.alpha_s * ahead"),
     "dpmpp: alpha_t for alpha_s": ("(i.alpha_s - keep * i.alpha_t)", "(i.alpha_t - keep * i.alpha_t)"),
     "dpmpp: noise of half the step": ("math.sqrt(-math.expm1(-2 * h))", "math.sqrt(-math.expm1(-h))"),
-    "dpmpp: noise at the level of t": ("eta * i.sigma_s * math.sqrt(-math", "eta * i.sigma_t * math.sqrt(-math"),
+    "dpmpp: eta squared": ("eta * i.sigma_s * math.sqrt(-math", "eta**2 * i.sigma_s * math.sqrt(-math"),
     "dpmpp: adds noise and keeps the old": (
         "keep = math.sqrt(i.sigma_s**2 - new**2) / i.sigma_t",
         "keep = i.sigma_s / i.sigma_t",

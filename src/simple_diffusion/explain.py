@@ -217,9 +217,9 @@ ENTRIES: dict[str, tuple[Entry, ...]] = {
         Entry(
             "sampler",
             samplers.dpmpp,
-            "x_s = σ_s/σ_t x_t - α_s (exp(-h) - 1) D, h = λ_s - λ_t\n"
-            "D = x̂₀ + (x̂₀ - x̂₀ of the step before) h / (2 · the step in λ before)",
-            "x x̂₀ α_s σ_s σ_t λ h",
+            "x_s = k x_t + (α_s - k α_t) D + new ε', k = √(σ_s² - new²) / σ_t, new = 0 for η = 0\n"
+            "D = x̂₀ + (x̂₀ - x̂₀ of the step before) h / (2 · the step in λ before), h = λ_s - λ_t",
+            "x x̂₀ α_t σ_t α_s σ_s λ h η ε'",
             (("DPM-Solver++", "algorithm 2"),),
         ),
     ),
@@ -277,7 +277,7 @@ ENTRIES: dict[str, tuple[Entry, ...]] = {
         ),
     ),
 }
-ENTRIES["ddpm-beta"] = ENTRIES["ddpm"]
+ENTRIES |= {"ddpm-beta": ENTRIES["ddpm"], "dpmpp-sde": ENTRIES["dpmpp"]}
 ENTRIES |= dict.fromkeys(("recall", "density", "coverage"), ENTRIES["precision"])
 """name -> what bears it: a schedule and a target may share a name."""
 

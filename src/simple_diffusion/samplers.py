@@ -220,6 +220,7 @@ SAMPLERS: dict[str, Sampler] = {
     "ddim": ddim,
     "heun": heun,
     "dpmpp": dpmpp,
+    "dpmpp-sde": partial(dpmpp, eta=0.6),
 }
 
 

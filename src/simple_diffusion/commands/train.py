@@ -39,9 +39,7 @@ def add(commands: Any) -> None:
     length.add_argument("--for", type=duration, dest="seconds", metavar="TIME", help="90s, 10min, 2h (default 3min)")
     length.add_argument("--epochs", type=count, metavar="N", help="passes over the data")
     length.add_argument("--steps", type=whole(1, 10**9), metavar="N", help="updates")
-    sub.add_argument(
-        "--preset", metavar="NAME", help="a row of the table that `list` prints (default by --for)"
-    )
+    sub.add_argument("--preset", metavar="NAME", help="a row of the table that `list` prints (default by --for)")
     sub.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="any setting; `help` lists them")
     sub.add_argument("--out", type=path, metavar="FOLDER", help="the run folder (default runs/DATA-1, -2, ...)")
     sub.add_argument("--resume", action="store_true", help="go on with the run in --out, as if it had never stopped")
