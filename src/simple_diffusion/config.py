@@ -63,7 +63,7 @@ class Config:
 
     seconds: float = setting(180.0, "length of the run by the clock; 0 if steps counts", low=0, high=1e8)
     steps: int = setting(0, "length of the run in updates; 0 if seconds counts", low=0, high=10**9)
-    batch: int = setting(64, "images an update", low=1, high=65536)
+    batch: int = setting(32, "images an update", low=1, high=65536)
     accumulate: int = setting(
         1, "parts of a batch that are computed one after another, to save memory", low=1, high=65536
     )
@@ -104,7 +104,7 @@ class Config:
     weight: str = setting("none", "weight of the noise levels in the loss", among=WEIGHTS)
     drop_labels: float = setting(0.1, "share of labels dropped, for guidance", low=0, high=1)
 
-    sampler: str = setting("dpmpp", "sampler that `sample` uses", among=SAMPLERS)
+    sampler: str = setting("dpmpp-sde", "sampler that `sample` uses", among=SAMPLERS)
     grid: str = setting("karras", "spacing of the sampler's steps", among=GRIDS)
     sampler_steps: int = setting(10, "steps of the sampler", low=1, high=10000)
     guidance: float = setting(

@@ -7,6 +7,7 @@ FOLDER/
   checkpoints/         all that `--resume` needs, the newest two
   model.safetensors    what `sample` uses: averaged weights and config; rewritten with each picture and at every stop
   samples/             grids drawn from fixed noise while it trained
+  report.html          all of it on one page, renewed with each picture
   lock                 who holds the folder
 """
 
@@ -39,6 +40,7 @@ from .lock import hold, refuse_taken
 from .log import Log
 from .optimizers import OPTIMIZERS
 from .ranks import check_same_task, check_same_weights, largest, of_first, on_first, rank
+from .report import write_report
 from .signals import Stopped, stop_on_signals
 from .state import Checkpoint, State, latest, room_for, save_checkpoint
 from .training import NotFiniteError, Step, train
@@ -213,6 +215,16 @@ class Run:
         self.drawing += self.budget.elapsed - began
         return path
 
+    def report(self, live: bool) -> None:
+        """Renew report.html."""
+        command = command_of(self.config, 0 if live else self.repeats())
+        progress = self.budget.progress
+        write_report(self.folder, self.config, self.card, command, images=self.images, progress=progress, live=live)
+
+    def repeats(self) -> int:
+        """The steps that repeat a run by the clock; 0 where the config says how it ends."""
+        return 0 if self.config.steps or self.exhausted() else self.state.numbers.n
+
     def exhausted(self) -> bool:
         """Has the held-out loss not fallen for longer than the config's patience?"""
         held_out, patience = self.state.held_out, self.config.patience
@@ -347,11 +359,13 @@ def train_on(run: Run, quiet: bool) -> tuple[float, float]:
                 if draws:
                     pictures = [share for share in pictures if share > progress]
                     run.show(picture=True)
+                    on_first(lambda: run.report(live=True))
                     if bar.disable and not quiet:
                         print(f"{progress:4.0%}  step {step.n}, loss {loss:.4f}", file=sys.stderr)
                 row_time += budget.elapsed - paused
         except NotFiniteError as error:
             run.show(picture=False)
+            on_first(lambda: run.report(live=False))
             where = suspects(error.step, run.images, config, run.card)
             raise DivergedError(f"{error}, or look at {where}") from error
         finally:
@@ -372,7 +386,7 @@ def finish(run: Run, trained: tuple[float, float]) -> Result:
     picture = run.show(picture=not any(largest(run.stopped.number)))  # all draw, or none
     signal = int(*largest(run.stopped.number))  # it may have come while they drew
     gave_up = run.exhausted()
-    repeats = 0 if config.steps or gave_up else state.numbers.n
-    on_first(lambda: write_atomic(run.folder / "config.toml", config_toml(config, repeats)))
+    on_first(lambda: write_atomic(run.folder / "config.toml", config_toml(config, run.repeats())))
+    on_first(lambda: run.report(live=False))
     images, seconds = state.numbers.n * config.batch, run.budget.elapsed
     return Result(run.folder, state.numbers.n, images, seconds, *trained, signal, picture, state.numbers.best, gave_up)
