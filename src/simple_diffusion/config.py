@@ -263,7 +263,9 @@ PRESETS: dict[str, tuple[str, dict[str, Any]]] = {
             "autoguidance": 1.4,
             "guidance_low": 0.0,
             "guidance_high": 1e4,
+            "sampler": "dpmpp",
             "sampler_steps": 18,
+            "batch": 64,
         },
     ),
     "annotated-goldfish": (

@@ -45,7 +45,7 @@ img { display: block; max-width: 100%; height: auto; image-rendering: pixelated;
 .strip { display: flex; gap: .8rem; overflow-x: auto; padding-bottom: .5rem; }
 .strip img { width: 11rem; max-width: none; }
 .curves { display: grid; grid-template-columns: repeat(auto-fit, minmax(17rem, 1fr)); gap: 1rem; }
-figure { margin: .5rem 0; } svg { width: 100%; height: auto; display: block; }
+figure { margin: .5rem 0; } svg { width: 100%; max-width: 26rem; height: auto; display: block; }
 svg text { fill: var(--soft); font: 11px system-ui, sans-serif; } svg .axis { stroke: var(--line); }
 svg polyline { fill: none; stroke: var(--mark); stroke-width: 1.6; } svg .second { stroke: var(--ink); }
 svg .bound { stroke: var(--soft); stroke-dasharray: 4 3; }
