@@ -44,17 +44,22 @@ def orthogonalized(matrices: Tensor, steps: int = 5) -> Tensor:
     two ends alone.
     """
     a, b, c = 3.4445, -4.7750, 2.0315
+
+    def polynomial(gram: Tensor) -> Tensor:
+        p = torch.baddbmm(gram, gram, gram, beta=b, alpha=c)
+        p.diagonal(dim1=-2, dim2=-1).add_(a)
+        return p
+
     wide = matrices.shape[-2] <= matrices.shape[-1]
     x = matrices if wide else matrices.mT
     x = x / (x.norm(dim=(-2, -1), keepdim=True) + 1e-7)
     gram = x @ x.mT
-    product: Tensor | None = None
-    for _ in range(steps):
-        p = torch.baddbmm(gram, gram, gram, beta=b, alpha=c)
-        p.diagonal(dim1=-2, dim2=-1).add_(a)
-        product = p if product is None else p @ product
+    product = p = polynomial(gram)
+    for _ in range(steps - 1):
         gram = p @ gram @ p
-    x = x if product is None else product @ x
+        p = polynomial(gram)
+        product = p @ product
+    x = product @ x
     return x if wide else x.mT
 
 

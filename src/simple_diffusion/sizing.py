@@ -12,7 +12,7 @@ from .config import PRESETS, Card, Config, network_of
 from .hardware import PRECISIONS
 from .ranks import of_first, world
 
-SIZES: Mapping[str, float] = {"tiny": 0, "small": 50e3, "base": 200e3, "large": 4e6}
+SIZES: Mapping[str, float] = {"tiny": 0, "small": 20e3, "base": 50e3, "large": 4e6}
 """Presets by size, and how many images each has to see before it draws better than the one before: measured on
 Fashion-MNIST (docs/notes/quality.md)."""
 
