@@ -93,15 +93,15 @@ def digits_with_labels(folder: Path, **settings) -> Path:
 
 
 @cache
-def healthy_run() -> tuple[TemporaryDirectory, Path]:
+def healthy_run(steps: int) -> tuple[TemporaryDirectory, Path]:
     """A healthy run that is made once, for the mistakes that come after the training."""
     folder = TemporaryDirectory()
-    return folder, digits_with_labels(Path(folder.name))
+    return folder, digits_with_labels(Path(folder.name), steps=steps)
 
 
 def healthy(folder: Path) -> Path:
     """A copy of it, with its data."""
-    _, run = healthy_run()
+    _, run = healthy_run(STEPS)
     copy = Path(shutil.copytree(run, folder / "run"))
     data = saved(folder, *small_digits())
     return edited(copy, lambda tensors: None, data)
@@ -220,13 +220,13 @@ def too_short(folder: Path) -> Path:
 
 
 def few_images(folder: Path) -> Path:
-    """Twenty images, seen 480 times each."""
-    return trained(folder, saved(folder, small_digits()[0][:20]), held_out="0")
+    """Twenty images, seen 1,440 times each."""
+    return trained(folder, saved(folder, small_digits()[0][:20]), steps=3 * STEPS, held_out="0")
 
 
 def few_with_unseen(folder: Path) -> Path:
     """Forty images for training, forty unseen."""
-    return trained(folder, saved(folder, small_digits()[0][:80]), held_out="0.5")
+    return trained(folder, saved(folder, small_digits()[0][:80]), steps=3 * STEPS, held_out="0.5")
 
 
 def shuffled(folder: Path) -> Path:
@@ -238,6 +238,11 @@ def shuffled(folder: Path) -> Path:
 def dropped(folder: Path) -> Path:
     """All labels dropped in training."""
     return digits_with_labels(folder, drop_labels="1")
+
+
+def none_dropped(folder: Path) -> Path:
+    """No label is dropped in training, and the sampler guides."""
+    return digits_with_labels(folder, drop_labels="0")
 
 
 def edited(run: Path, change: Callable[[dict[str, Tensor]], None], data: Path | None = None) -> Path:
@@ -255,7 +260,7 @@ def nan_in_a_layer(folder: Path) -> Path:
     """A NaN in one layer of the model's file."""
 
     def change(tensors: dict[str, Tensor]) -> None:
-        name = next(name for name in tensors if "down" in name or "block" in name)
+        name = next(name for name in tensors if "down" in name)
         tensors[name].view(-1)[0] = torch.nan
 
     return edited(healthy(folder), change)
@@ -265,7 +270,7 @@ def overflow(folder: Path) -> Path:
     """Weights of one layer so large that its answers overflow."""
 
     def change(tensors: dict[str, Tensor]) -> None:
-        name = next(name for name in tensors if "block" in name and name.endswith("weight") and tensors[name].ndim == 4)
+        name = next(name for name in tensors if "down" in name and name.endswith("conv1.weight"))
         tensors[name].fill_(1e38)
 
     return edited(healthy(folder), change)
@@ -291,11 +296,12 @@ MISTAKES: dict[str, Mistake] = {
     "AdamW with lr 0.4": Mistake(high_rate, "learning rate too high"),
     "Muon with lr 10": Mistake(highest_rate, "learning rate too high"),
     "15 steps": Mistake(too_short, "trained too little"),
-    "20 images, each seen 480 times": Mistake(few_images, "copies"),
+    "20 images, each seen 1,440 times": Mistake(few_images, "copies"),
     "40 images, 40 unseen": Mistake(few_with_unseen, "over-fitting"),
     "labels shuffled": Mistake(shuffled, "labels ignored"),
     "all labels dropped": Mistake(dropped, "labels ignored"),
     "guidance 0": Mistake(healthy, "labels ignored", {"guidance": 0.0}),
+    "no label dropped, guidance 1.5": Mistake(none_dropped, "guidance never trained"),
     "guidance 20": Mistake(healthy, "guidance saturating", {"guidance": 20.0}),
     "ddim in 2 steps": Mistake(healthy, "too few steps", {"sampler": "ddim", "sampler_steps": 2}),
     "ddpm in 10 steps": Mistake(healthy, "too few steps", {"sampler": "ddpm", "sampler_steps": 10}),

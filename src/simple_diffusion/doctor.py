@@ -137,8 +137,10 @@ class Patient:
 
     @cached_property
     def against_blur(self) -> float:
-        """The network's error over that of the best blur, at the middle levels."""
-        return ratio(self.error, self.blur)
+        """The network's error over that of the best blur, at the middle levels; of the weights themselves, if known."""
+        if self.checkpoint is None:
+            return ratio(self.error, self.blur)
+        return ratio(model_error(self.raw, *self.probe(self.split[0])), self.blur)
 
     @cached_property
     def labels(self) -> Tensor | None:
@@ -167,14 +169,13 @@ class Patient:
             "data": "the data could not be had" if self.images is None else None,
             "unseen images": None if self.images is not None and self.split[1] is not None else "no images are unseen",
             "checkpoint": None if self.checkpoint is not None else "there is no checkpoint of its training",
-            "log": None if len(self.log) >= 10 else "there is no log of its training, or of its first moments alone",
             "labels": None if self.card.classes > 1 else "it knows no labels",
         }[need]
 
 
 def ratio(one: Tensor, other: Tensor) -> float:
-    """The geometric mean, over the middle levels, of one error over another, each `[13]`."""
-    return (one[MIDDLE] / other[MIDDLE].clamp(min=1e-12)).clamp(1e-6, 1e6).log().mean().exp().item()
+    """The geometric mean, over the middle levels, of one error over another, each `[13]`; from 1/100 to 100."""
+    return (one[MIDDLE] / other[MIDDLE].clamp(min=1e-12)).clamp(0.01, 100).log().mean().exp().item()
 
 
 def gathered(path: Path, device: str = "auto", precision: str = "auto") -> Patient:
@@ -285,7 +286,7 @@ def trained_levels(patient: Patient) -> Finding:
     bands = {"above 1.5": level > 1.5, "from 0.3 to 1.5": (level >= 0.3) & (level <= 1.5), "below 0.3": level < 0.3}
     name, share = min(((name, band.double().mean().item()) for name, band in bands.items()), key=lambda pair: pair[1])
     return Finding(
-        0.02 / max(share, 1e-6),
+        0.02 / max(share, 1 / 2000),
         f"{share:.1%} of the training is at noise {name} times the data's deviation",
         "let training visit every level: --set level_mean=-0.5 --set level_std=1.2",
     )
@@ -338,7 +339,7 @@ def ema_age(patient: Patient) -> Finding:
     """How much of the weights before the first step is still in the average?
 
     The average lies between there and where training is now: its place on that line, 0 at the newest weights. A
-    memory of 5 % of the run leaves a few hundredths; the bound is a quarter.
+    memory of 5 % of the run leaves a few hundredths; the bound is a quarter, one part of the old in three of the new.
     """
     start, _ = learner(patient.config, patient.card, torch.device("cpu"))
     whole = part = 0.0
@@ -350,7 +351,7 @@ def ema_age(patient: Patient) -> Finding:
         part += (way * (kept[name] - now)).sum().item()
     share = part / max(whole, 1e-12)
     return Finding(
-        share / 0.25,
+        3 * share / max(1 - share, 1e-9),
         f"{share:.0%} of the averaged weights are those from before the first step",
         "let the average forget: --set ema_decay=0 --set ema=0.05, or train for longer",
     )
@@ -372,21 +373,29 @@ def ema_bad(patient: Patient) -> Finding:
 
 
 def diverged(patient: Patient) -> Finding:
-    """Did the loss rise again, or jump about, after it had fallen?"""
+    """Did the weights run away, or the loss rise again after it had fallen?
+
+    A learning rate that is too high throws the weights far from where they began, and their norm grows many times: in
+    healthy runs up to three times.
+    """
+    start, _ = learner(patient.config, patient.card, torch.device("cpu"))
+    growth = norm(patient.denoiser) / norm(start)
+    rise, said = 1.0, ""
     losses = torch.tensor([loss for _, loss in patient.log], dtype=torch.float64)
-    if not losses.isfinite().all():
-        return Finding(MOST, "the loss was not finite", DIVERGED_MEND)
-    width = max(len(losses) // 10, 3)
-    mean = losses.unfold(0, width, 1).mean(1)
-    rise = (mean[-1] / mean.min()).item()
+    if len(losses) >= 10 and losses.isfinite().all():
+        mean = losses.unfold(0, max(len(losses) // 10, 3), 1).mean(1)
+        rise = (mean[-1] / mean.min()).item()
+        said = f", and the loss ended at {mean[-1]:.3g} after {mean.min():.3g}"
     return Finding(
-        (rise - 1) / 0.5,
-        f"the loss ended at {mean[-1]:.3g} and had been {mean.min():.3g}, {rise:.2f} times less",
-        DIVERGED_MEND,
+        max(growth / 5, (rise - 1) / 0.5),
+        f"the weights are {growth:.2f} times as large as before the first step{said}",
+        f"train anew with a lower learning rate: --set lr={patient.config.lr / 10:.2g}",
     )
 
 
-DIVERGED_MEND = "train anew with a lower learning rate, for instance --set lr=1e-3"
+def norm(module: nn.Module) -> float:
+    """Euclidean norm of all weights together."""
+    return math.sqrt(sum(weight.double().square().sum().item() for weight in module.parameters()))
 
 
 def under_trained(patient: Patient) -> Finding:
@@ -441,20 +450,22 @@ OVER_FITTING_MEND = "use more images, or --preset few-images, which mirrors, dro
 
 
 def labels_ignored(patient: Patient) -> Finding:
-    """Does the network err more when it is told a wrong label? And does the sampler pass the label on?
+    """Does the network err more when it is told a wrong label, or none? And does the sampler pass the label on?
 
     Measured at high noise, where the label says most; the bound is 0.5 % more.
     """
     if patient.config.guidance == 0:
         return Finding(MOST, "guidance is 0: the sampler ignores the label", "draw with --guidance 1.5")
-    if patient.against_blur > 1:
+    if ratio(patient.error, patient.blur) > 1:
         raise Unknown("it has not learned enough to tell")
     x0, cond = patient.probe(patient.split[0])
     assert cond is not None
-    high = LEVELS > 0.5
-    right = patient.error[high]
-    wrong = model_error(patient.denoiser, x0, (cond + 1) % patient.card.classes)[high]
-    gain = (wrong / right).log().mean().exp().item() - 1
+    classes = patient.card.classes
+
+    def of(labels: Tensor) -> Tensor:
+        return model_error(patient.denoiser, x0, labels)[LEVELS > 0.5].log().mean()
+
+    gain = (torch.minimum(of((cond + 1) % classes), of(torch.full_like(cond, classes))) - of(cond)).exp().item() - 1
     worth = label_share(patient.split[0])
     why = (
         f"; the labels say {worth:.1%} of the pixels' variance, no more than chance, so check the labels of the data"
@@ -462,8 +473,8 @@ def labels_ignored(patient: Patient) -> Finding:
         else f"; the labels say {worth:.0%} of the pixels' variance"
     )
     return Finding(
-        0.005 / max(gain, 1e-5),
-        f"told a wrong label, the network errs {gain:.1%} more at high noise{why}",
+        0.005 / max(gain, 5e-4),
+        f"told a wrong label or none, the network errs {gain:.1%} more at high noise than with the right one{why}",
         "check that each label belongs to its image (simple-diffusion data DATA draws them by class) and train with "
         "--set drop_labels=0.1",
     )
@@ -480,6 +491,17 @@ def label_share(images: Images) -> float:
     total = (x - x.mean(0)).square().sum().item()
     n, k = len(x), len(labels.unique())
     return 1 - within / max(total, 1e-12) * (n - 1) / max(n - k, 1)
+
+
+def guidance_untrained(patient: Patient) -> Finding:
+    """Was the answer without a label, from which guidance pushes away, ever trained? 10 % of the labels is usual."""
+    share = patient.config.drop_labels
+    guided = patient.config.guidance not in (0.0, 1.0)
+    return Finding(
+        0.02 / max(share, 1e-3) if guided else 0.0,
+        f"{share:.0%} of the labels were dropped in training, and guidance is {patient.config.guidance:g}",
+        "draw with --guidance 1, or train with --set drop_labels=0.1",
+    )
 
 
 def guidance_saturating(patient: Patient) -> Finding:
@@ -601,11 +623,12 @@ DIAGNOSES: dict[str, Diagnosis] = {
     "raw good but EMA bad": Diagnosis(
         "is the average as good as the weights?", ema_bad, ("network", "checkpoint", "data")
     ),
-    "learning rate too high": Diagnosis("does the loss fall and stay low?", diverged, ("log",)),
+    "learning rate too high": Diagnosis("are weights and loss where they should be?", diverged, ("network",)),
     "trained too little": Diagnosis("is it learning?", under_trained, ("network", "data")),
     "over-fitting": Diagnosis("are unseen images as easy?", over_fitting, ("network", "unseen images")),
     "copies": Diagnosis("are the samples copies?", copies, ("network", "data")),
     "labels ignored": Diagnosis("do the labels matter?", labels_ignored, ("network", "data", "labels")),
+    "guidance never trained": Diagnosis("was no label trained?", guidance_untrained, ("labels",)),
     "guidance saturating": Diagnosis("does guidance leave the range?", guidance_saturating, ("network", "labels")),
     "too few steps": Diagnosis("are the steps enough?", too_few_steps, ("network",)),
     "channel means drifting": Diagnosis(
