@@ -115,7 +115,10 @@ class Patient:
         assert self.checkpoint is not None
         denoiser = build(self.config, self.card)
         weights = {n.removeprefix(part): t for n, t in self.checkpoint.tensors.items() if n.startswith(part)}
-        denoiser.load_state_dict(weights)
+        try:
+            denoiser.load_state_dict(weights)
+        except RuntimeError:  # the model's file was exchanged
+            raise Unknown("the checkpoint beside it is of another network") from None
         return denoiser.to(self.device).eval().requires_grad_(False)
 
     def probe(self, images: Images) -> tuple[Tensor, Tensor | None]:
@@ -216,6 +219,8 @@ def attach(patient: Patient, images: Images | None, test: Images | None) -> Pati
     if images is not None and images.shape != patient.card.shape:
         given, wanted = (" x ".join(map(str, shape)) for shape in (images.shape, patient.card.shape))
         raise DataError(f"the images are {given} (channels, height, width) and the model's {wanted}: name its data")
+    if images is not None and images.classes != patient.card.classes:
+        images = replace(images, labels=None, class_names=())  # they mean something else to this model
     return replace(patient, images=images, test=test)
 
 
@@ -301,6 +306,10 @@ def non_finite(patient: Patient) -> Finding:
         named = patient.bad[0].removeprefix("net.")
         more = f", and {len(patient.bad) - 1} more" if len(patient.bad) > 1 else ""
         return Finding(MOST, f"the weights {named} hold NaN or infinity{more}", NON_FINITE_MEND)
+    kept = {} if patient.checkpoint is None else patient.checkpoint.tensors
+    for name, tensor in kept.items():
+        if not tensor.isfinite().all():
+            return Finding(MOST, f"{name} of the last checkpoint holds NaN or infinity", NON_FINITE_MEND)
     found: list[str] = []
 
     def hook(name: str):
@@ -459,7 +468,8 @@ def labels_ignored(patient: Patient) -> Finding:
     if ratio(patient.error, patient.blur) > 1:
         raise Unknown("it has not learned enough to tell")
     x0, cond = patient.probe(patient.split[0])
-    assert cond is not None
+    if cond is None:
+        raise Unknown("the data does not have the labels that it knows")
     classes = patient.card.classes
 
     def of(labels: Tensor) -> Tensor:
@@ -556,11 +566,12 @@ def too_few_steps(patient: Patient) -> Finding:
             f"{config.sampler}'s images are {off:.0%} as far from those of {FINE} exact steps as two images are apart"
         )
         bound = 0.35
+    other = "" if config.sampler == "dpmpp" else ", or with --sampler dpmpp --steps 20"
     steps = {"ddpm": 250, "ddpm-beta": 500, "ddim": 50}.get(config.sampler, 20)
     return Finding(
         off / bound,
         f"in {config.sampler_steps} steps {said}",
-        f"draw with --steps {max(steps, 2 * config.sampler_steps)}, or with --sampler dpmpp --steps 20",
+        f"draw with --steps {max(steps, 2 * config.sampler_steps)}{other}",
     )
 
 
@@ -588,7 +599,7 @@ def drifting(patient: Patient) -> Finding:
     data = to_unit(train.pixels[permutation(len(train), 0, "doctor")[:MEASURED]]).mean((2, 3))  # [N, C]
     drawn = patient.samples.mean((2, 3))
     off = drawn.mean(0) - data.mean(0)
-    error = data.std(0) / math.sqrt(DRAWN)
+    error = data.std(0, correction=0) / math.sqrt(DRAWN)
     beyond = (off.abs() - 2 * error).clamp(min=0).max().item()
     names = ("grey",) if len(off) == 1 else ("red", "green", "blue")
     said = ", ".join(f"{name} {value:+.2f}" for name, value in zip(names, off.tolist(), strict=True))
@@ -657,8 +668,8 @@ def examined(patient: Patient) -> Report:
     measured: dict[str, Finding] = {}
     unknown: dict[str, str] = {}
     for name, diagnosis in DIAGNOSES.items():
-        missing = next(filter(None, map(patient.lacks, diagnosis.needs)), None)
         try:
+            missing = next(filter(None, map(patient.lacks, diagnosis.needs)), None)
             finding = None if missing else diagnosis.look(patient)
         except SimpleDiffusionError as error:
             missing, finding = str(error), None
