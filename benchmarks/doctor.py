@@ -112,15 +112,15 @@ def digits_without_labels(folder: Path) -> Path:
 
 
 def colour_shapes(folder: Path, **settings) -> Path:
-    return trained(folder, saved(folder, *shapes()), **settings)
+    return trained(folder, saved(folder, *shapes()), **{"steps": 3 * STEPS} | settings)
 
 
 HEALTHY: dict[str, Callable[[Path], Path]] = {
     "digits, by class": digits_with_labels,
     "digits, no classes, seed 1": digits_without_labels,
     "coloured discs, by class": colour_shapes,
-    "coloured discs, AdamW, cosine, noise target": lambda folder: colour_shapes(
-        folder, optimizer="adamw", lr="2e-3", schedule="cosine", target="noise", steps=450
+    "coloured discs, AdamW, cosine": lambda folder: colour_shapes(
+        folder, optimizer="adamw", lr="2e-3", schedule="cosine", target="velocity", steps=3 * STEPS
     ),
     "digits, flow matching, ddim in 50 steps": lambda folder: digits_with_labels(
         folder, schedule="flow", target="flow", sampler="ddim", sampler_steps="50", grid="uniform", seed=2
@@ -324,7 +324,7 @@ def table(names: list[str]) -> None:
         first = said[0] if said else "nothing, a clean bill"
         right = said[:1] == [mistake.expected] if mistake.expected else not said
         most = everything[said[0]].excess if said else max(finding.excess for finding in everything.values())
-        print(f"| {name} | {first}{'' if right else ' (wrong)'} | {most:.2g} | {', '.join(said[1:])} |", flush=True)
+        print(f"| {name} | {first}{'' if right else ' (wrong)'} | {most:.3g} | {', '.join(said[1:])} |", flush=True)
 
 
 if __name__ == "__main__":
