@@ -32,7 +32,7 @@ from simple_diffusion.doctor import Report, attach, examined, gathered
 from simple_diffusion.files import read_tensors, write_tensors
 
 STEPS = 300
-SMALL = {"widths": "16,32", "blocks": "1,1", "batch": "32", "lr": "4e-3", "held_out": "0.1"}
+SMALL = {"widths": "16,32", "blocks": "1,1", "batch": "32", "lr": "4e-3", "held_out": "0.1", "sampler": "dpmpp"}
 
 
 @cache
