@@ -80,3 +80,14 @@ def gaussian_error(train: Tensor, labels: Tensor | None = None) -> Tensor:
     values = torch.linalg.eigvalsh(centred.T @ centred / len(train)).clamp(min=0)  # [D]
     square = LEVELS[:, None] ** 2
     return (values * square / (values + square)).mean(1)
+
+
+def blur_error(train: Tensor) -> Tensor:
+    """Error of the best blur about the mean image (Wiener 1949), at each of LEVELS: float64 `[13]`.
+
+    Of all filters that do to each pixel the same: the mean over the frequencies of P s^2 / (P + s^2), P the power of
+    the images' differences from their mean. Few images suffice, unlike for the covariance. train `[N, C, H, W]`.
+    """
+    power = torch.fft.fft2(train - train.mean(0), norm="ortho").abs().double().square().mean(0).flatten()
+    square = LEVELS[:, None] ** 2
+    return (power * square / (power + square)).mean(1)

@@ -153,10 +153,16 @@ def opened(args: argparse.Namespace):
     from ..checkpoint import read
 
     model = read(args.model, args.device, args.precision)
+    return replace(model, config=drawn_as(args, model.config))
+
+
+def drawn_as(args: argparse.Namespace, config):
+    """The config with what `sampling_options` say of the drawing."""
+    from dataclasses import replace
+
     given: dict[str, Any] = {"guidance": args.guidance, "sampler_steps": args.steps, "sampler": args.sampler}
     given["autoguidance"] = args.autoguidance
-    config = replace(model.config, **{key: value for key, value in given.items() if value is not None})
-    return replace(model, config=config)
+    return replace(config, **{key: value for key, value in given.items() if value is not None})
 
 
 def sampling_text(model, n: int) -> str:
