@@ -242,11 +242,11 @@ DDPM: dict[str, Any] = {
 """What the two presets below share (Ho et al. 2020)."""
 
 PRESETS: dict[str, tuple[str, dict[str, Any]]] = {
-    "tiny": ("0.3 M parameters, for a minute or two", {"widths": (32, 64), "lr": 4e-3}),
-    "small": ("0.7 M parameters, for some minutes on two cores", {}),
-    "base": ("1.2 M parameters, for half an hour on two cores", {"widths": (64, 128)}),
+    "tiny": ("0.3 M parameters, for some seconds on two cores", {"widths": (32, 64), "lr": 4e-3}),
+    "small": ("0.7 M parameters, for a minute on two cores", {}),
+    "base": ("1.2 M parameters, for minutes to hours on two cores", {"widths": (64, 128)}),
     "large": (
-        "9 M parameters, for an hour or a GPU",
+        "9 M parameters, for hours on many cores, or minutes on a GPU",
         {"widths": (128, 256), "blocks": (2, 4), "lr": 1e-3, "batch": 128},
     ),
     "few-images": (

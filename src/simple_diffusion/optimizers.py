@@ -1,10 +1,12 @@
 """Optimisers: AdamW, and Muon, which turns the gradient of a matrix into the nearest orthogonal matrix."""
 
+from collections import deque
 from collections.abc import Callable
 
 import torch
 from torch import Tensor, nn
 
+from .cores import on_all_cores
 from .networks.embedding import Labels
 
 
@@ -89,18 +91,33 @@ class Muon(torch.optim.Optimizer):
     @torch.no_grad()
     def step(self, closure: None = None) -> None:  # pyrefly: ignore[bad-override]  torch's closures have no use here
         """One update of every parameter that has a gradient."""
-        group = self.param_groups[0]
-        of_shape: dict[torch.Size, list[tuple[Tensor, Tensor]]] = {}
-        for parameter in group["params"]:
+        of_shape: dict[torch.Size, list[nn.Parameter]] = {}
+        for parameter in self.param_groups[0]["params"]:
             if parameter.grad is not None:
-                state = self.state[parameter]
-                if "momentum" not in state:
-                    state["momentum"] = torch.zeros_like(parameter)
-                state["momentum"].lerp_(parameter.grad, 1 - self.momentum)
-                ahead = parameter.grad.lerp(state["momentum"], self.momentum).flatten(1)
-                of_shape.setdefault(ahead.shape, []).append((parameter, ahead))
-        for shape, pairs in of_shape.items():  # matrices of one shape go through the products together
-            parameters, ahead = zip(*pairs, strict=True)
-            for parameter, direction in zip(parameters, orthogonalized(torch.stack(ahead)), strict=True):
-                parameter.add_(direction.view(parameter.shape), alpha=-0.2 * max(shape) ** 0.5 * group["lr"])
+                if "momentum" not in self.state[parameter]:
+                    self.state[parameter]["momentum"] = torch.zeros_like(parameter)
+                of_shape.setdefault(parameter.flatten(1).shape, []).append(parameter)
+        alike = sorted(of_shape.values(), key=cost, reverse=True)  # the dearest first, so that all cores end together
+        on_cpu = bool(alike) and alike[0][0].device.type == "cpu"
+        deque(on_all_cores(self.update, alike) if on_cpu else map(self.update, alike), maxlen=0)
         self.adamw.step()
+
+    @torch.no_grad()
+    def update(self, parameters: list[nn.Parameter]) -> None:
+        """Update weights of one shape, which go through the products together."""
+        ahead = []
+        for parameter in parameters:
+            gradient, momentum = parameter.grad, self.state[parameter]["momentum"]
+            assert gradient is not None
+            momentum.lerp_(gradient, 1 - self.momentum)
+            ahead.append(gradient.lerp(momentum, self.momentum).flatten(1))
+        directions = orthogonalized(torch.stack(ahead))
+        rate = 0.2 * max(directions.shape[1:]) ** 0.5 * self.param_groups[0]["lr"]
+        for parameter, direction in zip(parameters, directions, strict=True):
+            parameter.add_(direction.view(parameter.shape), alpha=-rate)
+
+
+def cost(parameters: list[nn.Parameter]) -> int:
+    """About the multiplications that the update of weights of one shape takes."""
+    rows, columns = parameters[0].flatten(1).shape
+    return len(parameters) * min(rows, columns) ** 2 * (10 * min(rows, columns) + max(rows, columns))
