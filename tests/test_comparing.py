@@ -1,0 +1,159 @@
+"""Comparing pairs: nothing differs from itself, damage is seen, and intervals hold what they promise to hold."""
+
+import json
+import math
+import shutil
+from dataclasses import replace
+
+import pytest
+import torch
+from conftest import TINY
+from faults import ends
+
+from simple_diffusion.checkpoint import MODEL_FILE, read, save
+from simple_diffusion.cli import main
+from simple_diffusion.comparing import Difference, conclusion, differences
+from simple_diffusion.errors import DataError
+from simple_diffusion.evaluation import Featured
+from simple_diffusion.randomness import permutation
+
+WIDTH, CLASSES = 4, 3
+
+
+def some(n, seed, shift=0.0, noise=0.0):
+    """Features of a normal distribution, and logits that follow from them; `noise` of them is not paired."""
+    x = torch.randn(n, WIDTH, generator=torch.Generator().manual_seed(seed))
+    own = torch.randn(n, WIDTH, generator=torch.Generator().manual_seed(seed + 10**6))
+    x = x + noise * own + shift
+    return Featured(x, 3 * x[:, :CLASSES])
+
+
+REAL = some(4000, 12345)
+
+
+def test_a_set_differs_in_nothing_from_itself():
+    a, labels = some(300, 0), torch.arange(300) % CLASSES
+    found = differences(a, a, REAL, labels)
+    assert [difference.name for difference in found] == ["FID", "IS", "accuracy", "precision", "recall"]
+    for difference in found:
+        assert difference.a == difference.b
+        assert difference.error == 0
+        assert difference.verdict == ""
+        assert math.isinf(difference.needed)
+    assert conclusion(found[0]) == "cannot tell: both draw the same images"
+
+
+def test_damage_is_told_apart_either_way_round():
+    a, b = some(600, 0), some(600, 0, shift=0.7)
+    for one, other, better in ((a, b, "A"), (b, a, "B")):
+        fid, inception, precision, recall = differences(one, other, REAL, None)
+        assert fid.verdict == precision.verdict == recall.verdict == better
+        assert fid.lower
+        assert not inception.lower
+        assert conclusion(fid).startswith(f"{better} is better: its FID is lower by ")
+
+
+def test_the_interval_holds_the_expected_difference():
+    """At this n; the jackknife may be wider than needed, and must not be narrower."""
+    found = [differences(some(200, s), some(200, s, shift=0.15, noise=0.3), REAL, None)[0] for s in range(80)]
+    gaps = [fid.b - fid.a for fid in found]
+    expected = sum(gaps) / len(gaps)
+    held = sum(abs(gap - expected) <= fid.margin for gap, fid in zip(gaps, found, strict=True))
+    assert held >= 72  # of 80: 95 % are 76, and fewer than 72 come once in forty times
+    assert sum(fid.margin for fid in found) / len(found) < 4 * 1.96 * torch.tensor(gaps).std()
+
+
+def test_two_draws_of_one_distribution_are_rarely_told_apart():
+    found = [differences(some(200, s), some(200, s + 500), REAL, None)[0] for s in range(60)]
+    assert sum(bool(fid.verdict) for fid in found) <= 7  # 5 % are 3
+
+
+def test_pairs_tell_what_draws_of_their_own_do_not():
+    a, paired, alone = some(400, 0), some(400, 0, shift=0.1), some(400, 99, shift=0.1)
+    of_pairs, of_others = (differences(a, b, REAL, None)[0] for b in (paired, alone))
+    assert of_pairs.error < 0.7 * of_others.error
+
+
+def test_rows_of_a_pair_are_left_out_together():
+    """In another order of both sets at once nothing changes but the groups; of one alone the pairs are gone."""
+    a, b = some(400, 0), some(400, 0, shift=0.1)
+    order = permutation(400, 1, "test")
+    together = differences(a[order], b[order], REAL, None)[0]
+    apart = differences(a, b[order], REAL, None)[0]
+    assert together.b - together.a == pytest.approx(apart.b - apart.a, rel=1e-6)
+    assert together.error < 0.7 * apart.error
+
+
+def test_how_many_would_tell():
+    """The error falls with the root of n: four times as many halve it."""
+    fid = Difference("FID", 1000, 0.30, 0.29, 0.0102, lower=True)
+    assert fid.verdict == ""
+    assert fid.needed == pytest.approx(1000 * (1.96 * 0.0102 / 0.01) ** 2)
+    assert "about 4e+03 images would tell" in conclusion(fid) or "4,000" in conclusion(fid)
+    assert "does not matter" in conclusion(replace(fid, b=0.3 - 1e-5))
+    assert replace(fid, error=0.005).verdict == "B"
+    assert replace(fid, error=0.005, lower=False).verdict == "A"
+
+
+def test_too_few_pairs_are_refused():
+    with pytest.raises(DataError, match=r"FID needs 8 samples and real images.*larger --n"):
+        differences(some(7, 0), some(7, 0), REAL, None)
+
+
+# --- the command
+
+
+@pytest.fixture(scope="module")
+def digits_run(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("compared") / "digits"
+    main(["train", "digits", "--steps", "12", "--out", str(folder), *TINY])
+    return folder
+
+
+@pytest.mark.slow
+def test_two_models(digits_run, tmp_path, capsys):
+    """The same file under another name is the same; one that lost its training is worse, or at least never better."""
+    twin, blind = tmp_path / "twin.safetensors", tmp_path / "blind.safetensors"
+    shutil.copy(digits_run / MODEL_FILE, twin)
+    model = read(digits_run)
+    with torch.no_grad():
+        model.denoiser.net.head.weight.mul_(-3)
+    save(blind, model)
+    options = ["--n", "400", "--out", str(tmp_path / "pairs.png"), "--json"]
+    main(["compare", str(digits_run), str(twin), *options])
+    answer = json.loads(capsys.readouterr().out)
+    assert answer["conclusion"] == "cannot tell: both draw the same images"
+    assert answer["changed"] == {}
+    main(["compare", str(digits_run), str(blind), *options])
+    answer = json.loads(capsys.readouterr().out)
+    assert answer["scores"][0]["better"] == "A"
+    assert (tmp_path / "pairs.png").read_bytes().startswith(b"\x89PNG")
+
+
+@pytest.mark.slow
+def test_two_samplers_of_one_model(digits_run, tmp_path, capsys):
+    out = str(tmp_path / "pairs.png")
+    assert ends(["compare", str(digits_run), "--set", "sampler=ddim", "--n", "383"]) == 3
+    assert "FID needs 384 samples" in capsys.readouterr().err
+    main(["compare", str(digits_run), "--set", "sampler=ddim", "--set", "sampler_steps=2", "--n", "400", "--out", out])
+    said = capsys.readouterr().out
+    assert "sampler: dpmpp-sde -> ddim\nsampler_steps: 4 -> 2" in said
+    assert "ddim in 2 steps" in said
+    assert "By FID: " in said
+    assert "Another seed" not in said  # it is one training
+
+
+def test_what_cannot_be_compared_is_one_sentence(digits_run, run_folder, tmp_path, capsys):
+    for argv, code, words in (
+        (["compare", str(digits_run)], 2, "--set sampler=heun"),
+        (["compare", str(digits_run), "--set", "sampler=x"], 2, "sampler"),
+        (["compare", str(digits_run), str(run_folder)], 3, "models of the same data"),
+        (["compare", str(digits_run), str(tmp_path / "none")], 5, "there is no model"),
+        (["compare", str(digits_run), str(digits_run), "--out", "x.jpg"], 2, "use .png"),
+        (["compare", str(digits_run), str(digits_run), "--data", "nowhere"], 3, "nowhere"),
+    ):
+        capsys.readouterr()
+        assert ends(argv) == code, argv
+        err = capsys.readouterr().err
+        assert words in err
+        assert err.count("\n") == 1
