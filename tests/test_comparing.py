@@ -137,7 +137,7 @@ def test_two_samplers_of_one_model(digits_run, tmp_path, capsys):
     assert "FID needs 384 samples" in capsys.readouterr().err
     main(["compare", str(digits_run), "--set", "sampler=ddim", "--set", "sampler_steps=2", "--n", "400", "--out", out])
     said = capsys.readouterr().out
-    assert "sampler: dpmpp-sde -> ddim\nsampler_steps: 4 -> 2" in said
+    assert "sampler: dpmpp -> ddim\nsampler_steps: 4 -> 2" in said
     assert "ddim in 2 steps" in said
     assert "By FID: " in said
     assert "Another seed" not in said  # it is one training

@@ -104,7 +104,7 @@ class Config:
     weight: str = setting("none", "weight of the noise levels in the loss", among=WEIGHTS)
     drop_labels: float = setting(0.1, "share of labels dropped, for guidance", low=0, high=1)
 
-    sampler: str = setting("dpmpp-sde", "sampler that `sample` uses", among=SAMPLERS)
+    sampler: str = setting("dpmpp", "sampler that `sample` uses", among=SAMPLERS)
     grid: str = setting("karras", "spacing of the sampler's steps", among=GRIDS)
     sampler_steps: int = setting(10, "steps of the sampler", low=1, high=10000)
     guidance: float = setting(
@@ -241,9 +241,12 @@ DDPM: dict[str, Any] = {
 }
 """What the two presets below share (Ho et al. 2020)."""
 
+BLURRED: dict[str, Any] = {"sampler": "dpmpp-sde"}
+"""For the sizes of a minute or two, whose images gain from fresh noise until they have learned more."""
+
 PRESETS: dict[str, tuple[str, dict[str, Any]]] = {
-    "tiny": ("0.3 M parameters, for some seconds on two cores", {"widths": (32, 64), "lr": 4e-3}),
-    "small": ("0.7 M parameters, for a minute on two cores", {}),
+    "tiny": ("0.3 M parameters, for some seconds on two cores", {"widths": (32, 64), "lr": 4e-3} | BLURRED),
+    "small": ("0.7 M parameters, for a minute on two cores", BLURRED),
     "base": ("1.2 M parameters, for minutes to hours on two cores", {"widths": (64, 128)}),
     "large": (
         "9 M parameters, for hours on many cores, or minutes on a GPU",
@@ -263,7 +266,6 @@ PRESETS: dict[str, tuple[str, dict[str, Any]]] = {
             "autoguidance": 1.4,
             "guidance_low": 0.0,
             "guidance_high": 1e4,
-            "sampler": "dpmpp",
             "sampler_steps": 18,
             "batch": 64,
         },
