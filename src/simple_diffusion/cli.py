@@ -9,7 +9,20 @@ import os
 import sys
 from typing import Any
 
-from .commands import check, classifier, compare, data, doctor, evaluate, explain, report, sample, schedules, train
+from .commands import (
+    check,
+    classifier,
+    compare,
+    data,
+    doctor,
+    evaluate,
+    explain,
+    race,
+    report,
+    sample,
+    schedules,
+    train,
+)
 from .commands.options import FIRST, SHARED, Parser
 from .errors import SimpleDiffusionError
 from .signals import exit_on_sigterm
@@ -18,7 +31,7 @@ from .signals import exit_on_sigterm
 # cores it costs a tenth; beside one other busy program spinning costs nine tenths (docs/notes/network.md).
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
-COMMANDS = (train, sample, evaluate, compare, report, doctor, data, schedules, classifier, explain, check)
+COMMANDS = (train, sample, evaluate, compare, race, report, doctor, data, schedules, classifier, explain, check)
 
 SEVERAL = ("train", "sample", "evaluate")
 """What several processes can share; of the rest the first process does all."""

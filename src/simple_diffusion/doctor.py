@@ -29,7 +29,7 @@ from .levels import LEVELS, blur_error, model_error, noised
 from .log import FILE, row_of
 from .randomness import permutation
 from .run import learner
-from .samplers import GRIDS, SAMPLERS, karras_grid, sample
+from .samplers import GRIDS, SAMPLERS, SOLVERS, karras_grid, sample
 from .state import Checkpoint, latest
 from .validation import keep_out
 
@@ -39,7 +39,6 @@ FINE = 40  # steps of dpmpp that stand for the exact solution
 MEASURED = 4000  # most images behind a statistic of the data
 MIDDLE = (LEVELS > 0.15) & (LEVELS < 3)
 """The noise levels at which images take shape: below only grain is removed, above the answer is the average image."""
-SOLVERS = ("ddim", "heun", "dpmpp")  # of the ODE: the same noise gives the same image; the other samplers add some
 MOST = 1000.0  # the largest excess: beyond it, more says no more
 
 

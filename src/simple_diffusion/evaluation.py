@@ -16,6 +16,7 @@ from torch import Tensor
 
 from .augmentation import Augmentation, identity
 from .checkpoint import Model
+from .config import Card
 from .copies import NEIGHBOUR, Copies, find_copies
 from .data.images import Images, to_unit
 from .denoiser import Denoiser
@@ -352,6 +353,13 @@ def labels_like(train: Images, n: int, seed: int) -> Tensor:
     ends = (share.cumsum(0) * n).round().long()
     labels = torch.repeat_interleave(torch.arange(train.classes), ends.diff(prepend=ends.new_zeros(1)))
     return labels[permutation(n, seed, "labels")]
+
+
+def labels_for(card: Card, images: Images, n: int, seed: int) -> Tensor | None:
+    """Labels to ask a model for: as in the data, if its classes are the model's, else in turn; None without classes."""
+    if images.labels is not None and images.class_names == card.class_names:
+        return labels_like(images, n, seed)
+    return torch.arange(n) % card.classes if card.classes else None
 
 
 def pictures(

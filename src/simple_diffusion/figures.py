@@ -142,6 +142,38 @@ def level_curves(levels: Tensor, errors: dict[str, Tensor]) -> bytes:
     return buffer.getvalue()
 
 
+Points = Sequence[tuple[float, float]]
+
+
+def race_curves(quality: dict[str, Points], distance: dict[str, Points], front: Points, title: str) -> bytes:
+    """Quality and distance of samplers against evaluations, on logarithmic axes: a PNG file's content.
+
+    quality, distance   name -> (evaluations, value) ...; a name without points is left out
+    front               the points that nothing cheaper beats
+    """
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(9.6, 3.8), layout="constrained")
+    of_quality, of_distance = figure.subplots(1, 2)
+    colours = {name: f"C{i}" for i, name in enumerate(quality)}
+    for axes, lines in ((of_quality, quality), (of_distance, distance)):
+        for name, points in lines.items():
+            if points:
+                axes.plot(*zip(*points, strict=True), "o-", color=colours[name], label=name, markersize=4)
+        costs = sorted({cost for points in lines.values() for cost, _ in points})
+        axes.set(xscale="log", yscale="log", xlabel="evaluations of the network an image")
+        axes.set_xticks(costs, [f"{cost:g}" for cost in costs])
+        axes.minorticks_off()
+        axes.grid(alpha=0.3)
+    of_quality.plot(*zip(*front, strict=True), "--", color="0.4", label="nothing cheaper is better", zorder=0)
+    of_quality.set_title(title, fontsize="medium")
+    of_distance.set_title("distance to the fine solution, a pixel", fontsize="medium")
+    of_quality.legend(frameon=False, fontsize="small")
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png", dpi=120)
+    return buffer.getvalue()
+
+
 def npz(pixels: Tensor, labels: Tensor | None) -> bytes:
     """An .npz file's content: `images` uint8 `[N, H, W, C]` and, with labels, `labels` int64 `[N]`."""
     arrays = {"images": pixels.permute(0, 2, 3, 1).contiguous().numpy()}

@@ -223,6 +223,9 @@ SAMPLERS: dict[str, Sampler] = {
     "dpmpp-sde": partial(dpmpp, eta=0.6),
 }
 
+SOLVERS = ("ddim", "heun", "dpmpp")
+"""Of the ODE: the same noise gives the same image, the more exactly the more steps; the other samplers add noise."""
+
 
 def states(
     denoiser: PosteriorMean,

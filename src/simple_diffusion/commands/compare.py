@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import DataError, UsageError
-from .options import command, data_options, device_options, load, path, sampling_text, say, seed, whole
+from .options import command, data_of, data_options, device_options, path, sampling_text, say, seed, whole
 
 PAIRS = 30
 """Pairs in the picture."""
@@ -45,7 +45,7 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
     from ..comparing import check_count, conclusion, differences
     from ..config import parse_settings
     from ..drawing import draw
-    from ..evaluation import Featured, featured, labels_like
+    from ..evaluation import Featured, featured, labels_for
     from ..extractors import extractor_for
     from ..figures import grid, png
     from ..files import write_atomic
@@ -56,15 +56,8 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
         raise DataError(
             f"{args.a} and {args.b} draw images of other shapes or classes: compare models of the same data"
         )
-    config = a.config
-    images = load(args, args.data or config.data, args.size or config.size, args.skip_bad or config.skip_bad == "yes")
-    if images.shape != a.card.shape:
-        raise DataError(f"the images of {images.name} have another shape than the models': name their data with --data")
-    n = min(args.n, 2 * len(images))
-    known = images.labels is not None and images.class_names == a.card.class_names
-    labels = labels_like(images, n, args.seed) if known else None
-    if labels is None and a.card.classes:
-        labels = torch.arange(n) % a.card.classes
+    images, n = data_of(args, a, args.n)
+    labels = labels_for(a.card, images, n, args.seed)
     changed = {
         key: (before, after)
         for (key, before), after in zip(asdict(a.config).items(), asdict(b.config).values(), strict=True)
@@ -83,6 +76,7 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
         drawn.append(draw(model, n, labels, args.seed, quiet=args.json))
         seconds.append(time.perf_counter() - began)
         sides.append(Featured(*extractor(drawn[-1])))
+    known = images.classes and images.class_names == a.card.class_names
     asked = labels if known and sides[0].logits.shape[1] == images.classes else None
     found = differences(sides[0], sides[1], real, asked)
     say(args, f"{extractor.name}, {n:,} pairs, seed {args.seed}:")

@@ -120,6 +120,18 @@ def load(args: argparse.Namespace, source: str, size: int | None, skip_bad: bool
     return images
 
 
+def data_of(args: argparse.Namespace, model: Any, n: int):
+    """(the images that a model's are compared with, at most so many samples of it as mean something): --data, or those
+    that it was trained on. Raises DataError where the shapes differ."""
+    from ..errors import DataError
+
+    config = model.config
+    images = load(args, args.data or config.data, args.size or config.size, args.skip_bad or config.skip_bad == "yes")
+    if images.shape != model.card.shape:
+        raise DataError(f"the images of {images.name} have another shape than the model's: name its data with --data")
+    return images, min(n, 2 * len(images))
+
+
 def card_text(images) -> str:
     """What is in a data set, in a paragraph."""
     channels, height, width = images.shape

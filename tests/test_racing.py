@@ -1,0 +1,89 @@
+"""The race of samplers: who is in it, who is in front, and who is chosen."""
+
+import json
+from types import SimpleNamespace
+
+import pytest
+import torch
+from conftest import TINY
+
+from simple_diffusion import racing
+from simple_diffusion.checkpoint import read
+from simple_diffusion.cli import main
+from simple_diffusion.evaluation import Featured
+from simple_diffusion.racing import RACERS, Lap, choice, entrants, front
+from simple_diffusion.samplers import SAMPLERS, SOLVERS
+
+
+def lap(cost, fid, sampler="ddim", side=None):
+    return Lap(sampler, cost, cost, fid, 0.0, None, side)
+
+
+def test_every_racer_is_a_sampler_and_pays_for_its_evaluations():
+    """Counted on a denoiser, not written down twice."""
+    from oracles import Gaussian
+
+    from simple_diffusion.samplers import karras_grid
+    from simple_diffusion.schedules import Karras
+
+    assert set(SOLVERS) < set(RACERS) <= set(SAMPLERS)
+    for name, each in RACERS.items():
+        oracle, calls = Gaussian(Karras()), []
+        counting = SimpleNamespace(schedule=oracle.schedule)
+        counted = lambda x, t, cond=None: calls.append(1) or oracle(x, t, cond)  # noqa: E731, B023
+        counted.schedule = counting.schedule
+        list(SAMPLERS[name](counted, torch.zeros(1, 1, dtype=torch.float64), karras_grid(Karras(), 10)))
+        assert len(calls) == 10 * each - (each == 2), name  # heun's last step needs one
+
+
+def test_entrants_spend_what_they_are_given():
+    assert entrants((5, 10)) == [
+        ("ddim", 5), ("heun", 2), ("dpmpp", 5), ("dpmpp-sde", 5), ("ddpm", 5),
+        ("ddim", 10), ("heun", 5), ("dpmpp", 10), ("dpmpp-sde", 10), ("ddpm", 10),
+    ]  # fmt: skip
+
+
+def test_the_front_is_what_nothing_cheaper_beats():
+    laps = [lap(10, 0.3), lap(5, 0.5), lap(10, 0.2), lap(20, 0.25), lap(30, 0.1), lap(7, 0.5)]
+    assert [(one.cost, one.fid) for one in front(laps)] == [(5, 0.5), (10, 0.2), (30, 0.1)]
+
+
+def test_the_cheapest_that_cannot_be_told_from_the_best_is_chosen():
+    """The same samples but for a little noise are as good; shifted ones are not."""
+    x = torch.randn(600, 4, generator=torch.Generator().manual_seed(0))
+    little = 1e-3 * torch.randn(600, 4, generator=torch.Generator().manual_seed(1))
+    real = Featured(torch.randn(4000, 4, generator=torch.Generator().manual_seed(2)), torch.zeros(4000, 1))
+    made = {}
+    for cost, features in ((5, x + 1), (10, x + little), (20, x)):
+        side = Featured(features, torch.zeros(600, 1))
+        fid = racing.frechet_distance(real.moments, side.moments)
+        made[cost] = lap(cost, fid, side=side)
+    made[20] = lap(20, min(made[10].fid, made[20].fid) - 1e-9, side=made[20].side)
+    assert choice(list(made.values()), real) is made[10]
+    del made[10]
+    assert choice(list(made.values()), real) is made[20]
+
+
+@pytest.mark.slow
+def test_the_command(tmp_path, capsys):
+    """Solvers come nearer to the fine solution with more steps, and --write changes what the model draws with alone."""
+    run, out = tmp_path / "digits", tmp_path / "race.png"
+    main(["train", "digits", "--steps", "60", "--out", str(run), *TINY])
+    before = read(run)
+    main(["race", str(run), "--n", "400", "--evaluations", "6,12", "--out", str(out), "--json"])
+    answer = json.loads(capsys.readouterr().out)
+    assert read(run).config == before.config
+    assert len(answer["laps"]) == 10
+    for name in SOLVERS:
+        far, near = (entry["distance"] for entry in answer["laps"] if entry["sampler"] == name)
+        assert near < 0.8 * far, name
+    assert all(entry["distance"] is None for entry in answer["laps"] if entry["sampler"] not in SOLVERS)
+    assert any(entry["on_front"] for entry in answer["laps"])
+    assert out.read_bytes().startswith(b"\x89PNG")
+    main(["race", str(run), "--n", "400", "--evaluations", "6,12", "--out", str(out), "--write", "--json"])
+    again = json.loads(capsys.readouterr().out)
+    assert again["laps"] == answer["laps"]
+    after = read(run)
+    assert {key: getattr(after.config, key) for key in again["choice"]} == again["choice"]
+    for one, other in zip(before.denoiser.parameters(), after.denoiser.parameters(), strict=True):
+        assert torch.equal(one, other)
