@@ -178,6 +178,13 @@ DEVICES = ["", "tpu", "gpu", "CUDA", "cuda:0", "0"]
 LARGER = ["1000001"]  # than a million
 MODEL = ["nowhere.safetensors"]
 
+OF_DATA_AND_DEVICE: dict[str, tuple[list[str], list[str]]] = {
+    "--data-root": ([""], ["path"]),
+    "--size": (["0", "1025"], ["from 1 to 1,024"]),
+    "--device": (DEVICES, ["auto", "cpu", "cuda", "mps"]),
+    "--precision": (["fp16"], ["auto", "fp32", "bf16"]),
+}
+
 OPTIONS: dict[str, dict[str, tuple[list[str], list[str]]]] = {
     "train": {
         "--for": (["0", "-1", "-3s", "0s", "soon", "nan", "inf", "1e9", "10 min", "1d", "", "9" * 12, "٣s"], ["10min"]),
@@ -231,6 +238,29 @@ OPTIONS: dict[str, dict[str, tuple[list[str], list[str]]]] = {
     "schedules": {"--out": (["", "x.jpg", "x", "x.svg"], [])},
     "explain": {},
     "check": {},
+    "compare": {
+        "--set": (["", "=5", "nothing=1", "__class__=x", "sampler_steps=x"], []),
+        "--n": ([*NOT_WHOLE, "1", *LARGER], ["from 2 to 1,000,000"]),
+        "--seed": (SEEDS, ["from 0 to"]),
+        "--out": (["", "x.jpg", "x"], []),
+        **OF_DATA_AND_DEVICE,
+    },
+    "race": {
+        "--n": ([*NOT_WHOLE, "1", *LARGER], ["from 2 to 1,000,000"]),
+        "--seed": (SEEDS, ["from 0 to"]),
+        "--evaluations": (["", "1", "5,", "5;6", "-5", "5.5", "٣", "10001", ",".join(["5"] * 21)], ["from 2 to 10000"]),
+        "--out": (["", "x.jpg", "x"], []),
+        **OF_DATA_AND_DEVICE,
+    },
+    "report": OF_DATA_AND_DEVICE,
+    "doctor": {
+        "--guidance": (SCALES, ["from 0 to 100"]),
+        "--autoguidance": (SCALES, ["from 0 to 100"]),
+        "--steps": (["0", "10001"], ["from 1 to 10,000"]),
+        "--sampler": (["dpm"], [*SAMPLERS]),
+        "--seed": (SEEDS, ["from 0 to"]),
+        **OF_DATA_AND_DEVICE,
+    },
     "classifier": {
         "--epochs": (NOT_WHOLE + LARGER, ["from 1 to 1,000,000"]),
         "--out": (["", "x.pt", "x", "x.npz"], []),

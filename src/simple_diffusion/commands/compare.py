@@ -50,8 +50,9 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
     from ..figures import grid, png
     from ..files import write_atomic
 
+    changes = parse_settings(args.set)
     a, b = (read(path, args.device, args.precision) for path in (args.a, args.b or args.a))
-    b = replace(b, config=replace(b.config, **parse_settings(args.set)))
+    b = replace(b, config=replace(b.config, **changes))
     if a.card.shape != b.card.shape or a.card.class_names != b.card.class_names:
         raise DataError(
             f"{args.a} and {args.b} draw images of other shapes or classes: compare models of the same data"

@@ -33,7 +33,7 @@ def add(commands: Any) -> None:
 def costs(text: str) -> tuple[int, ...]:
     """`5,10,20` -> numbers of evaluations."""
     words = text.split(",")
-    numbers = tuple(int(word) if word.isdecimal() else 0 for word in words)
+    numbers = tuple(int(word) if word.isascii() and word.isdecimal() else 0 for word in words)
     if len(numbers) > 20 or not all(2 <= number <= 10000 for number in numbers):
         raise argparse.ArgumentTypeError(f"{text!r} is no list of up to 20 whole numbers from 2 to 10000 like 5,10,20")
     return numbers
