@@ -70,7 +70,8 @@ def test_the_command(tmp_path, capsys):
     run, out = tmp_path / "digits", tmp_path / "race.png"
     main(["train", "digits", "--steps", "60", "--out", str(run), *TINY])
     before = read(run)
-    main(["race", str(run), "--n", "400", "--evaluations", "6,12", "--out", str(out), "--json"])
+    capsys.readouterr()
+    main(["race", str(run), "--n", "400", "--evaluations", "6,48", "--out", str(out), "--json"])
     answer = json.loads(capsys.readouterr().out)
     assert read(run).config == before.config
     assert len(answer["laps"]) == 10
@@ -80,7 +81,7 @@ def test_the_command(tmp_path, capsys):
     assert all(entry["distance"] is None for entry in answer["laps"] if entry["sampler"] not in SOLVERS)
     assert any(entry["on_front"] for entry in answer["laps"])
     assert out.read_bytes().startswith(b"\x89PNG")
-    main(["race", str(run), "--n", "400", "--evaluations", "6,12", "--out", str(out), "--write", "--json"])
+    main(["race", str(run), "--n", "400", "--evaluations", "6,48", "--out", str(out), "--write", "--json"])
     again = json.loads(capsys.readouterr().out)
     assert again["laps"] == answer["laps"]
     after = read(run)
