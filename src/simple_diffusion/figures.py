@@ -152,6 +152,7 @@ def race_curves(quality: dict[str, Points], distance: dict[str, Points], front: 
     front               the points that nothing cheaper beats
     """
     from matplotlib.figure import Figure
+    from matplotlib.ticker import NullLocator
 
     figure = Figure(figsize=(9.6, 3.8), layout="constrained")
     of_quality, of_distance = figure.subplots(1, 2)
@@ -163,7 +164,7 @@ def race_curves(quality: dict[str, Points], distance: dict[str, Points], front: 
         costs = sorted({cost for points in lines.values() for cost, _ in points})
         axes.set(xscale="log", yscale="log", xlabel="evaluations of the network an image")
         axes.set_xticks(costs, [f"{cost:g}" for cost in costs])
-        axes.minorticks_off()
+        axes.xaxis.set_minor_locator(NullLocator())
         axes.grid(alpha=0.3)
     of_quality.plot(*zip(*front, strict=True), "--", color="0.4", label="nothing cheaper is better", zorder=0)
     of_quality.set_title(title, fontsize="medium")
