@@ -42,12 +42,15 @@ MUTANTS = {
     "ddpm: beta of the wrong level": ("(alpha_ts * i.sigma_s) ** 2", "i.sigma_s**2"),
     "ddpm: gain without its square": ("alpha_ts * i.sigma_s**2 * x", "alpha_ts * i.sigma_s * i.sigma_t * x"),
     "ddpm: one noise for all steps": ("mean + std * noise(i.number, x)", "mean + std * noise(0, x)"),
-    # ddim
+    # ddim, and dpmpp with it
     "ddim: alpha_t for alpha_s": ("x = i.alpha_s * x0_hat + math", "x = i.alpha_t * x0_hat + math"),
     "ddim: sigma_t for sigma_s": ("math.sqrt(i.sigma_s**2 - new**2)", "math.sqrt(i.sigma_t**2 - new**2)"),
     "ddim: old noise is not cut by the new": ("math.sqrt(i.sigma_s**2 - new**2)", "i.sigma_s"),
     "ddim: cut without squares": ("math.sqrt(i.sigma_s**2 - new**2)", "(i.sigma_s - new)"),
+    "ddim: all signal from the guess": ("math.sqrt(i.sigma_s**2 - new**2) * eps_hat", "0 * eps_hat"),
     "ddim: eta squared": ("new = eta * i.sigma_s", "new = eta**2 * i.sigma_s"),
+    "ddim: noise of half the step": ("(i.alpha_s * i.sigma_t)) ** 2)", "(i.alpha_s * i.sigma_t)))"),
+    "ddim: cuts the old noise, and adds none": ("if new > 0", "if new > 9"),
     "ddim: one noise for all steps": ("x + new * noise(i.number, x)", "x + new * noise(0, x)"),
     # heun
     "heun: no correction": ("(eps_hat + eps_s) / 2", "eps_hat"),
@@ -67,18 +70,11 @@ MUTANTS = {
     "dpmpp: ratio of steps upside down": ("(h / (lam - before[1]) / 2)", "((lam - before[1]) / h / 2)"),
     "dpmpp: forgets the step before": ("before = x0_hat, lam", "before = None"),
     "dpmpp: remembers what it extrapolated": ("before = x0_hat, lam", "before = x, lam"),
-    "dpmpp: all signal from the guess": ("(i.alpha_s - keep * i.alpha_t) * ahead", "i.alpha_s * ahead"),
-    "dpmpp: alpha_t for alpha_s": ("(i.alpha_s - keep * i.alpha_t)", "(i.alpha_t - keep * i.alpha_t)"),
-    "dpmpp: noise of half the step": ("math.sqrt(-math.expm1(-2 * h))", "math.sqrt(-math.expm1(-h))"),
-    "dpmpp: eta squared": ("eta * i.sigma_s * math.sqrt(-math", "eta**2 * i.sigma_s * math.sqrt(-math"),
-    "dpmpp: adds noise and keeps the old": (
-        "keep = math.sqrt(i.sigma_s**2 - new**2) / i.sigma_t",
-        "keep = i.sigma_s / i.sigma_t",
+    "dpmpp: moves by the guess where it is": (
+        "renoised(i, x, ahead, eta, noise)",
+        "renoised(i, x, x0_hat, eta, noise)",
     ),
-    "dpmpp: keeps less, and adds none": (
-        "if new > 0:\n                x = x + new * noise",
-        "if new > 9:\n                x = x + new * noise",
-    ),
+    "dpmpp: hears no eta": ("renoised(i, x, ahead, eta, noise)", "renoised(i, x, ahead, 0.0, noise)"),
     # grids
     "uniform grid: one step down": ("torch.arange(n, 0, -1,", "torch.arange(n - 1, -1, -1,"),
     "karras grid: not raised to rho": ("time_of(roots**rho)", "time_of(roots)"),

@@ -88,6 +88,7 @@ class Entry:
     formula  what it computes, a line or several
     uses     the symbols of the formula, keys of SYMBOLS
     sources  (key of PAPERS, where in it)
+    calls    functions that it calls and that say how it works
     """
 
     kind: str
@@ -95,12 +96,13 @@ class Entry:
     formula: str
     uses: str
     sources: tuple[tuple[str, str], ...]
+    calls: tuple[Callable[..., Any], ...] = ()
 
     @property
     def shown(self) -> tuple[Callable[..., Any], ...]:
-        """What its code is: the thing, and what it inherits from, if that says how it works."""
+        """What its code is: the thing, and what it inherits from or calls, if that says how it works."""
         is_curve = isinstance(self.thing, type) and issubclass(self.thing, schedules.BetaCurve)
-        return (self.thing, schedules.BetaCurve) if is_curve else (self.thing,)
+        return (self.thing, schedules.BetaCurve) if is_curve else (self.thing, *self.calls)
 
 
 ENTRIES: dict[str, tuple[Entry, ...]] = {
@@ -202,6 +204,7 @@ ENTRIES: dict[str, tuple[Entry, ...]] = {
             "ε̂ = (x_t - α_t x̂₀) / σ_t\nx_s = α_s x̂₀ + √(σ_s² - new²) ε̂ + new ε', new = 0 for η = 0",
             "x x̂₀ ε̂ α_t σ_t α_s σ_s η ε'",
             (("DDIM", "eq. 12 and 16"),),
+            (samplers.renoised,),
         ),
     ),
     "heun": (
@@ -217,10 +220,11 @@ ENTRIES: dict[str, tuple[Entry, ...]] = {
         Entry(
             "sampler",
             samplers.dpmpp,
-            "x_s = k x_t + (α_s - k α_t) D + new ε', k = √(σ_s² - new²) / σ_t, new = 0 for η = 0\n"
+            "ε̂ = (x_t - α_t D) / σ_t\nx_s = α_s D + √(σ_s² - new²) ε̂ + new ε', new = 0 for η = 0\n"
             "D = x̂₀ + (x̂₀ - x̂₀ of the step before) h / (2 · the step in λ before), h = λ_s - λ_t",
-            "x x̂₀ α_t σ_t α_s σ_s λ h η ε'",
+            "x x̂₀ ε̂ α_t σ_t α_s σ_s λ h η ε'",
             (("DPM-Solver++", "algorithm 2"),),
+            (samplers.renoised,),
         ),
     ),
     "guidance": (

@@ -132,6 +132,15 @@ def ddpm(
         yield x
 
 
+def renoised(i: Interval, x: Tensor, x0_hat: Tensor, eta: float, noise: Noise) -> Tensor:
+    """x at the level of s: x0_hat, and the noise that it implies in x at t, of which eta exchanges a share for fresh
+    noise (Song et al. 2021, eq. 12 and 16). x, x0_hat `[B, ...]`; eta in [0, 1], at 1 the noise of `ddpm`."""
+    eps_hat = (x - i.alpha_t * x0_hat) / i.sigma_t
+    new = eta * i.sigma_s * math.sqrt(1 - (i.alpha_t * i.sigma_s / (i.alpha_s * i.sigma_t)) ** 2)
+    x = i.alpha_s * x0_hat + math.sqrt(i.sigma_s**2 - new**2) * eps_hat
+    return x + new * noise(i.number, x) if new > 0 else x
+
+
 def ddim(
     denoiser: PosteriorMean,
     x: Tensor,
@@ -148,12 +157,7 @@ def ddim(
     Takes and yields what `ddpm` does: x `[B, ...]`, times `[n]`, cond `[B]`; noise is drawn where eta is above 0.
     """
     for i in intervals(denoiser.schedule, times, x):
-        x0_hat = denoiser(x, i.t, cond)
-        eps_hat = (x - i.alpha_t * x0_hat) / i.sigma_t
-        new = eta * i.sigma_s * math.sqrt(1 - (i.alpha_t * i.sigma_s / (i.alpha_s * i.sigma_t)) ** 2)
-        x = i.alpha_s * x0_hat + math.sqrt(i.sigma_s**2 - new**2) * eps_hat
-        if new > 0:
-            x = x + new * noise(i.number, x)
+        x = renoised(i, x, denoiser(x, i.t, cond), eta, noise)
         yield x
 
 
@@ -187,6 +191,8 @@ def dpmpp(
 ) -> Iterator[Tensor]:
     """DPM-Solver++(2M) (Lu et al. 2022, algorithm 2): second order from one evaluation a step and the one before.
 
+    A step of `ddim`, from the guess half a step ahead.
+
     eta   share of fresh noise, in [0, 1], as in `ddim`: 0 solves the ODE, and 1 is SDE-DPM-Solver++(2M)
 
     Takes and yields what `ddpm` does: x `[B, ...]`, times `[n]`, cond `[B]`; noise is drawn where eta is above 0.
@@ -195,18 +201,11 @@ def dpmpp(
     for i in intervals(denoiser.schedule, times, x):
         x0_hat = denoiser(x, i.t, cond)
         lam = math.log(i.alpha_t / i.sigma_t)
-        if i.s is None:
-            x = x0_hat
-        else:
+        ahead = x0_hat
+        if before is not None and i.s is not None:  # x0_hat half a step ahead, on the line through the last two
             h = math.log(i.alpha_s / i.sigma_s) - lam
-            ahead = x0_hat
-            if before is not None:  # x0_hat half a step ahead, on the line through the last two
-                ahead = x0_hat + (x0_hat - before[0]) * (h / (lam - before[1]) / 2)
-            new = eta * i.sigma_s * math.sqrt(-math.expm1(-2 * h))
-            keep = math.sqrt(i.sigma_s**2 - new**2) / i.sigma_t
-            x = keep * x + (i.alpha_s - keep * i.alpha_t) * ahead
-            if new > 0:
-                x = x + new * noise(i.number, x)
+            ahead = x0_hat + (x0_hat - before[0]) * (h / (lam - before[1]) / 2)
+        x = renoised(i, x, ahead, eta, noise)
         before = x0_hat, lam
         yield x
 
