@@ -20,6 +20,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from simple_diffusion.config import PRESETS, Card, Config, build_sampler
 from simple_diffusion.data.images import Images
+from simple_diffusion.drawing import together
 from simple_diffusion.hardware import PRECISIONS, pick_device
 from simple_diffusion.run import start_training
 from simple_diffusion.samplers import samples
@@ -69,25 +70,33 @@ def noise_images(count: int) -> Images:
     return Images("noise", pixels, torch.arange(count) % 10, tuple("0123456789"))
 
 
+def kinds_of(steps: Iterator[Any], count: int = 5) -> Counter:
+    """Seconds of some training steps by kind of work, on one core."""
+    cores = torch.get_num_threads()
+    torch.set_num_threads(1)  # other threads are not seen by the profiler either
+    next(steps)
+    with profile(activities=[ProfilerActivity.CPU]) as profiler:
+        for _ in range(count):
+            next(steps)
+    torch.set_num_threads(cores)
+    next(steps)
+    kinds: Counter = Counter()
+    for event in profiler.key_averages():
+        kinds[kind_of(event.key)] += event.self_cpu_time_total / 1e6
+    return kinds
+
+
 def measure(preset: str, precision: str, seconds: float, device: torch.device = CPU) -> tuple[str, Counter]:
-    """One row of the table, and seconds by kind of work in five training steps, on one core or on the GPU."""
+    """One row of the table, and on a CPU the seconds by kind of work in some training steps."""
     images = noise_images(2048)
     config = replace(Config(**PRESETS[preset][1]), precision=precision)
     card = Card.of(images)
     denoiser, steps = start_training(config, card, images, device, lambda n: 1e-6)
+    flops = flops_of(steps)  # of the first step: later ones may be replayed from a CUDA graph, which shows no operation
     for _ in range(3):
         next(steps)
-    flops = flops_of(steps)
-    cores = torch.get_num_threads()
-    torch.set_num_threads(1)  # nor by the profiler
-    next(steps)
     on_gpu = device.type == "cuda"
-    with profile(activities=[ProfilerActivity.CPU] + [ProfilerActivity.CUDA] * on_gpu) as profiler:
-        for _ in range(5):
-            next(steps)
-        wait_for(device)
-    torch.set_num_threads(cores)
-    next(steps)
+    kinds = Counter() if on_gpu else kinds_of(steps)
     times, end = [], time.perf_counter() + seconds
     while not times or time.perf_counter() < end:
         began = time.perf_counter()
@@ -96,17 +105,13 @@ def measure(preset: str, precision: str, seconds: float, device: torch.device = 
         times.append(time.perf_counter() - began)
     step = median(times)
 
-    kinds: Counter = Counter()
-    for event in profiler.key_averages():
-        took = event.self_device_time_total if on_gpu else event.self_cpu_time_total
-        kinds[kind_of(event.key)] += took / 1e6
-
     guided, grid, sampler = build_sampler(config, card, denoiser.eval())
-    n = 640 if on_gpu else 64 * torch.get_num_threads()  # a batch for each core
+    batch = together(device, *card.shape[1:])
+    n = 4 * batch if on_gpu else batch * torch.get_num_threads()  # a batch for each core
     labels, times = torch.arange(n) % 10, []
     for seed in range(4):
         began = time.perf_counter()
-        list(samples(guided, (n, *card.shape), grid, labels, sampler=sampler, seed=seed, device=device))
+        list(samples(guided, (n, *card.shape), grid, labels, sampler=sampler, seed=seed, batch=batch, device=device))
         wait_for(device)
         times.append(time.perf_counter() - began)
     parameters = sum(p.numel() for p in denoiser.parameters()) / 1e6
@@ -129,6 +134,8 @@ def table(presets: list[str], precisions: list[str], seconds: float, device: tor
         for precision in precisions:
             row, shares[preset, precision] = measure(preset, precision, seconds, device)
             print(row, flush=True)
+    if device.type != "cpu":
+        return
     kinds = [kind for kind, _ in sum(shares.values(), Counter()).most_common()]
     print(f"\nShare of a training step:\n\n| preset | precision | {' | '.join(kinds)} |")
     print("|---" * (len(kinds) + 2) + "|")

@@ -12,8 +12,8 @@ ORDER = """
     errors lock signals ranks randomness cores schedules targets metrics denoiser networks.dropout networks.embedding
     networks.unet networks.annotated networks.double_conv networks.classifier ema losses guidance augmentation samplers
     files data.images data.digits data.download data.idx data.folder data.arrays data.hub data.sources data.batches
-    training validation hardware optimizers fitting classification config checkpoint extractors inception copies levels
-    film figures drawing evaluation comparing racing budget log report state run doctor sizing forecast explain
+    graphs training validation hardware optimizers fitting classification config checkpoint extractors inception copies
+    levels film figures drawing evaluation comparing racing budget log report state run doctor sizing forecast explain
     exercises judging commands.options commands.train commands.sample commands.evaluate commands.data commands.schedules
     commands.classifier commands.explain commands.check commands.compare commands.race commands.report
     commands.doctor cli __main__

@@ -2,6 +2,7 @@
 
 import json
 from dataclasses import replace
+from itertools import pairwise
 from unittest.mock import patch
 
 import pytest
@@ -13,7 +14,7 @@ from simple_diffusion.cli import main
 from simple_diffusion.config import PRESETS, Card, Config
 from simple_diffusion.data.images import Images
 from simple_diffusion.run import start_training
-from simple_diffusion.sizing import SIZES, matmul_speed, size_for, training_flops
+from simple_diffusion.sizing import SHARES, SIZES, matmul_speed, size_for, training_flops
 
 CPU = torch.device("cpu")
 PIXELS = torch.randint(0, 256, (64, 1, 28, 28), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
@@ -58,17 +59,21 @@ def test_images_of_twice_the_side_cost_four_times_as_much():
 def test_more_time_is_never_a_smaller_network(speed):
     with at(speed):
         chosen = [size_for(Config(precision="fp32", seconds=10.0 * 2**i), CARD, CPU) for i in range(14)]
-    order = [list(SIZES).index(name) for name in chosen]
+    order = [list(SIZES["cpu"]).index(name) for name in chosen]
     assert order == sorted(order)
     assert len(set(order)) > 1
 
 
-@pytest.mark.parametrize(("before", "size"), list(zip(SIZES, [*SIZES][1:], strict=False)))
-def test_a_size_is_taken_from_the_images_on_that_it_needs(before, size):
-    needs = SIZES[size] * training_flops(Config(**PRESETS[size][1]), CARD) / sizing.SHARE
+STEPS_UP = [(kind, *pair) for kind, sizes in SIZES.items() for pair in pairwise(sizes)]
+
+
+@pytest.mark.parametrize(("kind", "before", "size"), STEPS_UP)
+def test_a_size_is_taken_from_the_images_on_that_it_needs(kind, before, size):
+    needs = SIZES[kind][size] * training_flops(Config(**PRESETS[size][1]), CARD) / SHARES[kind]
+    device = torch.device("cpu" if kind == "cpu" else "cuda")  # which is only asked for its name
     with at(1e11):
-        assert size_for(Config(precision="fp32", seconds=needs / 1e11 * 1.001), CARD, CPU) == size
-        assert size_for(Config(precision="fp32", seconds=needs / 1e11 * 0.999), CARD, CPU) == before
+        assert size_for(Config(precision="fp32", seconds=needs / 1e11 * 1.001), CARD, device) == size
+        assert size_for(Config(precision="fp32", seconds=needs / 1e11 * 0.999), CARD, device) == before
 
 
 def test_the_machine_is_measured():

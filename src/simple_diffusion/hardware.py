@@ -15,6 +15,8 @@ def pick_device(name: str = "auto") -> torch.device:
         name = next(device for device in present if present[device])
     if not present[name]:
         raise UsageError(f"this machine has no {name} device: use --device auto")
+    if name == "cuda":  # pragma: no cover (GPU)
+        torch.backends.cudnn.deterministic = True  # a run twice is the same to the bit, and resumes so
     return torch.device(name)
 
 

@@ -112,9 +112,9 @@ class Muon(torch.optim.Optimizer):
             momentum.lerp_(gradient, 1 - self.momentum)
             ahead.append(gradient.lerp(momentum, self.momentum).flatten(1))
         directions = orthogonalized(torch.stack(ahead))
-        rate = 0.2 * max(directions.shape[1:]) ** 0.5 * self.param_groups[0]["lr"]
+        directions *= 0.2 * max(directions.shape[1:]) ** 0.5 * self.param_groups[0]["lr"]
         for parameter, direction in zip(parameters, directions, strict=True):
-            parameter.add_(direction.view(parameter.shape), alpha=-rate)
+            parameter.sub_(direction.view(parameter.shape))
 
 
 def cost(parameters: list[nn.Parameter]) -> int:

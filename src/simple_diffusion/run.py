@@ -36,10 +36,11 @@ from .ema import EMA, Decay, constant_decay, power_decay
 from .errors import DivergedError
 from .figures import grid, png
 from .files import damaged, remove_parts, write_atomic
+from .graphs import cuda_graph
 from .lock import hold, refuse_taken
 from .log import Log
 from .optimizers import OPTIMIZERS
-from .ranks import check_same_task, check_same_weights, largest, of_first, on_first, rank
+from .ranks import check_same_task, check_same_weights, largest, of_first, on_first, rank, world
 from .report import write_report
 from .signals import Stopped, stop_on_signals
 from .state import Checkpoint, State, latest, room_for, save_checkpoint
@@ -79,6 +80,12 @@ def learner(config: Config, card: Card, device: torch.device) -> tuple[Denoiser,
     return denoiser, OPTIMIZERS[config.optimizer](denoiser, config.lr, (0.9, config.beta2))
 
 
+def replayable(config: Config, device: torch.device) -> bool:
+    """Is all of a step the same work on a GPU each time, with nothing left to the CPU?"""
+    alike = config.accumulate == 1 and config.augment == "none" and config.dropout == 0 and not config.timesteps
+    return device.type == "cuda" and world() == 1 and alike
+
+
 def updates(
     config: Config,
     card: Card,
@@ -102,6 +109,7 @@ def updates(
         accumulate=config.accumulate,
         tolerate=config.tolerate,
         bad=bad,
+        record=cuda_graph if replayable(config, device) else None,
     )
 
 

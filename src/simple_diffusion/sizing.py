@@ -12,11 +12,14 @@ from .config import PRESETS, Card, Config, network_of
 from .hardware import PRECISIONS
 from .ranks import of_first, world
 
-SIZES: Mapping[str, float] = {"tiny": 0, "small": 20e3, "base": 50e3, "large": 4e6}
-"""Presets by size, and how many images each has to see before it draws better than the one before: measured on
-Fashion-MNIST (docs/notes/quality.md)."""
+SIZES: Mapping[str, Mapping[str, float]] = {
+    "cpu": {"tiny": 0, "small": 20e3, "base": 50e3, "large": 4e6},
+    "gpu": {"base": 0, "large": 4e5},
+}
+"""Presets by size, and how many images each has to see before it draws better than the one before in the same time:
+measured on Fashion-MNIST (docs/notes/quality.md). On a GPU small networks take no less time than `base`."""
 
-SHARE = 0.3
+SHARES = {"cpu": 0.3, "gpu": 0.05}
 """Of the speed of a large matrix product, what training reaches (docs/notes/network.md)."""
 
 
@@ -50,7 +53,9 @@ def size_for(config: Config, card: Card, device: torch.device) -> str:
 
     config   fitted to the device
     """
+    kind = "cpu" if device.type == "cpu" else "gpu"
     (speed,) = of_first(matmul_speed(PRECISIONS[config.precision], device))
-    budget = config.seconds * SHARE * speed * world()
-    costs = {name: training_flops(replace(config, **PRESETS[name][1]), card) for name in SIZES}
-    return [name for name, images in SIZES.items() if images * costs[name] <= budget][-1]
+    budget = config.seconds * SHARES[kind] * speed * world()
+    sizes = SIZES[kind]
+    costs = {name: training_flops(replace(config, **PRESETS[name][1]), card) for name in sizes}
+    return [name for name, images in sizes.items() if images * costs[name] <= budget][-1]

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -10,6 +11,7 @@ from .cores import on_all_cores
 from .data.batches import Batch
 from .denoiser import Denoiser
 from .errors import DivergedError
+from .graphs import Record, Replayed
 from .losses import Loss, denoising_loss
 from .networks.dropout import dropout_seed
 from .ranks import rank, summed, world
@@ -111,6 +113,7 @@ def train(
     accumulate: int = 1,
     tolerate: int = 0,
     bad: int = 0,
+    record: Record | None = None,
 ) -> Iterator[Step]:
     """Train on each batch in turn and yield after each update, until the batches end or the caller stops.
 
@@ -124,13 +127,27 @@ def train(
     accumulate  parts of a batch that are computed one after another
     tolerate    how many steps in a row may have a loss or gradient that is not finite; such a step changes nothing
     bad         how many the last steps before `start` were
+    record      `cuda_graph`, for work that a GPU can replay: batches of one size, in one process and one part, and a
+                loss and an optimiser that leave nothing to the CPU; None launches each step anew
 
     Raises DivergedError, before anything is changed, at the first one more.
     """
     denoiser.train()
-    for n, batch in enumerate(batches, start + 1):
+
+    def gradient(batch: Batch) -> tuple[Tensor, Tensor]:
         losses = backward(loss, denoiser, batch, accumulate)
-        grad_norm = nn.utils.clip_grad_norm_(denoiser.parameters(), clip)
+        return losses, nn.utils.clip_grad_norm_(denoiser.parameters(), clip)
+
+    update: Callable[[], Any] = optimizer.step
+    if record is not None:
+        gradient, update = Replayed(gradient, record), Replayed(update, record)
+        rate_there = torch.zeros((), device=next(denoiser.parameters()).device)  # where the recording reads it
+        for group in optimizer.param_groups:
+            group |= {"lr": rate_there, "capturable": True}
+    for n, batch in enumerate(batches, start + 1):
+        losses, grad_norm = gradient(batch)
+        if record is not None:
+            losses, grad_norm = losses.clone(), grad_norm.clone()
         finite = bool(torch.isfinite(grad_norm) & losses.isfinite().all())
         bad = 0 if finite else bad + 1
         rate = lr(n)
@@ -139,8 +156,8 @@ def train(
             raise NotFiniteError(step)
         if finite:
             for group in optimizer.param_groups:
-                group["lr"] = rate
-            optimizer.step()
+                group["lr"] = rate if record is None else group["lr"].fill_(rate)
+            update()
         yield step
 
 
