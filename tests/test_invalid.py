@@ -249,6 +249,7 @@ OPTIONS: dict[str, dict[str, tuple[list[str], list[str]]]] = {
         "--n": ([*NOT_WHOLE, "1", *LARGER], ["from 2 to 1,000,000"]),
         "--seed": (SEEDS, ["from 0 to"]),
         "--evaluations": (["", "1", "5,", "5;6", "-5", "5.5", "٣", "10001", ",".join(["5"] * 21)], ["from 2 to 10000"]),
+        "--guidance": (["", "1,", "1;2", "-1", "101", "x", "nan", ",".join(["1"] * 21)], ["number"]),
         "--out": (["", "x.jpg", "x"], []),
         **OF_DATA_AND_DEVICE,
     },

@@ -1,22 +1,26 @@
 """The race of samplers: who is in it, who is in front, and who is chosen."""
 
 import json
+from dataclasses import replace
 from types import SimpleNamespace
 
 import pytest
 import torch
 from conftest import TINY
+from faults import ends
 
-from simple_diffusion import racing
 from simple_diffusion.checkpoint import read
 from simple_diffusion.cli import main
-from simple_diffusion.evaluation import Featured
-from simple_diffusion.racing import RACERS, Lap, choice, entrants, front
+from simple_diffusion.data.images import to_uint8
+from simple_diffusion.drawing import draw
+from simple_diffusion.evaluation import Featured, fid_of
+from simple_diffusion.lock import hold
+from simple_diffusion.racing import RACERS, Lap, choice, cost_of, drawn, drawn_by, entrants, front
 from simple_diffusion.samplers import SAMPLERS, SOLVERS
 
 
 def lap(cost, fid, sampler="ddim", side=None):
-    return Lap(sampler, cost, cost, fid, 0.0, None, side)
+    return Lap(sampler, cost, fid, 0.0, 0.0, None, side)
 
 
 def test_every_racer_is_a_sampler_and_pays_for_its_evaluations():
@@ -27,18 +31,18 @@ def test_every_racer_is_a_sampler_and_pays_for_its_evaluations():
     from simple_diffusion.schedules import Karras
 
     assert set(SOLVERS) < set(RACERS) <= set(SAMPLERS)
-    for name, each in RACERS.items():
+    for name in RACERS:
         oracle, calls = Gaussian(Karras()), []
         counting = SimpleNamespace(schedule=oracle.schedule)
         counted = lambda x, t, cond=None: calls.append(1) or oracle(x, t, cond)  # noqa: E731, B023
         counted.schedule = counting.schedule
         list(SAMPLERS[name](counted, torch.zeros(1, 1, dtype=torch.float64), karras_grid(Karras(), 10)))
-        assert len(calls) == 10 * each - (each == 2), name  # heun's last step needs one
+        assert len(calls) == cost_of(name, 10), name
 
 
 def test_entrants_spend_what_they_are_given():
     assert entrants((5, 10)) == [
-        ("ddim", 5), ("heun", 2), ("dpmpp", 5), ("dpmpp-sde", 5), ("ddpm", 5),
+        ("ddim", 5), ("heun", 3), ("dpmpp", 5), ("dpmpp-sde", 5), ("ddpm", 5),
         ("ddim", 10), ("heun", 5), ("dpmpp", 10), ("dpmpp-sde", 10), ("ddpm", 10),
     ]  # fmt: skip
 
@@ -56,7 +60,7 @@ def test_the_cheapest_that_cannot_be_told_from_the_best_is_chosen():
     made = {}
     for cost, features in ((5, x + 1), (10, x + little), (20, x)):
         side = Featured(features, torch.zeros(600, 1))
-        fid = racing.frechet_distance(real.moments, side.moments)
+        fid = fid_of(real, side)
         made[cost] = lap(cost, fid, side=side)
     made[20] = lap(20, min(made[10].fid, made[20].fid) - 1e-9, side=made[20].side)
     assert choice(list(made.values()), real) is made[10]
@@ -81,10 +85,51 @@ def test_the_command(tmp_path, capsys):
     assert all(entry["distance"] is None for entry in answer["laps"] if entry["sampler"] not in SOLVERS)
     assert any(entry["on_front"] for entry in answer["laps"])
     assert out.read_bytes().startswith(b"\x89PNG")
-    main(["race", str(run), "--n", "400", "--evaluations", "6,48", "--out", str(out), "--write", "--json"])
+    words = ["race", str(run), "--n", "400", "--evaluations", "6,48", "--out", str(out), "--write", "--json"]
+    with hold(run):
+        assert ends(words) == 7
+    assert read(run).config == before.config
+    capsys.readouterr()
+    main(words)
     again = json.loads(capsys.readouterr().out)
     assert again["laps"] == answer["laps"]
     after = read(run)
     assert {key: getattr(after.config, key) for key in again["choice"]} == again["choice"]
     for one, other in zip(before.denoiser.parameters(), after.denoiser.parameters(), strict=True):
         assert torch.equal(one, other)
+
+
+def test_a_race_draws_what_sample_draws(run_folder):
+    """To the bit, before it becomes bytes; and the fine solution is none of another sampler."""
+    model = read(run_folder)
+    labels = torch.arange(70) % model.card.classes
+    changes = drawn_by("dpmpp", 4)
+    x = drawn(model, changes, 70, labels, 3)
+    assert torch.equal(to_uint8(x), draw(replace(model, config=replace(model.config, **changes)), 70, labels, 3))
+    assert not torch.equal(x, drawn(model, drawn_by("ddim", 4), 70, labels, 3))
+
+
+@pytest.mark.slow
+def test_the_race_of_strengths(tmp_path, capsys):
+    """Guidance 1 is none, in any interval; more of it is seen better by the classifier; --write stores the choice."""
+    run, out = tmp_path / "digits", tmp_path / "guidance.png"
+    main(["train", "digits", "--steps", "150", "--out", str(run), *TINY])
+    capsys.readouterr()
+    words = ["race", str(run), "--n", "400", "--guidance", "1,3", "--out", str(out), "--write", "--json"]
+    main(words)
+    answer = json.loads(capsys.readouterr().out)
+    within, more_within, anywhere, more_anywhere = answer["pushes"]
+    assert (within["interval"], anywhere["interval"]) == ([0.1, 5.0], [0.0, 1e4])
+    for key in ("fid", "recall", "accuracy"):
+        assert within[key] == anywhere[key]
+    assert more_within["accuracy"] > within["accuracy"]
+    assert more_anywhere["accuracy"] > within["accuracy"]
+    assert out.read_bytes().startswith(b"\x89PNG")
+    after = read(run)
+    assert {key: getattr(after.config, key) for key in answer["choice"]} == answer["choice"]
+
+
+def test_guidance_needs_classes(tmp_path, squares):
+    run = tmp_path / "one"
+    main(["train", f"{squares}[0]", "--steps", "2", "--out", str(run), *TINY])
+    assert ends(["race", str(run), "--guidance", "1,2"]) == 2

@@ -5,14 +5,20 @@ common leaves their difference, whose interval is narrower than those of the two
 """
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from torch import Tensor
 
 from .errors import DataError
-from .evaluation import GROUPS, NEIGHBOURS, PAIR_GROUPS, Featured
-from .metrics import Moments, frechet_distance, inception_score, jackknife, precision_recall
+from .evaluation import GROUPS, NEIGHBOURS, PAIR_GROUPS, Featured, accuracy_of, fid_of
+from .metrics import inception_score, jackknife, precision_recall
 from .randomness import permutation
+
+Score = Callable[[Featured, Tensor | slice], float]
+"""(samples, which of them to keep) -> a number."""
+
+EVERY = slice(None)
 
 MOST = 10**6
 """Images beyond which no one would draw to tell a difference."""
@@ -78,23 +84,11 @@ def differences(a: Featured, b: Featured, real: Featured, labels: Tensor | None)
     """
     n = len(a)
     check_count(n, real)
-    every = slice(None)
-
-    def fid(side: Featured, keep) -> float:
-        return frechet_distance(real.moments, Moments.of(side.features[keep]))
-
-    def inception(side: Featured, keep) -> float:
-        return inception_score(side.logits[keep], splits=1)[0]
-
-    def accuracy(side: Featured, keep) -> float:
-        assert labels is not None
-        return (side.logits[keep].argmax(1) == labels[keep]).double().mean().item()
-
-    found = [_of("FID", fid, a, b, n, every, lower=True)]
+    found = [difference_of("FID", lambda side, keep: fid_of(real, side[keep]), a, b, lower=True)]
     if a.logits.shape[1] > 1 and n >= 10 * a.logits.shape[1]:
-        found.append(_of("IS", inception, a, b, n, every))
+        found.append(difference_of("IS", lambda side, keep: inception_score(side.logits[keep], splits=1)[0], a, b))
     if labels is not None:
-        found.append(_of("accuracy", accuracy, a, b, n, every))
+        found.append(difference_of("accuracy", lambda side, keep: accuracy_of(side[keep], labels[keep]), a, b))
     few = min(n, len(real), NEIGHBOURS)
     some = real.features[permutation(len(real), 0, "neighbours")[:few]]
     pairs = permutation(n, 0, "neighbours")[:few]
@@ -102,7 +96,7 @@ def differences(a: Featured, b: Featured, real: Featured, labels: Tensor | None)
     def neighbours(side: Featured, keep) -> tuple[float, float]:
         return tuple(precision_recall(some, side.features[pairs][keep]))[:2]
 
-    of_a, of_b = neighbours(a, every), neighbours(b, every)
+    of_a, of_b = neighbours(a, EVERY), neighbours(b, EVERY)
     errors = jackknife(
         lambda keep: tuple(y - x for x, y in zip(neighbours(a, keep), neighbours(b, keep), strict=True)),
         few,
@@ -113,10 +107,10 @@ def differences(a: Featured, b: Featured, real: Featured, labels: Tensor | None)
     return found
 
 
-def _of(name: str, score, a: Featured, b: Featured, n: int, every: slice, lower: bool = False) -> Difference:
-    """The difference of one score, a function of (samples, which of them to keep)."""
-    error = jackknife(lambda keep: score(b, keep) - score(a, keep), n, GROUPS).item()
-    return Difference(name, n, score(a, every), score(b, every), error, lower)
+def difference_of(name: str, score: Score, a: Featured, b: Featured, lower: bool = False) -> Difference:
+    """The difference of one score of two sides that are pairs."""
+    error = jackknife(lambda keep: score(b, keep) - score(a, keep), len(a), GROUPS).item()
+    return Difference(name, len(a), score(a, EVERY), score(b, EVERY), error, lower)
 
 
 def conclusion(fid: Difference) -> str:

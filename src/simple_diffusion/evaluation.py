@@ -149,6 +149,16 @@ class Evaluation:
         }
 
 
+def fid_of(real: Featured, fake: Featured) -> float:
+    """FID of fakes against real images, from two of each on."""
+    return frechet_distance(real.moments, fake.moments)
+
+
+def accuracy_of(side: Featured, labels: Tensor) -> float:
+    """The share of samples in which the extractor's classifier sees the label `[N]`."""
+    return (side.logits.argmax(1) == labels).double().mean().item()
+
+
 def featured(images: Images, extractor: Features, name: str) -> Featured:
     """Real images through an extractor, kept in the user's cache under the identity of both."""
     path = cache_folder() / "features" / f"{name}-{images.fingerprint[:16]}.safetensors"
@@ -306,17 +316,16 @@ def fid_score(name: str, real: Featured, fake: Featured, floor_real: Featured, f
     if n < 2 * width or len(real) < 2 * width:
         note = f"needs {2 * width} samples and real images, twice the extractor's features, to mean anything"
         return Score("FID", name, n, "train", None, note=note)
-    value = frechet_distance(real.moments, fake.moments)
-    error = jackknife(lambda keep: frechet_distance(real.moments, Moments.of(fake.features[keep])), n, GROUPS).item()
-    floor = frechet_distance(floor_real.moments, floor_fake.moments) if len(floor_fake) > 1 else None
+    value = fid_of(real, fake)
+    error = jackknife(lambda keep: fid_of(real, fake[keep]), n, GROUPS).item()
+    floor = fid_of(floor_real, floor_fake) if len(floor_fake) > 1 else None
     note = "" if len(floor_fake) == n else f"floor at n={len(floor_fake)}"
     return Score("FID", name, n, "train", value, error, floor, note)
 
 
 def accuracy_score(name: str, fake: Featured, asked: Tensor, known: Featured, labels: Tensor) -> Score:
     """How often the extractor's classifier sees the label that was asked for; floor: real images of known label."""
-    hit = (fake.logits.argmax(1) == asked).double().mean().item()
-    floor = (known.logits.argmax(1) == labels).double().mean().item()
+    hit, floor = accuracy_of(fake, asked), accuracy_of(known, labels)
     return Score("accuracy", name, len(fake), "asked labels", hit, math.sqrt(hit * (1 - hit) / len(fake)), floor)
 
 

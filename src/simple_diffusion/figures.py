@@ -2,7 +2,8 @@
 
 import io
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -10,6 +11,9 @@ from PIL import Image
 from torch import Tensor
 
 from .schedules import Schedule
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 
 def enlargement(height: int, width: int) -> int:
@@ -97,6 +101,13 @@ def animation(pictures: Sequence[Image.Image], format: str) -> bytes:
     return buffer.getvalue()
 
 
+def _png_of(figure: "Figure") -> bytes:
+    """A PNG file's content."""
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png", dpi=120)
+    return buffer.getvalue()
+
+
 def schedule_curves(schedules: dict[str, Schedule]) -> bytes:
     """alpha, sigma and the log SNR of schedules over time, on common axes: a PNG file's content."""
     from matplotlib.figure import Figure
@@ -118,9 +129,7 @@ def schedule_curves(schedules: dict[str, Schedule]) -> bytes:
         axes.set(title=title, xlabel="time t  (0 clean, 1 noise)", xlim=(0, 1))
         axes.grid(alpha=0.3)
     signal.legend(frameon=False, loc="lower left", fontsize="small")
-    buffer = io.BytesIO()
-    figure.savefig(buffer, format="png", dpi=120)
-    return buffer.getvalue()
+    return _png_of(figure)
 
 
 def level_curves(levels: Tensor, errors: dict[str, Tensor]) -> bytes:
@@ -137,15 +146,13 @@ def level_curves(levels: Tensor, errors: dict[str, Tensor]) -> bytes:
     axes.set(title="Denoising error by noise level", ylim=(1e-5, None))
     axes.grid(alpha=0.3)
     axes.legend(frameon=False)
-    buffer = io.BytesIO()
-    figure.savefig(buffer, format="png", dpi=120)
-    return buffer.getvalue()
+    return _png_of(figure)
 
 
 Points = Sequence[tuple[float, float]]
 
 
-def race_curves(quality: dict[str, Points], distance: dict[str, Points], front: Points, title: str) -> bytes:
+def race_curves(quality: Mapping[str, Points], distance: Mapping[str, Points], front: Points, title: str) -> bytes:
     """Quality and distance of samplers against evaluations, on logarithmic axes: a PNG file's content.
 
     quality, distance   name -> (evaluations, value) ...; a name without points is left out
@@ -170,9 +177,26 @@ def race_curves(quality: dict[str, Points], distance: dict[str, Points], front: 
     of_quality.set_title(title, fontsize="medium")
     of_distance.set_title("distance to the fine solution, a pixel", fontsize="medium")
     of_quality.legend(frameon=False, fontsize="small")
-    buffer = io.BytesIO()
-    figure.savefig(buffer, format="png", dpi=120)
-    return buffer.getvalue()
+    return _png_of(figure)
+
+
+def guidance_curves(panels: Mapping[str, Mapping[str, Points]]) -> bytes:
+    """Scores of samples against the scale of guidance, a panel each: a PNG file's content.
+
+    panels   title -> name of an interval -> (scale, value) ...
+    """
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(3.5 * len(panels), 3.4), layout="constrained")
+    axes = np.atleast_1d(figure.subplots(1, len(panels)))
+    for panel, (title, lines) in zip(axes, panels.items(), strict=True):
+        for name, points in lines.items():
+            panel.plot(*zip(*points, strict=True), "o-", label=name, markersize=4)
+        panel.set(xlabel="scale of guidance")
+        panel.set_title(title, fontsize="medium")
+        panel.grid(alpha=0.3)
+    axes[0].legend(frameon=False, fontsize="small", title="sigma/alpha", title_fontsize="small")
+    return _png_of(figure)
 
 
 def npz(pixels: Tensor, labels: Tensor | None) -> bytes:

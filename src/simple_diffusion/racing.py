@@ -1,9 +1,9 @@
-"""A race of samplers on one model: quality against cost, from the same noise, and the cheapest as good as the best.
+"""Races on one model, from the same noise: samplers by their cost, and strengths of guidance.
 
 Cost is counted in evaluations of the network by image, which decide the time on any machine; guidance adds the same
-share to all. Two measures of quality, which need not agree: FID, and for the solvers of the ODE the distance to what a
-fine solution makes of the same noise. A model that has learned little can draw better with a coarse solver than with a
-fine one (docs/notes/quality.md).
+share to all. Measures of quality, which need not agree: FID and KID, and for the solvers of the ODE the distance to
+what a fine solution makes of the same noise. A model that has learned little can draw better with a coarse solver than
+with a fine one (docs/notes/quality.md).
 """
 
 from collections.abc import Iterable, Iterator
@@ -14,16 +14,25 @@ import torch
 from torch import Tensor
 
 from .checkpoint import Model
-from .config import Config
-from .data.images import to_unit
-from .drawing import draw
-from .evaluation import GROUPS, Featured
+from .comparing import difference_of
+from .config import build_sampler
+from .data.images import to_uint8
+from .drawing import together
+from .evaluation import GROUPS, NEIGHBOURS, Featured, accuracy_of, fid_of
 from .extractors import Features
-from .metrics import Moments, frechet_distance, jackknife
-from .samplers import SOLVERS
+from .guidance import Interval
+from .metrics import jackknife, kernel_distance, precision_recall
+from .randomness import permutation
+from .samplers import SOLVERS, samples
 
 RACERS = {"ddim": 1, "heun": 2, "dpmpp": 1, "dpmpp-sde": 1, "ddpm": 1}
-"""Samplers by name, and the evaluations that a step takes."""
+"""Samplers by name, and the evaluations that a step takes; heun's last step takes one."""
+
+
+def cost_of(sampler: str, steps: int) -> int:
+    """Evaluations of the network by image."""
+    return RACERS[sampler] * (steps - 1) + 1
+
 
 FINE = ("heun", 50)
 """The solution that stands for the exact one."""
@@ -33,33 +42,54 @@ FINE = ("heun", 50)
 class Lap:
     """What one sampler made of so many steps.
 
-    sampler, steps, cost   cost in evaluations of the network
-    fid, error             FID, and its standard error by the draw of the samples
-    distance               root mean square distance a pixel, in [-1, 1], to the fine solution; None with fresh noise
-    side                   the samples through the extractor
+    sampler, steps
+    fid, error, kid   FID, its standard error by the draw of the samples, and KID
+    distance          root mean square distance a pixel, in [-1, 1], to the fine solution; None with fresh noise
+    side              the samples through the extractor
     """
 
     sampler: str
     steps: int
-    cost: int
     fid: float
     error: float
+    kid: float
     distance: float | None
     side: Featured
 
+    @property
+    def cost(self) -> int:
+        """Evaluations of the network by image."""
+        return cost_of(self.sampler, self.steps)
+
     def settings(self) -> dict[str, Any]:
         """What the config takes over."""
-        return {"sampler": self.sampler, "grid": "karras", "sampler_steps": self.steps}
+        return drawn_by(self.sampler, self.steps)
+
+
+def drawn_by(sampler: str, steps: int) -> dict[str, Any]:
+    """Settings of a config."""
+    return {"sampler": sampler, "grid": "karras", "sampler_steps": steps}
 
 
 def entrants(costs: Iterable[int]) -> list[tuple[str, int]]:
     """(sampler, steps) at each cost that a whole number of steps comes to, or one evaluation less."""
-    return [(name, cost // each) for cost in costs for name, each in RACERS.items() if cost >= 2 * each]
+    racing = [(name, (cost - 1) // each + 1) for cost in costs for name, each in RACERS.items()]
+    return [(name, steps) for name, steps in racing if steps >= 2]
 
 
-def pixels_of(model: Model, config: Config, n: int, labels: Tensor | None, seed: int) -> Tensor:
-    """n samples with other settings, from the same noise: uint8 `[n, C, H, W]`."""
-    return draw(replace(model, config=config), n, labels, seed)
+def drawn(model: Model, changes: dict[str, Any], n: int, labels: Tensor | None, seed: int) -> Tensor:
+    """n samples with other settings, from the same noise: float `[n, C, H, W]` about [-1, 1], on the CPU."""
+    config, device = replace(model.config, **changes), next(model.denoiser.parameters()).device
+    guided, times, sampler = build_sampler(config, model.card, model.denoiser, model.guide)
+    shape, batch = (n, *model.card.shape), together(device, *model.card.shape[1:])
+    pieces = samples(guided, shape, times, labels, sampler=sampler, seed=seed, batch=batch, device=device)
+    return torch.cat([piece.cpu() for piece in pieces])
+
+
+def kid_of(real: Featured, side: Featured) -> float:
+    """KID on equally many images of both sides."""
+    n = min(len(real), len(side), NEIGHBOURS)
+    return kernel_distance(*(one.features[permutation(len(one), 0, "neighbours")[:n]] for one in (real, side)))[0]
 
 
 def race(
@@ -78,19 +108,13 @@ def race(
     labels     int64 `[n]` or None
     real       the training set through the extractor
     """
-    sampler, steps = FINE
-    fine = pixels_of(model, replace(model.config, sampler=sampler, grid="karras", sampler_steps=steps), n, labels, seed)
+    fine = drawn(model, drawn_by(*FINE), n, labels, seed)
     for name, steps in entrants(costs):
-        config = replace(model.config, sampler=name, grid="karras", sampler_steps=steps)
-        pixels = pixels_of(model, config, n, labels, seed)
-        side = Featured(*extractor(pixels))
-
-        def fid(keep: Tensor, side: Featured = side) -> float:
-            return frechet_distance(real.moments, Moments.of(side.features[keep]))
-
-        away = (to_unit(pixels) - to_unit(fine)).square().mean().sqrt().item() if name in SOLVERS else None
-        error = jackknife(fid, n, GROUPS).item()
-        yield Lap(name, steps, steps * RACERS[name], fid(torch.arange(n)), error, away, side)
+        x = drawn(model, drawn_by(name, steps), n, labels, seed)
+        side = Featured(*extractor(to_uint8(x)))
+        away = (x - fine).clamp(-2, 2).square().mean().sqrt().item() if name in SOLVERS else None
+        error = jackknife(lambda keep, side=side: fid_of(real, side[keep]), n, GROUPS).item()
+        yield Lap(name, steps, fid_of(real, side), error, kid_of(real, side), away, side)
 
 
 def front(laps: list[Lap]) -> list[Lap]:
@@ -106,13 +130,56 @@ def choice(laps: list[Lap], real: Featured) -> Lap:
     """The cheapest lap whose FID can't be told from the lowest, by the interval of their difference in pairs."""
     lowest = min(laps, key=lambda lap: lap.fid)
     for lap in front(laps):
-        if lap is lowest:
-            break
-
-        def gap(keep: Tensor, lap: Lap = lap) -> float:
-            there, here = (Moments.of(one.side.features[keep]) for one in (lap, lowest))
-            return frechet_distance(real.moments, there) - frechet_distance(real.moments, here)
-
-        if lap.fid - lowest.fid <= 1.96 * jackknife(gap, len(lap.side), GROUPS).item():
+        fid = difference_of("FID", lambda side, keep: fid_of(real, side[keep]), lap.side, lowest.side, lower=True)
+        if lap is lowest or not fid.verdict:
             return lap
     return lowest
+
+
+@dataclass(frozen=True)
+class Push:
+    """What one strength of guidance made of the samples.
+
+    scale, interval     of guidance
+    fid, error          FID, and its standard error by the draw of the samples
+    precision, recall   on NEIGHBOURS images at most
+    accuracy            how often the extractor sees the label that was asked for; None where it knows others
+    """
+
+    scale: float
+    interval: Interval
+    fid: float
+    error: float
+    precision: float
+    recall: float
+    accuracy: float | None
+
+
+def guidance_race(
+    model: Model,
+    scales: Iterable[float],
+    n: int,
+    labels: Tensor,
+    seed: int,
+    extractor: Features,
+    real: Featured,
+    known: bool,
+) -> Iterator[Push]:
+    """Draw with every scale, in the model's interval of noise levels and at every level.
+
+    n        images of each, at least twice the extractor's features
+    labels   int64 `[n]`
+    real     the training set through the extractor
+    known    whether the extractor's logits stand for the labels
+    """
+    mine = model.config.guidance_low, model.config.guidance_high
+    few = min(n, len(real), NEIGHBOURS)
+    some = real.features[permutation(len(real), 0, "neighbours")[:few]]
+    for interval in dict.fromkeys((mine, (0.0, 1e4))):
+        for scale in scales:
+            changes = {"guidance": scale, "guidance_low": interval[0], "guidance_high": interval[1]}
+            side = Featured(*extractor(to_uint8(drawn(model, changes, n, labels, seed))))
+            error = jackknife(lambda keep, side=side: fid_of(real, side[keep]), n, GROUPS).item()
+            near = precision_recall(some, side.features[permutation(n, 0, "neighbours")[:few]])
+            accuracy = accuracy_of(side, labels) if known else None
+            yield Push(scale, interval, fid_of(real, side), error, near.precision, near.recall, accuracy)

@@ -1,4 +1,4 @@
-"""`simple-diffusion race`: which sampler in how many steps suits this model?"""
+"""`simple-diffusion race`: which sampler in how many steps, and which guidance, suits this model?"""
 
 import argparse
 import time
@@ -6,13 +6,14 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import UsageError
-from .options import command, data_of, data_options, device_options, path, say, seed, whole
+from ..lock import hold
+from .options import command, data_of, data_options, device_options, path, say, scale, seed, whole
 
 COSTS = (5, 7, 10, 14, 20, 30)
 
 
 def add(commands: Any) -> None:
-    sub = command(commands, "race", run, "every sampler at several costs on one model: quality against evaluations")
+    sub = command(commands, "race", run, "every sampler at several costs on one model, or strengths of guidance")
     sub.add_argument("model", metavar="MODEL", help="a run folder or a .safetensors file")
     sub.add_argument("--n", type=whole(2, 10**6), default=2000, help="images of each (default 2000)")
     sub.add_argument("--seed", type=seed, default=0, metavar="N", help="of the noise (default 0)")
@@ -22,6 +23,12 @@ def add(commands: Any) -> None:
         default=COSTS,
         metavar="N,N,...",
         help=f"of the network an image, at which they race (default {','.join(map(str, COSTS))})",
+    )
+    sub.add_argument(
+        "--guidance",
+        type=scales,
+        metavar="X,X,...",
+        help="race strengths of guidance instead of samplers, like 1,1.5,2",
     )
     sub.add_argument("--write", action="store_true", help="make the winner the model's default")
     sub.add_argument("--data", metavar="DATA", help="what to compare with (default the model's data)")
@@ -39,86 +46,133 @@ def costs(text: str) -> tuple[int, ...]:
     return numbers
 
 
+def scales(text: str) -> tuple[float, ...]:
+    """`1,1.5,2` -> strengths of guidance."""
+    words = text.split(",")
+    if len(words) > 20:
+        raise argparse.ArgumentTypeError(f"{text!r} is no list of up to 20 numbers like 1,1.5,2")
+    return tuple(scale(word) for word in words)
+
+
 def run(args: argparse.Namespace) -> dict[str, Any]:
     if args.out.suffix != ".png":
         raise UsageError(f"--out {args.out} has another ending than .png: use .png")
 
-    from dataclasses import replace
-
-    from ..checkpoint import MODEL_FILE, read, save
+    from ..checkpoint import read
     from ..comparing import check_count
-    from ..drawing import draw
     from ..evaluation import featured, labels_for
     from ..extractors import extractor_for
-    from ..figures import race_curves
-    from ..files import write_atomic
-    from ..racing import FINE, RACERS, choice, entrants, front, race
 
     model = read(args.model, args.device, args.precision)
-    config = model.config
+    if args.guidance and not model.card.classes:
+        raise UsageError(f"{args.model} knows no classes, and guidance is towards one: leave --guidance out")
     images, n = data_of(args, model, args.n)
     labels = labels_for(model.card, images, n, args.seed)
     extractor = extractor_for(images, quiet=args.json)
     real = featured(images, extractor, extractor.name)
     check_count(n, real)
+    field = (model, n, labels, args.seed, extractor, real)
+    return strengths(args, images, *field) if args.guidance else samplers(args, *field)
 
+
+def samplers(args: argparse.Namespace, model, n: int, labels, seed: int, extractor, real) -> dict[str, Any]:
+    """The race of samplers."""
+    from dataclasses import replace
+
+    from ..figures import race_curves
+    from ..files import write_atomic
+    from ..racing import FINE, choice, cost_of, drawn, drawn_by, entrants, front, race
+
+    config = model.config
     began, few = time.perf_counter(), min(n, 128)
-    some = None if labels is None else labels[:few]
-    draw(replace(model, config=replace(config, sampler="dpmpp", sampler_steps=10)), few, some, args.seed)
+    drawn(model, drawn_by("dpmpp", 10), few, None if labels is None else labels[:few], seed)
     laps_to_run = entrants(args.evaluations)
-    evaluations = sum(steps * RACERS[name] for name, steps in [*laps_to_run, FINE])
+    evaluations = sum(cost_of(*one) for one in [*laps_to_run, FINE])
     estimate = (time.perf_counter() - began) / few / 10 * evaluations * n
     say(args, f"{len(laps_to_run)} laps of {n:,} images: about {estimate:.0f} s for drawing.")
     laps = []
-    for lap in race(model, args.evaluations, n, labels, args.seed, extractor, real):
+    for lap in race(model, args.evaluations, n, labels, seed, extractor, real):
         laps.append(lap)
-        away = "" if lap.distance is None else f", {lap.distance:.4f} from the fine solution"
-        score = f"FID {lap.fid:.4g} ± {1.96 * lap.error:.2g}{away}"
+        away = "" if lap.distance is None else f", {lap.distance:.2g} from the fine solution"
+        score = f"FID {lap.fid:.4g} ± {1.96 * lap.error:.2g}, KID {lap.kid:.2g}{away}"
         say(args, f"  {lap.sampler:<9} {lap.steps:>3} steps, {lap.cost:>3} evaluations: {score}")
-    best = choice(laps, real)
-    on_front = front(laps)
-    say(
-        args,
-        f"FID of {extractor.name} at n = {n:,}. Nothing cheaper is better than "
-        + ", ".join(f"{lap.sampler} in {lap.steps}" for lap in on_front)
-        + ".",
-    )
+    best, on_front = choice(laps, real), front(laps)
+    names = ", ".join(f"{lap.sampler} in {lap.steps}" for lap in on_front)
+    say(args, f"FID of {extractor.name} at n = {n:,}. Nothing cheaper is better than {names}.")
     say(args, f"The cheapest that can't be told from the best: {best.sampler} in {best.steps} steps.")
     curves = {name: [lap for lap in laps if lap.sampler == name] for name in dict.fromkeys(lap.sampler for lap in laps)}
-    write_atomic(
-        args.out,
-        race_curves(
-            {name: [(lap.cost, lap.fid) for lap in of_name] for name, of_name in curves.items()},
-            {
-                name: [(lap.cost, lap.distance) for lap in of_name if lap.distance is not None]
-                for name, of_name in curves.items()
-            },
-            [(lap.cost, lap.fid) for lap in on_front],
-            f"FID, {extractor.name}, n = {n:,}",
-        ),
-    )
+    quality = {name: [(lap.cost, lap.fid) for lap in of_name] for name, of_name in curves.items()}
+    distance = {
+        name: [(lap.cost, lap.distance) for lap in of_name if lap.distance is not None]
+        for name, of_name in curves.items()
+    }
+    line = [(lap.cost, lap.fid) for lap in on_front]
+    write_atomic(args.out, race_curves(quality, distance, line, f"FID, {extractor.name}, n = {n:,}"))
     say(args, f"Picture: {args.out}")
     if args.write:
-        file = Path(args.model) / MODEL_FILE if Path(args.model).is_dir() else Path(args.model)
-        save(file, replace(model, config=replace(config, **best.settings())))
+        written(args.model, replace(model, config=replace(config, **best.settings())))
         before = f"{config.sampler} in {config.sampler_steps}"
-        say(args, f"{file} now draws with {best.sampler} in {best.steps} steps; before: {before}.")
+        say(args, f"{args.model} now draws with {best.sampler} in {best.steps} steps; before: {before}.")
     return {
         "n": n,
         "extractor": extractor.name,
         "laps": [
-            {
-                "sampler": lap.sampler,
-                "steps": lap.steps,
-                "evaluations": lap.cost,
-                "fid": lap.fid,
-                "error": lap.error,
-                "distance": lap.distance,
-                "on_front": lap in on_front,
-            }
+            {key: getattr(lap, key) for key in ("sampler", "steps", "fid", "error", "kid", "distance")}
+            | {"evaluations": lap.cost, "on_front": lap in on_front}
             for lap in laps
         ],
         "choice": best.settings(),
+        "written": args.write,
+        "out": str(args.out),
+    }
+
+
+def written(path: str, model) -> None:
+    """Write the model where it was read. Raises BusyError where a run is at work in its folder."""
+    from ..checkpoint import MODEL_FILE, save
+
+    if not Path(path).is_dir():
+        save(Path(path), model)
+        return
+    with hold(Path(path)):
+        save(Path(path) / MODEL_FILE, model)
+
+
+def strengths(args: argparse.Namespace, images, model, n: int, labels, seed: int, extractor, real) -> dict[str, Any]:
+    """The race of strengths of guidance."""
+    from dataclasses import asdict, replace
+
+    from ..figures import guidance_curves
+    from ..files import write_atomic
+    from ..racing import guidance_race
+
+    known = images.class_names == model.card.class_names and extractor.classes == images.classes
+    pushes, names = [], {}
+    for push in guidance_race(model, args.guidance, n, labels, seed, extractor, real, known):
+        pushes.append(push)
+        low, high = push.interval
+        names[push.interval] = "at every level" if (low, high) == (0, 1e4) else f"from {low:g} to {high:g}"
+        seen = "" if push.accuracy is None else f", accuracy {push.accuracy:.3f}"
+        score = f"FID {push.fid:.4g} ± {1.96 * push.error:.2g}, recall {push.recall:.3f}{seen}"
+        say(args, f"  guidance {push.scale:<4g} {names[push.interval]:<16}: {score}")
+    panels = {}
+    for title, key in (("FID", "fid"), ("recall", "recall"), ("accuracy", "accuracy")):
+        lines = {name: [(p.scale, getattr(p, key)) for p in pushes if p.interval == i] for i, name in names.items()}
+        if getattr(pushes[0], key) is not None:
+            panels[f"{title}, n = {n:,}"] = lines
+    write_atomic(args.out, guidance_curves(panels))
+    best = min(pushes, key=lambda push: push.fid)
+    say(args, f"Lowest FID: guidance {best.scale:g} {names[best.interval]}. Recall falls as guidance grows.")
+    say(args, f"Picture: {args.out}")
+    settings = {"guidance": best.scale, "guidance_low": best.interval[0], "guidance_high": best.interval[1]}
+    if args.write:
+        written(args.model, replace(model, config=replace(model.config, **settings)))
+        say(args, f"{args.model} now draws with guidance {best.scale:g} {names[best.interval]}.")
+    return {
+        "n": n,
+        "extractor": extractor.name,
+        "pushes": [asdict(push) for push in pushes],
+        "choice": settings,
         "written": args.write,
         "out": str(args.out),
     }
