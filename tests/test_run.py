@@ -10,8 +10,8 @@ from simple_diffusion.checkpoint import read
 from simple_diffusion.config import Card, Config, fitted
 from simple_diffusion.data.sources import load_images
 from simple_diffusion.errors import DivergedError
-from simple_diffusion.forecast import spelled
 from simple_diffusion.lock import free_folder
+from simple_diffusion.outlook import spelled
 from simple_diffusion.training import warmup_linear
 
 TINY = {"widths": (8, 16), "blocks": (1, 1), "batch": 8, "sampler_steps": 2}

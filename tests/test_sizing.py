@@ -58,7 +58,7 @@ def test_images_of_twice_the_side_cost_four_times_as_much():
 @pytest.mark.parametrize("speed", [1e10, 1e11, 1e12, 1e14])
 def test_more_time_is_never_a_smaller_network(speed):
     with at(speed):
-        chosen = [size_for(Config(precision="fp32", seconds=10.0 * 2**i), CARD, CPU) for i in range(14)]
+        chosen = [size_for(Config(precision="fp32", seconds=10.0 * 2**i), CARD, CPU)[0] for i in range(14)]
     order = [list(SIZES["cpu"]).index(name) for name in chosen]
     assert order == sorted(order)
     assert len(set(order)) > 1
@@ -72,8 +72,8 @@ def test_a_size_is_taken_from_the_images_on_that_it_needs(kind, before, size):
     needs = SIZES[kind][size] * training_flops(Config(**PRESETS[size][1]), CARD) / SHARES[kind]
     device = torch.device("cpu" if kind == "cpu" else "cuda")  # which is only asked for its name
     with at(1e11):
-        assert size_for(Config(precision="fp32", seconds=needs / 1e11 * 1.001), CARD, device) == size
-        assert size_for(Config(precision="fp32", seconds=needs / 1e11 * 0.999), CARD, device) == before
+        assert size_for(Config(precision="fp32", seconds=needs / 1e11 * 1.001), CARD, device)[0] == size
+        assert size_for(Config(precision="fp32", seconds=needs / 1e11 * 0.999), CARD, device)[0] == before
 
 
 def test_the_machine_is_measured():

@@ -7,18 +7,11 @@ import torch
 
 from .config import Card, Config
 from .data.images import Images
+from .outlook import outlook, spelled
 from .run import PICTURES, start_training
 
 MEASURED = 4.0
 """Seconds of steps that a forecast looks at."""
-
-
-def spelled(seconds: float) -> str:
-    """A length of time in the largest unit of which there are two."""
-    for unit, size in (("days", 86400), ("hours", 3600), ("minutes", 60)):
-        if seconds >= 2 * size:
-            return f"{seconds / size:.1f} {unit}"
-    return f"{seconds:.0f} s"
 
 
 def forecast(config: Config, images: Images, device: torch.device) -> dict:
@@ -31,19 +24,19 @@ def forecast(config: Config, images: Images, device: torch.device) -> dict:
         next(steps)
         n += 1
     speed = n * config.batch / (time.perf_counter() - began)
-    length = config.steps * config.batch / speed if config.steps else config.seconds
     parameters = sum(p.numel() for p in denoiser.parameters())
-    seen = speed * length
+    expected = outlook(config, len(images), speed, device)
     text = (
-        f"A U-Net of {parameters / 1e6:.2f} M parameters would train on {device.type} in {config.precision} at about "
-        f"{speed:,.0f} images/s, batches of {config.batch}: {spelled(length)} to the end, {seen:,.0f} images, "
-        f"{seen / len(images):.1f} epochs; the first pictures come after {spelled(length * PICTURES[0])}."
+        f"A network of {parameters / 1e6:.2f} M parameters would train on {device.type} in {config.precision}, in "
+        f"batches of {config.batch}. {expected} The first picture is drawn after "
+        f"{spelled(expected.seconds * PICTURES[0])}."
     )
     return {
         "text": text,
         "parameters": parameters,
         "images_per_second": round(speed),
-        "seconds": round(length),
-        "images": round(seen),
+        "seconds": round(expected.seconds),
+        "images": round(expected.images),
+        "memory": expected.memory,
         "config": asdict(config),
     }

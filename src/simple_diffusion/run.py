@@ -40,6 +40,7 @@ from .graphs import cuda_graph
 from .lock import hold, refuse_taken
 from .log import Log
 from .optimizers import OPTIMIZERS
+from .outlook import outlook
 from .ranks import check_same_task, check_same_weights, largest, of_first, on_first, rank, world
 from .report import write_report
 from .signals import Stopped, stop_on_signals
@@ -56,6 +57,9 @@ DRAWING = 0.05
 PREVIEW: dict[str, Any] = {"sampler": "dpmpp", "grid": "karras"}
 """How pictures are drawn while it trains, in at most PREVIEW_STEPS steps: DDPM's thousand would take longer than it."""
 PREVIEW_STEPS = 10
+
+SETTLED = 2  # steps after which a speed can be measured
+LOOK = 4.0  # seconds of steps behind the outlook
 
 CHECKS = 20  # measurements of the held-out loss in a run
 ROWS = 200  # of the log
@@ -317,6 +321,7 @@ def train_on(run: Run, quiet: bool) -> tuple[float, float]:
     log = Log(run.folder, after=numbers.n) if rank() == 0 else None
     loss = math.nan if log is None else log.loss
     first, row_step, row_time, before = numbers.n, numbers.n, budget.elapsed, budget.elapsed
+    settled, told = math.inf, quiet
     form = "{desc} {percentage:3.0f}%|{bar}| {postfix}"
     over = numbers.done
     learning = state.denoiser, state.optimizer, budget.lr
@@ -332,6 +337,13 @@ def train_on(run: Run, quiet: bool) -> tuple[float, float]:
                 elif not quiet:
                     where = suspects(step, run.images, config, run.card)
                     print(f"step {step.n} was left out, it is not finite: {where}", file=sys.stderr)
+                if step.n - first == SETTLED:
+                    settled = budget.elapsed
+                elif not told and budget.elapsed >= settled + LOOK:
+                    told, rate = True, (step.n - first - SETTLED) * config.batch / (budget.elapsed - settled)
+                    seen, device = step.n * config.batch, step.losses.device
+                    expected = outlook(config, len(run.images), rate, device, seen, budget.elapsed)
+                    bar.write(str(expected), file=sys.stderr)
                 signal = budget.advance(step.n, run.stopped.number)
                 progress = budget.progress
                 if config.snapshot and state.guide is None and progress >= config.snapshot:

@@ -48,8 +48,8 @@ def training_flops(config: Config, card: Card) -> float:
     return 3.0 * counter.get_total_flops()
 
 
-def size_for(config: Config, card: Card, device: torch.device) -> str:
-    """The name of the size for a run of `config.seconds` on images like the card's, the same in all its processes.
+def size_for(config: Config, card: Card, device: torch.device) -> tuple[str, str]:
+    """(name of the size for a run of `config.seconds` on images like the card's, why), the same in all its processes.
 
     config   fitted to the device
     """
@@ -58,4 +58,11 @@ def size_for(config: Config, card: Card, device: torch.device) -> str:
     budget = config.seconds * SHARES[kind] * speed * world()
     sizes = SIZES[kind]
     costs = {name: training_flops(replace(config, **PRESETS[name][1]), card) for name in sizes}
-    return [name for name, images in sizes.items() if images * costs[name] <= budget][-1]
+    *_, size = [name for name, images in sizes.items() if images * costs[name] <= budget]
+    larger = [*sizes][[*sizes].index(size) + 1 :][:1]
+    why = f"it should see about {budget / costs[size]:,.0f} images at {speed / 1e9:,.0f} GFLOP/s of matrix products"
+    if larger:
+        why += (
+            f", and {larger[0]} about {budget / costs[larger[0]]:,.0f}, fewer than the {sizes[larger[0]]:,.0f} it needs"
+        )
+    return size, why

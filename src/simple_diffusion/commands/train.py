@@ -97,9 +97,9 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
     images = loaded(args, config)
     config = in_steps(args, config, images)
     if args.preset is None and config.seconds and not SHAPE & values.keys():
-        size = size_for(config, Card.of(images), device)
+        size, why = size_for(config, Card.of(images), device)
         config = fitted(Config(**PRESETS[size][1] | values), device)
-        say(args, f"The size that suits {config.seconds:g} s on this machine is {size}: {PRESETS[size][0]}.")
+        say(args, f"The size that suits {config.seconds:g} s on this machine is {size}: {why}.")
     if args.dry_run:
         result = forecast(config, images, device)
         say(args, result["text"])
