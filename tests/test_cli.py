@@ -307,7 +307,7 @@ def test_data_and_schedules(squares, tmp_path, capsys):
     assert card["mean"] == pytest.approx(data.mean(), abs=1e-9)
     assert card["std"] == pytest.approx(data.std(), abs=1e-9)
     assert pixels(tmp_path / "sheet.png").shape == (2 + 3 * (12 * 4 + 2), 2 + 10 * (16 * 4 + 2), 3)
-    main(["schedules", "cosine", "flow", "--out", str(tmp_path / "curves.png"), "--json"])
+    main(["schedules", "cosine", "flow", "--data", str(squares), "--out", str(tmp_path / "curves.png"), "--json"])
     curves = json.loads(capsys.readouterr().out)
     assert list(curves) == ["cosine", "flow"]
     assert curves["flow"]["sigma"] == pytest.approx([n / 10 for n in range(1, 11)])

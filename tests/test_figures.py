@@ -1,6 +1,7 @@
 """Pictures hold the pixels that they were given."""
 
 import io
+from itertools import pairwise
 
 import numpy as np
 import pytest
@@ -8,7 +9,19 @@ import torch
 from PIL import Image, ImageSequence
 
 from simple_diffusion import to_uint8, to_unit
-from simple_diffusion.figures import WEBP_SIDE, animation, extent, frames, grid, npz, png, strips, webp
+from simple_diffusion.figures import (
+    WEBP_SIDE,
+    animation,
+    extent,
+    frames,
+    grid,
+    npz,
+    png,
+    strips,
+    uniform_density,
+    webp,
+)
+from simple_diffusion.schedules import SCHEDULES
 
 
 def test_all_levels_survive_the_way_in_and_out():
@@ -102,3 +115,16 @@ def test_an_animation_keeps_every_level_loops_and_rests_at_its_end(kind, channel
             assert len(set(durations[:-1])) == 1
             assert durations[-1] == 2000  # ms
             assert sum(durations) <= 6000
+
+
+@pytest.mark.parametrize("name", SCHEDULES)
+def test_uniform_times_fall_where_their_density_says(name):
+    """The share of a fine grid of times on each tenth of the log SNR's range against the integral of the density."""
+    schedule, t = SCHEDULES[name](), torch.linspace(1e-3, 1 - 1e-3, 4000, dtype=torch.float64)
+    level, density = uniform_density(schedule, t)
+    edges = torch.linspace(level.min().item(), level.max().item(), 11, dtype=torch.float64)
+    for low, high in pairwise(edges):
+        inside = (low <= level) & (level <= high)
+        share = inside.double().mean() * (1 - 2e-3)
+        area = torch.trapezoid(density[inside].flip(0), level[inside].flip(0)) if inside.sum() > 1 else 0.0
+        assert float(area) == pytest.approx(share.item(), abs=2e-3)

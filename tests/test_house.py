@@ -15,8 +15,8 @@ ORDER = """
     graphs training validation hardware optimizers fitting classification config checkpoint extractors inception copies
     levels film figures drawing evaluation comparing racing budget log report state outlook run doctor sizing forecast
     explain exercises judging commands.options commands.train commands.sample commands.evaluate commands.data
-    commands.schedules commands.classifier commands.explain commands.check commands.compare commands.race commands.report
-    commands.doctor cli __main__
+    commands.schedules commands.classifier commands.explain commands.check commands.compare commands.race
+    commands.report commands.doctor cli __main__
 """.split()  # noqa: SIM905  a list would be a line a name
 """The order of reading: a module may import only what stands before it."""
 

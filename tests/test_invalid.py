@@ -235,7 +235,11 @@ OPTIONS: dict[str, dict[str, tuple[list[str], list[str]]]] = {
         "--data-root": ([""], ["path"]),
         "--size": (["0", "1025", "-1"], ["from 1 to 1,024"]),
     },
-    "schedules": {"--out": (["", "x.jpg", "x", "x.svg"], [])},
+    "schedules": {
+        "--out": (["", "x.jpg", "x", "x.svg"], []),
+        "--data-root": ([""], ["path"]),
+        "--size": (["0", "1025"], ["from 1 to 1,024"]),
+    },
     "explain": {},
     "check": {},
     "compare": {

@@ -108,19 +108,44 @@ def _png_of(figure: "Figure") -> bytes:
     return buffer.getvalue()
 
 
-def schedule_curves(schedules: dict[str, Schedule]) -> bytes:
-    """alpha, sigma and the log SNR of schedules over time, on common axes: a PNG file's content."""
+def uniform_density(schedule: Schedule, t: Tensor) -> tuple[Tensor, Tensor]:
+    """(the log SNR at times t `[N]`, its density there if times are uniform on (0, 1): 1 / |d log SNR / dt|)."""
+    level = 2 * (schedule.alpha(t) / schedule.sigma(t)).log()
+    (slope,) = torch.gradient(level, spacing=(t,))
+    return level, 1 / slope.abs()
+
+
+def schedule_curves(
+    schedules: Mapping[str, Schedule], films: Mapping[str, Tensor], usual: tuple[float, float]
+) -> bytes:
+    """Schedules on common axes: a PNG file's content.
+
+    Above: alpha, sigma and the log SNR over time, and where training samples fall on the log SNR if their times are
+    uniform, as DDPM's, beside the log-normal noise levels of EDM, which are the same on every schedule. Below: what an
+    image looks like on its way.
+
+    films   by name of the schedule, uint8 `[P, C, H, W]` from t = 0 to 1
+    usual   mean and deviation of ln(sigma/alpha) of the log-normal density
+    """
     from matplotlib.figure import Figure
 
-    t = torch.linspace(1e-3, 1, 400, dtype=torch.float64)
-    figure = Figure(figsize=(10.5, 3.4), layout="constrained")
-    signal, noise, log_snr = figure.subplots(1, 3)
+    t = torch.linspace(1e-3, 1, 2000, dtype=torch.float64)
+    figure = Figure(figsize=(14, 3.6 + 0.8 * len(films)), layout="constrained")
+    upper, lower = figure.add_gridspec(2, 1, height_ratios=[3.6, 0.8 * len(films)])
+    curves, below = figure.add_subfigure(upper), figure.add_subfigure(lower)
+    signal, noise, log_snr, density = curves.subplots(1, 4)
     for name, schedule in schedules.items():
         alpha, sigma = schedule.alpha(t), schedule.sigma(t)
         scale = (alpha**2 + sigma**2).sqrt()  # as the network sees it: at unit variance
+        level, share = uniform_density(schedule, t)
         signal.plot(t, alpha / scale, label=name)
         noise.plot(t, sigma / scale, label=name)
-        log_snr.plot(t, 2 * (alpha / sigma).log(), label=name)
+        log_snr.plot(t, level, label=name)
+        density.plot(level, share)
+    mean, std = -2 * usual[0], 2 * usual[1]
+    level = torch.linspace(mean - 4 * std, mean + 4 * std, 400, dtype=torch.float64)
+    bell = (-(((level - mean) / std) ** 2) / 2).exp() / (std * math.sqrt(2 * math.pi))
+    density.plot(level, bell, "k--", label="log-normal")
     for axes, title in (
         (signal, r"signal  $\alpha\,/\sqrt{\alpha^2+\sigma^2}$"),
         (noise, r"noise  $\sigma\,/\sqrt{\alpha^2+\sigma^2}$"),
@@ -128,7 +153,14 @@ def schedule_curves(schedules: dict[str, Schedule]) -> bytes:
     ):
         axes.set(title=title, xlabel="time t  (0 clean, 1 noise)", xlim=(0, 1))
         axes.grid(alpha=0.3)
+    density.set(title="where training samples fall", xlabel="log SNR  (noise left, clean right)", xlim=(-15, 15))
+    density.grid(alpha=0.3)
     signal.legend(frameon=False, loc="lower left", fontsize="small")
+    density.legend(frameon=False, loc="upper left", fontsize="small")
+    for axes, (name, film) in zip(np.atleast_1d(below.subplots(len(films), 1)), films.items(), strict=True):
+        axes.imshow(np.asarray(grid(film, len(film))), aspect="equal")
+        axes.set_ylabel(name, rotation=0, ha="right", va="center")
+        axes.set(xticks=[], yticks=[])
     return _png_of(figure)
 
 

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import DataError, UsageError
-from .options import command, data_of, data_options, device_options, path, sampling_text, say, seed, whole
+from .options import command, data_of, data_options, device_options, path, png_only, sampling_text, say, seed, whole
 
 PAIRS = 30
 """Pairs in the picture."""
@@ -30,8 +30,7 @@ def add(commands: Any) -> None:
 
 
 def run(args: argparse.Namespace) -> dict[str, Any]:
-    if args.out.suffix != ".png":
-        raise UsageError(f"--out {args.out} has another ending than .png: use .png")
+    png_only(args.out)
     if args.b is None and not args.set:
         raise UsageError(
             "there is nothing to compare: name a second model, or change a setting with --set sampler=heun"

@@ -4,7 +4,7 @@ import argparse
 from typing import Any
 
 from ..errors import UsageError
-from .options import card_text, command, data_options, load, path, say
+from .options import card_text, command, data_options, load, path, png_only, say
 
 PANELS = 8
 """Moments of `--noised`."""
@@ -23,8 +23,8 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
     if args.schedule is not None and args.noised is None:
         raise UsageError("--schedule says how images are noised: add --noised FILE.png, or drop it")
     for option, file in (("--out", args.out), ("--noised", args.noised)):
-        if file is not None and file.suffix != ".png":
-            raise UsageError(f"{option} {file} has another ending than .png: use .png")
+        if file is not None:
+            png_only(file, option)
 
     import torch
 

@@ -6,7 +6,7 @@ from dataclasses import asdict, replace
 from typing import Any
 
 from ..errors import SimpleDiffusionError
-from .options import command, data_options, device_options, drawn_as, load, path, sampling_options, say
+from .options import command, data_options, device_options, drawn_as, load, path, read_as, sampling_options, say
 
 
 def add(commands: Any) -> None:
@@ -24,8 +24,8 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
 
     patient = gathered(args.model, args.device, args.precision)
     patient = replace(patient, config=drawn_as(args, patient.config), seed=args.seed)
-    source, size = args.data or patient.card.name, args.size or patient.config.size
-    skip_bad = args.skip_bad or patient.config.skip_bad == "yes"
+    source = args.data or patient.card.name
+    size, skip_bad = read_as(args, patient.config)
     images = test = None
     try:
         images = load(args, source, size, skip_bad)

@@ -15,6 +15,7 @@ from .options import (
     load,
     opened,
     path,
+    read_as,
     sampling_options,
     sampling_text,
     say,
@@ -64,14 +65,14 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
     model, samples = None, None
     if Path(args.what).suffix in (".npz", ".npy"):
         samples = load(args, args.what, args.size, args.skip_bad)
-        source, size, out = args.data, args.size, Path(args.what).with_suffix("")
+        source, out = args.data, Path(args.what).with_suffix("")
     else:
         args.model = args.what
         model = opened(args)
-        source, size = args.data or model.card.name, args.size or model.config.size
+        source = args.data or model.card.name
         out = Path(args.what) if Path(args.what).is_dir() else Path(args.what).with_suffix("")
     out = args.out or out / "evaluation"
-    skip_bad = args.skip_bad or (model is not None and model.config.skip_bad == "yes")
+    size, skip_bad = read_as(args, None if model is None else model.config)
     train = load(args, source, size, skip_bad)
     if model is not None and args.data is None and train.fingerprint != model.card.fingerprint:
         raise DataError(f"{source} is not what the model was trained on any more: name the data with --data")

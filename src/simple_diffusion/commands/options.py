@@ -120,13 +120,26 @@ def load(args: argparse.Namespace, source: str, size: int | None, skip_bad: bool
     return images
 
 
+def read_as(args: argparse.Namespace, config: Any) -> tuple[int, bool]:
+    """(size, skip_bad): how images are read, by the options, else as a model's were; without a model by the options."""
+    if config is None:
+        return args.size or 0, args.skip_bad
+    return args.size or config.size, args.skip_bad or config.skip_bad == "yes"
+
+
+def png_only(file: Path, option: str = "--out") -> None:
+    """Raise UsageError for a picture with another ending than .png."""
+    if file.suffix != ".png":
+        raise UsageError(f"{option} {file} has another ending than .png: use .png")
+
+
 def data_of(args: argparse.Namespace, model: Any, n: int):
     """(the images that a model's are compared with, at most so many samples of it as mean something): --data, or those
     that it was trained on. Raises DataError where the shapes differ."""
     from ..errors import DataError
 
     config = model.config
-    images = load(args, args.data or config.data, args.size or config.size, args.skip_bad or config.skip_bad == "yes")
+    images = load(args, args.data or config.data, *read_as(args, config))
     if images.shape != model.card.shape:
         raise DataError(f"the images of {images.name} have another shape than the model's: name its data with --data")
     return images, min(n, 2 * len(images))

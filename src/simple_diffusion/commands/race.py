@@ -7,7 +7,7 @@ from typing import Any
 
 from ..errors import UsageError
 from ..lock import hold
-from .options import command, data_of, data_options, device_options, path, say, scale, seed, whole
+from .options import command, data_of, data_options, device_options, path, png_only, say, scale, seed, whole
 
 COSTS = (5, 7, 10, 14, 20, 30)
 
@@ -55,8 +55,7 @@ def scales(text: str) -> tuple[float, ...]:
 
 
 def run(args: argparse.Namespace) -> dict[str, Any]:
-    if args.out.suffix != ".png":
-        raise UsageError(f"--out {args.out} has another ending than .png: use .png")
+    png_only(args.out)
 
     from ..checkpoint import read
     from ..comparing import check_count

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import CheckpointError, DataError
-from .options import command, data_options, device_options, load, path, say
+from .options import command, data_options, device_options, load, path, read_as, say
 
 FILMS = 4
 """Images of the film, each of another class."""
@@ -42,11 +42,12 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
     write_atomic(folder / FILM, film_file(model, n, labels, 0, None, ".png"))
     images = None
     try:
-        images = load(args, config.data, args.size or config.size, args.skip_bad or config.skip_bad == "yes")
+        images = load(args, config.data, *read_as(args, config))
     except DataError as error:
         say(args, f"Without the data the page says less: {error}.")
     if images is not None:
-        test = held_out(config.data, root=args.data_root, size=config.size or None, skip_bad=config.skip_bad == "yes")
+        size, skip_bad = read_as(args, config)
+        test = held_out(config.data, root=args.data_root, size=size or None, skip_bad=skip_bad)
         errors = {name: error.tolist() for name, error in level_errors(model.denoiser, images, test).items()}
         write_atomic(folder / LEVELS_FILE, json.dumps({"levels": LEVELS.tolist(), "errors": errors}).encode())
     write_report(folder, config, card, command_of(config, 0 if config.steps else model.step), images=images)
