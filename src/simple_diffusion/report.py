@@ -45,7 +45,9 @@ img { display: block; max-width: 100%; height: auto; image-rendering: pixelated;
 .strip { display: flex; gap: .8rem; overflow-x: auto; padding-bottom: .5rem; }
 .strip img { width: 11rem; max-width: none; }
 .curves { display: grid; grid-template-columns: repeat(auto-fit, minmax(17rem, 1fr)); gap: 1rem; }
-figure { margin: .5rem 0; } svg { width: 100%; max-width: 26rem; height: auto; display: block; }
+figure { margin: .5rem 0; }
+.pair { display: flex; flex-wrap: wrap; gap: 0 1.5rem; } .pair figure { flex: 1 1 22rem; }
+svg { width: 100%; max-width: 26rem; height: auto; display: block; }
 svg text { fill: var(--soft); font: 11px system-ui, sans-serif; } svg .axis { stroke: var(--line); }
 svg polyline { fill: none; stroke: var(--mark); stroke-width: 1.6; } svg .second { stroke: var(--ink); }
 svg .bound { stroke: var(--soft); stroke-dasharray: 4 3; }
@@ -63,6 +65,11 @@ progress { width: 100%; accent-color: var(--mark); }
 def embedded(content: bytes, alt: str) -> str:
     """A PNG file's content as a picture inside the page."""
     return f'<img src="data:image/png;base64,{base64.b64encode(content).decode()}" alt="{escape(alt)}">'
+
+
+def step_of(picture: Path) -> int:
+    """The step after which samples/step-N.png was drawn."""
+    return int(picture.stem.split("-")[1])
 
 
 def figure(content: str, caption: str) -> str:
@@ -291,19 +298,21 @@ def write_report(
     pictures = sorted((folder / "samples").glob("step-*.png"))
     parts = [f"<h1>{escape(folder.name)}</h1>", f'<p class="soft">{escape(card.name)}, {config.network}</p>']
     parts += [about_time(config, rows, progress)]
+    drawn = []
     if pictures:
-        step = int(pictures[-1].stem.split("-")[1])
-        caption = f"After {step:,} steps, from the same noise as in every picture below"
+        caption = f"After {step_of(pictures[-1]):,} steps, from the same noise as in every picture below"
         caption += f"; one class a row: {', '.join(card.class_names[:10])}." if card.classes else "."
-        parts += ["<h2>What it draws</h2>", figure(embedded(pictures[-1].read_bytes(), caption), caption)]
+        drawn.append(figure(embedded(pictures[-1].read_bytes(), caption), caption))
     if (folder / FILM).is_file():
         caption = "Out of noise: x_t above, and below it x̂₀, the network's guess of the clean image."
-        parts.append(figure(embedded((folder / FILM).read_bytes(), caption), caption))
+        drawn.append(figure(embedded((folder / FILM).read_bytes(), caption), caption))
+    if drawn:
+        parts += ["<h2>What it draws</h2>", f'<div class="pair">{"".join(drawn)}</div>']
     if len(pictures) > 1:
         strip = "".join(
             figure(
-                embedded(picture.read_bytes(), f"samples after {int(picture.stem.split('-')[1]):,} steps"),
-                f"step {int(picture.stem.split('-')[1]):,}",
+                embedded(picture.read_bytes(), f"samples after {step_of(picture):,} steps"),
+                f"step {step_of(picture):,}",
             )
             for picture in pictures
         )
