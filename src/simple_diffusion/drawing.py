@@ -14,7 +14,7 @@ from .samplers import BATCH, samples
 from .signals import Stopped
 
 GPU_BATCH, GPU_PIXELS = 512, 2**19
-"""Images drawn together on a GPU, which a batch of 64 small ones leaves idle, and the most pixels of their sides."""
+"""Images drawn together on a GPU, which a batch of 64 small ones leaves idle, and the most pixels in all of them."""
 
 
 def together(device: torch.device, height: int, width: int) -> int:

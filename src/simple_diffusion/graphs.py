@@ -54,9 +54,7 @@ class HeldDraws(Draws):
     def _held(self, *key) -> Tensor:
         if key not in self.held:
             kind, *words = key
-            self.held[key] = getattr(Draws(self.seed, self.step, self.samples, self.total), kind)(*words).to(
-                self.device
-            )
+            self.held[key] = getattr(super(), kind)(*words).to(self.device)
         return self.held[key]
 
 
