@@ -14,7 +14,7 @@ from .ranks import of_first, world
 
 SIZES: Mapping[str, Mapping[str, float]] = {
     "cpu": {"tiny": 0, "small": 20e3, "base": 50e3, "large": 4e6},
-    "gpu": {"base": 0, "large": 4e5},
+    "gpu": {"base": 0, "large": 8e5},
 }
 """Presets by size, and how many images each has to see before it draws better than the one before in the same time:
 measured on Fashion-MNIST (docs/notes/quality.md). On a GPU small networks take no less time than `base`."""
