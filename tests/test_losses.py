@@ -6,7 +6,7 @@ from oracles import ALL, WIDE, Affine, Bayes, Gaussian, close, f64, normal
 from scipy.stats import norm
 
 from simple_diffusion.denoiser import Denoiser
-from simple_diffusion.losses import MEASURES, LogNormal, MinSNR, denoising_loss, on_steps, uniform
+from simple_diffusion.losses import MEASURES, LogNormal, MinSNR, denoising_loss, loss_by_level, on_steps, uniform
 from simple_diffusion.randomness import Draws
 from simple_diffusion.schedules import SCHEDULES, Cosine, Discrete, Flow, Karras
 from simple_diffusion.targets import TARGETS, clean, flow, noise, velocity
@@ -217,3 +217,25 @@ def test_labels_reach_the_network():
     net, cond = Affine(), torch.arange(4)
     denoising_loss(Denoiser(net, Karras(), velocity), normal(4, 2), cond, Draws(0, 1, range(4), total=4))
     assert net.seen[2] is cond
+
+
+@every_schedule
+def test_the_loss_by_level_of_a_linear_network_is_its_closed_form(schedule):
+    """Of stratified times, sample i is always of the i-th quantile: its mean over steps is the loss at that level."""
+    denoiser, times = Denoiser(Affine(gain=0.4), schedule, velocity, DATA_STD), LogNormal(math.log(DATA_STD), 1.0)
+    n, steps = 32, 60
+    mean = torch.stack([losses(denoiser, n, 400, step, times=times) for step in range(1, steps + 1)]).mean(0)
+    points = loss_by_level(mean, times, schedule, most=8)
+    assert len(points) == 8
+    ratios = [ratio for ratio, _ in points]
+    assert ratios == sorted(ratios)
+    for i, (_, loss) in enumerate(points):
+        u = (i + (torch.arange(4000, dtype=torch.float64) + 0.5) / 4000) / 8
+        want = expected(denoiser, 0.4, times(u, schedule))
+        assert loss == pytest.approx(want, rel=0.05)
+
+
+def test_the_loss_by_level_of_few_samples_has_as_many_points():
+    points = loss_by_level(torch.tensor([3.0, 1.0, 2.0]), LogNormal(), Karras())
+    assert [loss for _, loss in points] == [3.0, 1.0, 2.0]
+    assert points[1][0] == pytest.approx(math.exp(-1.2))  # the median

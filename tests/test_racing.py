@@ -113,7 +113,7 @@ def test_a_race_draws_what_sample_draws(run_folder):
 def test_the_race_of_strengths(tmp_path, capsys):
     """Guidance 1 is none, in any interval; more of it is seen better by the classifier; --write stores the choice."""
     run, out = tmp_path / "digits", tmp_path / "guidance.png"
-    main(["train", "digits", "--steps", "150", "--out", str(run), *TINY])
+    main(["train", "digits", "--preset", "tiny", "--steps", "300", "--out", str(run)])
     capsys.readouterr()
     words = ["race", str(run), "--n", "400", "--guidance", "1,3", "--out", str(out), "--write", "--json"]
     main(words)

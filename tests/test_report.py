@@ -57,6 +57,7 @@ def test_a_finished_run(run):
     for words in (
         "What it draws",
         "Learning",
+        "loss by noise level",
         "Scores",
         "Data",
         "Settings",
@@ -66,7 +67,7 @@ def test_a_finished_run(run):
     ):
         assert words in page.text
     assert "refresh" not in page.html
-    assert page.tags.count("svg") == 3
+    assert page.tags.count("svg") == 4
     assert f"simple-diffusion evaluate {run}" in page.text
 
 

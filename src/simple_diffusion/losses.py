@@ -117,3 +117,16 @@ def denoising_loss(
         # z0_hat - z0 = -sigma / (b alpha - a sigma) * (out - out*), from Denoiser.forward.
         error = error * weight((alpha / sigma) ** 2).sqrt() * sigma / (b * alpha - a * sigma)
     return measure(error).flatten(1).mean(1)
+
+
+def loss_by_level(losses: Tensor, times: Times, schedule: Schedule, most: int = 16) -> list[tuple[float, float]]:
+    """(sigma/alpha, mean loss) by rising noise, for stratified times: sample i of B has the i-th quantile of B.
+
+    losses  of the samples `[B]`, a mean over steps
+    times   the density that they were trained with
+    most    points; as many neighbouring samples go into each
+    """
+    parts = losses.detach().cpu().double().tensor_split(min(most, len(losses)))
+    middles = torch.arange(len(parts), dtype=torch.float64).add(0.5).div(len(parts))
+    ratios = schedule.ratio(times(middles, schedule).double())
+    return sorted(zip(ratios.tolist(), (part.mean().item() for part in parts), strict=True))

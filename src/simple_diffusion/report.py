@@ -220,8 +220,8 @@ def about_time(config: Config, rows: list[dict[str, float]], progress: float) ->
     )
 
 
-def about_learning(rows: list[dict[str, float]]) -> str:
-    """Loss, held-out loss, learning rate and speed over the run."""
+def about_learning(rows: list[dict[str, float]], levels: Sequence[tuple[float, float]]) -> str:
+    """Loss, held-out loss, learning rate and speed over the run, and the loss of late by noise level."""
 
     def over(name: str) -> list[tuple[float, float]]:
         return [(row["step"], row[name]) for row in rows if name in row]
@@ -230,6 +230,7 @@ def about_learning(rows: list[dict[str, float]]) -> str:
         curves({"loss": over("loss"), "held out": over("held_out_loss")}, "loss", "step", log_y=True),
         curves({"": over("learning_rate")}, "learning rate", "step"),
         curves({"": over("images_per_second")}, "images a second", "step"),
+        curves({"": levels}, "loss by noise level, of late", "noise level σ/α", log_x=True),
     ]
     return f'<div class="curves">{"".join(drawn)}</div>'
 
@@ -283,6 +284,7 @@ def write_report(
     command: str,
     *,
     images: Images | None = None,
+    levels: Sequence[tuple[float, float]] = (),
     progress: float = 1.0,
     live: bool = False,
 ) -> None:
@@ -291,6 +293,7 @@ def write_report(
     folder     of the run
     command    that repeats it
     images     that it is trained on, where they are at hand
+    levels     (sigma/alpha, training loss) of late
     progress   share of the run that is over, in [0, 1]
     live       whether it goes on: then a browser asks for the page again and again
     """
@@ -317,10 +320,10 @@ def write_report(
             for picture in pictures
         )
         parts += ["<h2>How it learned to</h2>", f'<div class="strip" tabindex="0">{strip}</div>']
-    parts += ["<h2>Learning</h2>", about_learning(rows)]
-    levels = read_json(folder / LEVELS_FILE)
+    parts += ["<h2>Learning</h2>", about_learning(rows, levels)]
+    errors = read_json(folder / LEVELS_FILE)
     missing = f"Not measured yet: simple-diffusion report {folder} does."
-    parts += ["<h3>By noise level</h3>", sound(lambda: about_levels(levels), missing)]
+    parts += ["<h3>By noise level</h3>", sound(lambda: about_levels(errors), missing)]
     parts += [
         "<h2>Scores</h2>",
         sound(lambda: about_scores(folder), "evaluation/scores.json is damaged: evaluate again."),

@@ -39,6 +39,7 @@ from .files import damaged, remove_parts, write_atomic
 from .graphs import cuda_graph
 from .lock import hold, refuse_taken
 from .log import Log
+from .losses import loss_by_level
 from .optimizers import OPTIMIZERS
 from .outlook import outlook
 from .ranks import check_same_task, check_same_weights, largest, of_first, on_first, rank, world
@@ -63,6 +64,7 @@ LOOK = 4.0  # seconds of steps behind the outlook
 
 CHECKS = 20  # measurements of the held-out loss in a run
 ROWS = 200  # of the log
+RECENT = 0.2  # weight of a row in the running means
 
 
 def preview_labels(classes: int, rows: int = 10, columns: int = 10) -> Tensor | None:
@@ -178,6 +180,7 @@ class Run:
 
     drawing   seconds spent on pictures
     saved     when the last checkpoint was written, on the budget's clock
+    recent    running mean of the loss of each sample `[B]`, whose noise levels are stratified; None before there is one
     """
 
     config: Config
@@ -189,6 +192,7 @@ class Run:
     stopped: Stopped
     drawing: float = 0.0
     saved: float = 0.0
+    recent: Tensor | None = None
     pictures: list[float] = field(default_factory=list)
 
     def model(self) -> Model:
@@ -227,11 +231,32 @@ class Run:
         self.drawing += self.budget.elapsed - began
         return path
 
+    def note(self, losses: list[Tensor]) -> float:
+        """Take the losses of some steps into the running means. Returns their mean."""
+        steps = torch.cat(losses).view(-1, self.config.batch)
+        self.recent = steps.mean(0) if self.recent is None else self.recent.lerp(steps.mean(0), RECENT)
+        return steps.mean().item()
+
+    def levels(self) -> list[tuple[float, float]]:
+        """(sigma/alpha, loss) of late; empty before the first row of the log."""
+        if self.recent is None:
+            return []
+        return loss_by_level(self.recent, build_times(self.config, self.card), self.state.denoiser.schedule)
+
     def report(self, live: bool) -> None:
         """Renew report.html."""
         command = command_of(self.config, 0 if live else self.repeats())
         progress = self.budget.progress
-        write_report(self.folder, self.config, self.card, command, images=self.images, progress=progress, live=live)
+        write_report(
+            self.folder,
+            self.config,
+            self.card,
+            command,
+            images=self.images,
+            levels=self.levels(),
+            progress=progress,
+            live=live,
+        )
 
     def repeats(self) -> int:
         """The steps that repeat a run by the clock; 0 where the config says how it ends."""
@@ -354,7 +379,7 @@ def train_on(run: Run, quiet: bool) -> tuple[float, float]:
                     numbers.best, numbers.best_progress = held_out.best, held_out.best_progress
                 over = progress >= 1 or run.exhausted()
                 if progress * ROWS >= rows + 1 or over:
-                    loss = torch.cat(state.losses).mean().item() if state.losses else math.nan
+                    loss = run.note(state.losses) if state.losses else math.nan
                     speed = (step.n - row_step) * config.batch / max(budget.elapsed - row_time, 1e-9)
                     unseen = "" if numbers.held_out_loss is None else f"{numbers.held_out_loss:.6g}"
                     cells = f"{step.n * config.batch}", f"{budget.elapsed:.2f}", f"{loss:.6g}", f"{step.lr:.4g}"
