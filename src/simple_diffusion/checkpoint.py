@@ -43,12 +43,17 @@ def save(path: Path, model: Model) -> None:
     write_tensors(path, model.denoiser.state_dict() | {GUIDE + name: w for name, w in guide.items()}, record)
 
 
+def model_file(path: str | Path) -> Path:
+    """The file of a model that is named by its run folder, or by itself."""
+    return Path(path) / MODEL_FILE if Path(path).is_dir() else Path(path)
+
+
 def read(path: str | Path, device: str = "auto", precision: str = "auto") -> Model:
     """The model of a run folder or of a file. Raises CheckpointError, naming the path, if there is none.
 
     precision   "auto" is what suits this machine, whatever the model was trained in
     """
-    file = Path(path) / MODEL_FILE if Path(path).is_dir() else Path(path)
+    file = model_file(path)
     if not file.is_file():
         raise CheckpointError(f"there is no model at {file}: name a run folder or a .safetensors file of `train`")
     where = pick_device(device)

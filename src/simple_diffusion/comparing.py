@@ -11,9 +11,8 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from .errors import DataError
-from .evaluation import GROUPS, NEIGHBOURS, PAIR_GROUPS, Featured, accuracy_of, fid_of
+from .evaluation import GROUPS, NEIGHBOURS, PAIR_GROUPS, Featured, accuracy_of, fid_of, some
 from .metrics import inception_score, jackknife, precision_recall
-from .randomness import permutation
 
 Score = Callable[[Featured, Tensor | slice], float]
 """(samples, which of them to keep) -> a number."""
@@ -90,15 +89,14 @@ def differences(a: Featured, b: Featured, real: Featured, labels: Tensor | None)
     if labels is not None:
         found.append(difference_of("accuracy", lambda side, keep: accuracy_of(side[keep], labels[keep]), a, b))
     few = min(n, len(real), NEIGHBOURS)
-    some = real.features[permutation(len(real), 0, "neighbours")[:few]]
-    pairs = permutation(n, 0, "neighbours")[:few]
+    reals, a_few, b_few = (some(side, few) for side in (real, a, b))
 
-    def neighbours(side: Featured, keep) -> tuple[float, float]:
-        return tuple(precision_recall(some, side.features[pairs][keep]))[:2]
+    def neighbours(fakes: Tensor) -> tuple[float, float]:
+        return tuple(precision_recall(reals, fakes))[:2]
 
-    of_a, of_b = neighbours(a, EVERY), neighbours(b, EVERY)
+    of_a, of_b = neighbours(a_few), neighbours(b_few)
     errors = jackknife(
-        lambda keep: tuple(y - x for x, y in zip(neighbours(a, keep), neighbours(b, keep), strict=True)),
+        lambda keep: tuple(y - x for x, y in zip(neighbours(a_few[keep]), neighbours(b_few[keep]), strict=True)),
         few,
         PAIR_GROUPS,
     ).tolist()

@@ -15,7 +15,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from .checkpoint import MODEL_FILE, Model, read
+from .checkpoint import Model, model_file, read
 from .config import Card, Config, build, build_sampler, build_times, schedule_of, views_of
 from .copies import NEIGHBOUR, find_copies
 from .data.images import Images, to_unit
@@ -189,7 +189,7 @@ def gathered(path: Path, device: str = "auto", precision: str = "auto") -> Patie
         config, card = model.config, model.card
     except CheckpointError:
         model = None
-        file = path / MODEL_FILE if path.is_dir() else path
+        file = model_file(path)
         if not file.is_file():
             raise
         tensors, record = read_tensors(file)

@@ -1,6 +1,7 @@
 """Images of a model, by the sampler of its config."""
 
 import sys
+from collections.abc import Iterator
 
 import torch
 from torch import Tensor
@@ -22,6 +23,16 @@ def together(device: torch.device, height: int, width: int) -> int:
     return max(BATCH, min(GPU_BATCH, GPU_PIXELS // (height * width))) if device.type == "cuda" else BATCH
 
 
+def pieces(model: Model, n: int, labels: Tensor | None, seed: int) -> Iterator[tuple[int, Tensor]]:
+    """The batches of n images that this process draws: (number of the first image, float images about [-1, 1])."""
+    denoiser, times, sampler = build_sampler(model.config, model.card, model.denoiser, model.guide)
+    device, shape = next(model.denoiser.parameters()).device, (n, *model.card.shape)
+    batch = together(device, *shape[-2:])
+    mine = range(0, n, batch)[rank() :: world()]
+    drawn = samples(denoiser, shape, times, labels, sampler=sampler, seed=seed, batch=batch, device=device, firsts=mine)
+    return zip(mine, drawn, strict=True)
+
+
 def draw(
     model: Model, n: int, labels: Tensor | None, seed: int, quiet: bool = True, stopped: Stopped | None = None
 ) -> Tensor:
@@ -29,16 +40,9 @@ def draw(
 
     stopped   a signal at which to leave off; what is not drawn by then stays black
     """
-    denoiser, times, sampler = build_sampler(model.config, model.card, model.denoiser, model.guide)
-    device, shape = next(model.denoiser.parameters()).device, (n, *model.card.shape)
-    pixels = torch.zeros(shape, dtype=torch.uint8)
-    batch = together(device, *shape[-2:])
-    mine = range(0, n, batch)[rank() :: world()]
-    pieces = samples(
-        denoiser, shape, times, labels, sampler=sampler, seed=seed, batch=batch, device=device, firsts=mine
-    )
+    pixels = torch.zeros((n, *model.card.shape), dtype=torch.uint8)
     with tqdm(total=n, unit=" images", disable=quiet or rank() > 0 or not sys.stderr.isatty()) as bar:
-        for first, x in zip(mine, pieces, strict=True):
+        for first, x in pieces(model, n, labels, seed):
             pixels[first : first + len(x)] = to_uint8(x).cpu()
             bar.update(len(x) * world())
             if stopped is not None and stopped.number:

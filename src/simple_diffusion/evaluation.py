@@ -154,6 +154,16 @@ def fid_of(real: Featured, fake: Featured) -> float:
     return frechet_distance(real.moments, fake.moments)
 
 
+def fid_and_error(real: Featured, fake: Featured) -> tuple[float, float]:
+    """FID of fakes, and its standard error by the draw of the fakes."""
+    return fid_of(real, fake), jackknife(lambda keep: fid_of(real, fake[keep]), len(fake), GROUPS).item()
+
+
+def some(side: Featured, n: int) -> Tensor:
+    """Features of n of the images, always the same `[n, F]`."""
+    return side.features[permutation(len(side), 0, "neighbours")[:n]]
+
+
 def accuracy_of(side: Featured, labels: Tensor) -> float:
     """The share of samples in which the extractor's classifier sees the label `[N]`."""
     return (side.logits.argmax(1) == labels).double().mean().item()
@@ -261,9 +271,6 @@ def neighbour_scores(
         note = "needs 50 samples and 50 real images to mean anything"
         return [Score(kind, name, n, "train", None, note=note) for kind in ("KID", *PrecisionRecall._fields)]
 
-    def some(side: Featured, count: int) -> Tensor:
-        return side.features[permutation(len(side), 0, "neighbours")[:count]]
-
     reals, fakes = some(real, n), some(fake, n)
     few = min(n, len(floor_real), len(floor_fake))
     floor_reals, floor_fakes = some(floor_real, few), some(floor_fake, few)
@@ -316,8 +323,7 @@ def fid_score(name: str, real: Featured, fake: Featured, floor_real: Featured, f
     if n < 2 * width or len(real) < 2 * width:
         note = f"needs {2 * width} samples and real images, twice the extractor's features, to mean anything"
         return Score("FID", name, n, "train", None, note=note)
-    value = fid_of(real, fake)
-    error = jackknife(lambda keep: fid_of(real, fake[keep]), n, GROUPS).item()
+    value, error = fid_and_error(real, fake)
     floor = fid_of(floor_real, floor_fake) if len(floor_fake) > 1 else None
     note = "" if len(floor_fake) == n else f"floor at n={len(floor_fake)}"
     return Score("FID", name, n, "train", value, error, floor, note)

@@ -9,7 +9,10 @@ PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16}
 
 
 def pick_device(name: str = "auto") -> torch.device:
-    """The device called `name`; "auto" is a GPU where there is one. Raises UsageError if it is not there."""
+    """The device called `name`; "auto" is a GPU where there is one, and its convolutions are made deterministic.
+
+    Raises UsageError if it is not there.
+    """
     present = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
     if name == "auto":
         name = next(device for device in present if present[device])

@@ -15,15 +15,13 @@ from torch import Tensor
 
 from .checkpoint import Model
 from .comparing import difference_of
-from .config import build_sampler
 from .data.images import to_uint8
-from .drawing import together
-from .evaluation import GROUPS, NEIGHBOURS, Featured, accuracy_of, fid_of
+from .drawing import pieces
+from .evaluation import NEIGHBOURS, Featured, accuracy_of, fid_and_error, fid_of, some
 from .extractors import Features
 from .guidance import Interval
-from .metrics import jackknife, kernel_distance, precision_recall
-from .randomness import permutation
-from .samplers import SOLVERS, samples
+from .metrics import kernel_distance, precision_recall
+from .samplers import SOLVERS
 
 RACERS = {"ddim": 1, "heun": 2, "dpmpp": 1, "dpmpp-sde": 1, "ddpm": 1}
 """Samplers by name, and the evaluations that a step takes; heun's last step takes one."""
@@ -79,17 +77,14 @@ def entrants(costs: Iterable[int]) -> list[tuple[str, int]]:
 
 def drawn(model: Model, changes: dict[str, Any], n: int, labels: Tensor | None, seed: int) -> Tensor:
     """n samples with other settings, from the same noise: float `[n, C, H, W]` about [-1, 1], on the CPU."""
-    config, device = replace(model.config, **changes), next(model.denoiser.parameters()).device
-    guided, times, sampler = build_sampler(config, model.card, model.denoiser, model.guide)
-    shape, batch = (n, *model.card.shape), together(device, *model.card.shape[1:])
-    pieces = samples(guided, shape, times, labels, sampler=sampler, seed=seed, batch=batch, device=device)
-    return torch.cat([piece.cpu() for piece in pieces])
+    model = replace(model, config=replace(model.config, **changes))
+    return torch.cat([x.cpu() for _, x in pieces(model, n, labels, seed)])
 
 
 def kid_of(real: Featured, side: Featured) -> float:
     """KID on equally many images of both sides."""
     n = min(len(real), len(side), NEIGHBOURS)
-    return kernel_distance(*(one.features[permutation(len(one), 0, "neighbours")[:n]] for one in (real, side)))[0]
+    return kernel_distance(some(real, n), some(side, n))[0]
 
 
 def race(
@@ -113,8 +108,7 @@ def race(
         x = drawn(model, drawn_by(name, steps), n, labels, seed)
         side = Featured(*extractor(to_uint8(x)))
         away = (x - fine).clamp(-2, 2).square().mean().sqrt().item() if name in SOLVERS else None
-        error = jackknife(lambda keep, side=side: fid_of(real, side[keep]), n, GROUPS).item()
-        yield Lap(name, steps, fid_of(real, side), error, kid_of(real, side), away, side)
+        yield Lap(name, steps, *fid_and_error(real, side), kid_of(real, side), away, side)
 
 
 def front(laps: list[Lap]) -> list[Lap]:
@@ -174,12 +168,10 @@ def guidance_race(
     """
     mine = model.config.guidance_low, model.config.guidance_high
     few = min(n, len(real), NEIGHBOURS)
-    some = real.features[permutation(len(real), 0, "neighbours")[:few]]
     for interval in dict.fromkeys((mine, (0.0, 1e4))):
         for scale in scales:
             changes = {"guidance": scale, "guidance_low": interval[0], "guidance_high": interval[1]}
             side = Featured(*extractor(to_uint8(drawn(model, changes, n, labels, seed))))
-            error = jackknife(lambda keep, side=side: fid_of(real, side[keep]), n, GROUPS).item()
-            near = precision_recall(some, side.features[permutation(n, 0, "neighbours")[:few]])
+            near = precision_recall(some(real, few), some(side, few))
             accuracy = accuracy_of(side, labels) if known else None
-            yield Push(scale, interval, fid_of(real, side), error, near.precision, near.recall, accuracy)
+            yield Push(scale, interval, *fid_and_error(real, side), near.precision, near.recall, accuracy)

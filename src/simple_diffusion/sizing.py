@@ -59,10 +59,8 @@ def size_for(config: Config, card: Card, device: torch.device) -> tuple[str, str
     sizes = SIZES[kind]
     costs = {name: training_flops(replace(config, **PRESETS[name][1]), card) for name in sizes}
     *_, size = [name for name, images in sizes.items() if images * costs[name] <= budget]
-    larger = [*sizes][[*sizes].index(size) + 1 :][:1]
+    larger = next((name for name, images in sizes.items() if images > sizes[size]), None)
     why = f"it should see about {budget / costs[size]:,.0f} images at {speed / 1e9:,.0f} GFLOP/s of matrix products"
     if larger:
-        why += (
-            f", and {larger[0]} about {budget / costs[larger[0]]:,.0f}, fewer than the {sizes[larger[0]]:,.0f} it needs"
-        )
+        why += f", and {larger} about {budget / costs[larger]:,.0f}, fewer than the {sizes[larger]:,.0f} it needs"
     return size, why

@@ -2,6 +2,7 @@
 
 import argparse
 import time
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -128,13 +129,10 @@ def samplers(args: argparse.Namespace, model, n: int, labels, seed: int, extract
 
 def written(path: str, model) -> None:
     """Write the model where it was read. Raises BusyError where a run is at work in its folder."""
-    from ..checkpoint import MODEL_FILE, save
+    from ..checkpoint import model_file, save
 
-    if not Path(path).is_dir():
-        save(Path(path), model)
-        return
-    with hold(Path(path)):
-        save(Path(path) / MODEL_FILE, model)
+    with hold(Path(path)) if Path(path).is_dir() else nullcontext():
+        save(model_file(path), model)
 
 
 def strengths(args: argparse.Namespace, images, model, n: int, labels, seed: int, extractor, real) -> dict[str, Any]:
