@@ -5,7 +5,7 @@ import torch
 from oracles import close
 from torch import nn
 
-from simple_diffusion.ema import EMA, constant_decay, power_decay
+from simple_diffusion.ema import EMA, constant_decay, mixture, overlap, power_decay, power_exponent
 
 
 def model(*values):
@@ -143,3 +143,50 @@ def test_buffers_must_be_those_of_the_model():
 
 def test_default_is_a_power_function_of_5_percent():
     assert [EMA(model(0.0)).decay(n) for n in (1, 2, 500)] == [power_decay(0.05)(n) for n in (1, 2, 500)]
+
+
+# --- an average of another width, afterwards
+
+KEPT = [(width, n) for n in (800, 1600, 2400, 3200, 4000) for width in (0.05, 0.1)]
+
+
+@pytest.mark.parametrize(("one", "other"), [((0.05, 3000), (0.1, 4000)), ((0.2, 4000), (0.2, 4000))])
+def test_the_overlap_of_two_profiles_is_their_sum_over_the_updates(one, other):
+    profiles = [profile(power_decay(width), n) for width, n in (one, other)]
+    first = min(one[1], other[1])
+    assert (profiles[0][:first] * profiles[1][:first]).sum().item() == pytest.approx(overlap(one, other), rel=1e-2)
+
+
+@pytest.mark.parametrize("width", [0.04, 0.07, 0.08, 0.13, 0.16])
+def test_a_mixture_is_the_average_that_was_not_kept(width):
+    """Its profile, summed up from those of the averages, is as far from the wanted one as it says."""
+    n = KEPT[-1][1]
+    shares, off = mixture(KEPT, (width, n))
+    assert sum(shares) == pytest.approx(1, abs=1e-12)
+    mixed = torch.zeros(n, dtype=torch.float64)
+    for share, (each, then) in zip(shares, KEPT, strict=True):
+        mixed[:then] += share * profile(power_decay(each), then)
+    wanted = profile(power_decay(width), n)
+    assert 0.02 < off < 0.1
+    assert ((mixed - wanted).norm() / wanted.norm()).item() == pytest.approx(off, rel=0.05)
+    single = min((profile(power_decay(each), n) - wanted).norm() / wanted.norm() for each in (0.05, 0.1))
+    assert off < single / 2
+
+
+@pytest.mark.parametrize("wanted", [KEPT[-1], KEPT[-2], KEPT[3]])
+def test_an_average_that_was_kept_is_itself(wanted):
+    shares, off = mixture(KEPT, wanted)
+    assert off < 1e-6
+    for share, one in zip(shares, KEPT, strict=True):
+        assert share == pytest.approx(float(one == wanted), abs=1e-6)
+
+
+def test_a_mixture_says_how_far_it_is_from_what_cannot_be_had():
+    assert mixture(KEPT, (0.02, 4000))[1] > 0.3
+    assert mixture(KEPT[:1], (0.1, 4000))[1] > 0.9  # nothing is left but the first fifth
+
+
+@pytest.mark.parametrize("width", [0.03, 0.1, 0.25])
+def test_the_exponent_is_that_of_the_width(width):
+    g = power_exponent(width)
+    assert (g + 1) / ((g + 2) ** 2 * (g + 3)) == pytest.approx(width**2, rel=1e-9)

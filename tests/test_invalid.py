@@ -172,6 +172,7 @@ def test_every_preset_can_be(preset):
 # --- options
 
 NOT_WHOLE = ["0", "-1", "1.5", "1e9", "nan", "inf", "", "many", "9" * 100, "٣", "+1", " 1", "0x1", "1_0"]
+WIDTHS = ["", "0", "0.009", "0.28", "nan", "inf", "wide", "0,05"]
 SEEDS = ["-1", "1.5", "1e9", "nan", "", "x", str(2**63), "9" * 100]
 SCALES = ["-1", "nan", "inf", "-inf", "1e400", "101", "", "strong", "1,5"]
 DEVICES = ["", "tpu", "gpu", "CUDA", "cuda:0", "0"]
@@ -205,6 +206,7 @@ OPTIONS: dict[str, dict[str, tuple[list[str], list[str]]]] = {
         "--shares": (["", "2", "-0.1", "nan", "a", "0,,1", "0,inf", ",".join(["0"] * 101)], ["from 0 to 1"]),
         "--guidance": (SCALES, ["from 0 to 100"]),
         "--autoguidance": (SCALES, ["from 0 to 100"]),
+        "--ema": (WIDTHS, ["from 0.01 to 0.27"]),
         "--steps": ([*NOT_WHOLE, "10001"], ["from 1 to 10,000"]),
         "--sampler": (["", "dpm", "DDPM", "euler"], [*SAMPLERS]),
         "--seed": (SEEDS, ["from 0 to"]),
@@ -213,6 +215,7 @@ OPTIONS: dict[str, dict[str, tuple[list[str], list[str]]]] = {
         "--precision": (["fp16"], ["auto", "fp32", "bf16"]),
     },
     "evaluate": {
+        "--ema": (["0.3"], ["from 0.01 to 0.27"]),
         "--n": ([*NOT_WHOLE, "1", *LARGER], ["from 2 to 1,000,000"]),
         "--guidance": (SCALES, ["from 0 to 100"]),
         "--autoguidance": (SCALES, ["from 0 to 100"]),
@@ -253,6 +256,7 @@ OPTIONS: dict[str, dict[str, tuple[list[str], list[str]]]] = {
         "--n": ([*NOT_WHOLE, "1", *LARGER], ["from 2 to 1,000,000"]),
         "--seed": (SEEDS, ["from 0 to"]),
         "--evaluations": (["", "1", "5,", "5;6", "-5", "5.5", "٣", "10001", ",".join(["5"] * 21)], ["from 2 to 10000"]),
+        "--ema": ([*WIDTHS, "0.1,", ",".join(["0.1"] * 21)], ["number"]),
         "--guidance": (["", "1,", "1;2", "-1", "101", "x", "nan", ",".join(["1"] * 21)], ["number"]),
         "--out": (["", "x.jpg", "x"], []),
         **OF_DATA_AND_DEVICE,
@@ -325,6 +329,7 @@ MISUSES = {
     "check 13": ["13", "1 to 12"],
     "check three": ["three", "whole number"],
     "check 3 nowhere.py": ["nowhere.py", "check 3"],
+    "race m --guidance 1,2 --ema 0.05": ["--ema", "--guidance"],
     "schedules cosine flow cosin": ["cosin", "linear"],
 }
 

@@ -10,6 +10,7 @@ import pytest
 import torch
 from faults import assert_equal
 
+from simple_diffusion.averages import MOMENTS, keep
 from simple_diffusion.config import Card, Config, build_loss
 from simple_diffusion.data.images import Images
 from simple_diffusion.ema import EMA
@@ -105,6 +106,19 @@ def test_a_state_without_steps_comes_back(tmp_path):
     assert (again.held_out.best, again.held_out.weights) == (float("inf"), None)
 
 
+def test_the_second_average_comes_back_and_is_left_out_where_none_was_kept(tmp_path):
+    state, again = fresh(measures=False), fresh(replace(CONFIG, seed=5), measures=False)
+    state.second, again.second = EMA(state.denoiser), EMA(again.denoiser)
+    tensors = state.tensors()
+    again.restore(tensors, state.numbers)
+    assert_equal(again.tensors(), tensors)
+    assert_equal(again.second.model.state_dict(), state.denoiser.state_dict())
+    with pytest.raises(ValueError, match=r"^second belongs to nothing here$"):
+        fresh(measures=False).restore(tensors, state.numbers)
+    again.restore({name: t for name, t in tensors.items() if not name.startswith("second.")}, state.numbers)
+    assert again.second is None
+
+
 def test_losses_are_kept_in_float32():
     state = fresh()
     state.losses = [torch.ones(2, dtype=torch.bfloat16), torch.zeros(3, dtype=torch.bfloat16)]
@@ -197,14 +211,18 @@ def test_damaged_checkpoints_are_passed_over_and_told_of_newest_first(tmp_path):
         latest(tmp_path)
 
 
-@pytest.mark.parametrize("measures", [True, False])
-def test_the_room_asked_for_is_what_a_run_will_keep(tmp_path, monkeypatch, measures):
-    """Two checkpoints and one being written, and a model with its guide, less the headers of these files."""
+@pytest.mark.parametrize(("measures", "two"), [(True, False), (False, False), (False, True)])
+def test_the_room_asked_for_is_what_a_run_will_keep(tmp_path, monkeypatch, measures, two):
+    """Two checkpoints and one being written, a model with its guide, and what averages are kept, less the headers."""
     config = replace(CONFIG, widths=(32, 64))
     state = trained(config, measures)
+    state.second = EMA(state.denoiser) if two else None
     taken = 3 * save_checkpoint(tmp_path, config, CARD, state).stat().st_size
     weights = sum(4 * weight.numel() for weight in state.denoiser.state_dict().values())
     taken += 2 * weights
+    if two:
+        keep(tmp_path, 1, {0.05: state.denoiser, 0.1: state.ema.model})
+        taken += len(MOMENTS) * (tmp_path / "averages" / "step-00000001.safetensors").stat().st_size
     asked = taken // weights * weights  # the headers are less than the weights
     assert asked > 0.9 * taken
 

@@ -64,15 +64,15 @@ def read(path: str | Path, device: str = "auto", precision: str = "auto") -> Mod
         if type(step) is not int or not fits(seconds, float) or min(step, seconds) < 0:
             raise ValueError(f"it says that it trained for {step!r} steps in {seconds!r} s")
         weights = {name: w for name, w in tensors.items() if not name.startswith(GUIDE)}
-        denoiser = _made_of(weights, config, card, where)
+        denoiser = denoiser_of(weights, config, card, where)
         guide = {name.removeprefix(GUIDE): w for name, w in tensors.items() if name.startswith(GUIDE)}
-        model = Model(denoiser, config, card, step, seconds, _made_of(guide, config, card, where) if guide else None)
+        model = Model(denoiser, config, card, step, seconds, denoiser_of(guide, config, card, where) if guide else None)
     except (KeyError, TypeError, ValueError, RuntimeError, SimpleDiffusionError) as error:
         raise damaged(file, error) from error
     return model
 
 
-def _made_of(weights: dict[str, Tensor], config: Config, card: Card, device: torch.device) -> Denoiser:
+def denoiser_of(weights: dict[str, Tensor], config: Config, card: Card, device: torch.device) -> Denoiser:
     """The denoiser with these weights, ready to sample. Raises ValueError where they are not those of the config."""
     with torch.device("meta"):  # shapes are compared before a byte is spent on them
         denoiser = build(config, card)

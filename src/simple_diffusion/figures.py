@@ -212,10 +212,12 @@ def race_curves(quality: Mapping[str, Points], distance: Mapping[str, Points], f
     return _png_of(figure)
 
 
-def guidance_curves(panels: Mapping[str, Mapping[str, Points]]) -> bytes:
-    """Scores of samples against the scale of guidance, a panel each: a PNG file's content.
+def sweep_curves(panels: Mapping[str, Mapping[str, Points]], axis: str, legend: str) -> bytes:
+    """Scores of samples against what was swept, a panel each: a PNG file's content.
 
-    panels   title -> name of an interval -> (scale, value) ...
+    panels   title -> name of a curve -> (what was swept, score) ...
+    axis     what was swept
+    legend   what the names of the curves are, "" for a single curve without a name
     """
     from matplotlib.figure import Figure
 
@@ -224,10 +226,11 @@ def guidance_curves(panels: Mapping[str, Mapping[str, Points]]) -> bytes:
     for panel, (title, lines) in zip(axes, panels.items(), strict=True):
         for name, points in lines.items():
             panel.plot(*zip(*points, strict=True), "o-", label=name, markersize=4)
-        panel.set(xlabel="scale of guidance")
+        panel.set(xlabel=axis)
         panel.set_title(title, fontsize="medium")
         panel.grid(alpha=0.3)
-    axes[0].legend(frameon=False, fontsize="small", title="sigma/alpha", title_fontsize="small")
+    if legend:
+        axes[0].legend(frameon=False, fontsize="small", title=legend, title_fontsize="small")
     return _png_of(figure)
 
 

@@ -87,28 +87,60 @@ def kid_of(real: Featured, side: Featured) -> float:
     return kernel_distance(some(real, n), some(side, n))[0]
 
 
-def race(
-    model: Model,
-    costs: Iterable[int],
-    n: int,
-    labels: Tensor | None,
-    seed: int,
-    extractor: Features,
-    real: Featured,
-) -> Iterator[Lap]:
+@dataclass(frozen=True)
+class Marks:
+    """What samples are worth.
+
+    fid, error          FID, and its standard error by the draw of the samples
+    precision, recall   on NEIGHBOURS images at most
+    accuracy            how often the extractor sees the label that was asked for; None where it knows others
+    """
+
+    fid: float
+    error: float
+    precision: float
+    recall: float
+    accuracy: float | None
+
+
+@dataclass(frozen=True, eq=False)
+class Course:
+    """What all contestants of a sweep are given, and what judges them.
+
+    n           images of each, at least twice the extractor's features
+    labels      int64 `[n]`, or None
+    real        the training set through the extractor
+    known       whether the extractor's logits stand for the labels
+    """
+
+    n: int
+    labels: Tensor | None
+    seed: int
+    extractor: Features
+    real: Featured
+    known: bool
+
+    def marks(self, model: Model, changes: dict[str, Any] | None = None) -> Marks:
+        """Draw with a model, with some settings changed."""
+        few = min(self.n, len(self.real), NEIGHBOURS)
+        side = Featured(*self.extractor(to_uint8(drawn(model, changes or {}, self.n, self.labels, self.seed))))
+        near = precision_recall(some(self.real, few), some(side, few))
+        accuracy = accuracy_of(side, self.labels) if self.known and self.labels is not None else None
+        return Marks(*fid_and_error(self.real, side), near.precision, near.recall, accuracy)
+
+
+def race(model: Model, costs: Iterable[int], course: Course) -> Iterator[Lap]:
     """Run every sampler at every cost, one lap after the other.
 
-    costs      evaluations of the network by image
-    n          images of each lap, at least twice the extractor's features
-    labels     int64 `[n]` or None
-    real       the training set through the extractor
+    costs   evaluations of the network by image
     """
-    fine = drawn(model, drawn_by(*FINE), n, labels, seed)
+    on = course.n, course.labels, course.seed
+    fine = drawn(model, drawn_by(*FINE), *on)
     for name, steps in entrants(costs):
-        x = drawn(model, drawn_by(name, steps), n, labels, seed)
-        side = Featured(*extractor(to_uint8(x)))
+        x = drawn(model, drawn_by(name, steps), *on)
+        side = Featured(*course.extractor(to_uint8(x)))
         away = (x - fine).clamp(-2, 2).square().mean().sqrt().item() if name in SOLVERS else None
-        yield Lap(name, steps, *fid_and_error(real, side), kid_of(real, side), away, side)
+        yield Lap(name, steps, *fid_and_error(course.real, side), kid_of(course.real, side), away, side)
 
 
 def front(laps: list[Lap]) -> list[Lap]:
@@ -130,48 +162,19 @@ def choice(laps: list[Lap], real: Featured) -> Lap:
     return lowest
 
 
-@dataclass(frozen=True)
-class Push:
-    """What one strength of guidance made of the samples.
-
-    scale, interval     of guidance
-    fid, error          FID, and its standard error by the draw of the samples
-    precision, recall   on NEIGHBOURS images at most
-    accuracy            how often the extractor sees the label that was asked for; None where it knows others
-    """
-
-    scale: float
-    interval: Interval
-    fid: float
-    error: float
-    precision: float
-    recall: float
-    accuracy: float | None
+GUIDANCE = ("guidance", "guidance_low", "guidance_high")
+"""The settings of guidance: its scale, and the interval of sigma/alpha where it acts."""
 
 
-def guidance_race(
-    model: Model,
-    scales: Iterable[float],
-    n: int,
-    labels: Tensor,
-    seed: int,
-    extractor: Features,
-    real: Featured,
-    known: bool,
-) -> Iterator[Push]:
-    """Draw with every scale, in the model's interval of noise levels and at every level.
-
-    n        images of each, at least twice the extractor's features
-    labels   int64 `[n]`
-    real     the training set through the extractor
-    known    whether the extractor's logits stand for the labels
-    """
+def guidance_race(model: Model, scales: Iterable[float], course: Course) -> Iterator[tuple[Interval, float, Marks]]:
+    """(interval, scale, marks) of every scale, in the model's interval of noise levels and at every level."""
     mine = model.config.guidance_low, model.config.guidance_high
-    few = min(n, len(real), NEIGHBOURS)
+    plain: dict[float, Marks] = {}  # of 0 and 1, which are the same in any interval
     for interval in dict.fromkeys((mine, (0.0, 1e4))):
         for scale in scales:
-            changes = {"guidance": scale, "guidance_low": interval[0], "guidance_high": interval[1]}
-            side = Featured(*extractor(to_uint8(drawn(model, changes, n, labels, seed))))
-            near = precision_recall(some(real, few), some(side, few))
-            accuracy = accuracy_of(side, labels) if known else None
-            yield Push(scale, interval, *fid_and_error(real, side), near.precision, near.recall, accuracy)
+            marks = plain.get(scale)
+            if marks is None:
+                marks = course.marks(model, dict(zip(GUIDANCE, (scale, *interval), strict=True)))
+            if scale in (0, 1):
+                plain[scale] = marks
+            yield interval, scale, marks

@@ -5,6 +5,7 @@ FOLDER/
   log.csv              step, images, seconds, loss, learning_rate, images_per_second, held_out_loss
   left-out.csv         the images that could not be read, and why; only where some were left out
   checkpoints/         all that `--resume` needs, the newest two
+  averages/            averages of two widths at each fifth of the way, for `--ema`
   model.safetensors    what `sample` uses: averaged weights and config; rewritten with each picture and at every stop
   samples/             grids drawn from fixed noise while it trained
   report.html          all of it on one page, renewed with each picture
@@ -25,6 +26,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
+from . import averages
 from .budget import Budget
 from .checkpoint import MODEL_FILE, Model, save
 from .config import Card, Config, build, build_loss, build_times, build_training_loss, memory_format
@@ -213,6 +215,12 @@ class Run:
         on_first(write)
         self.saved = self.budget.elapsed
 
+    def keep_averages(self) -> None:
+        """Write both averages as they are now."""
+        models = [average.model for average in (self.state.ema, self.state.second) if average is not None]
+        named = dict(zip(averages.widths_of(self.config), models, strict=True))
+        on_first(lambda: averages.keep(self.folder, self.state.numbers.n, named))
+
     def show(self, picture: bool) -> Path | None:
         """Save the averaged weights and draw a grid with them; what that takes is kept in reserve for the end."""
         began, path = self.budget.elapsed, None
@@ -318,6 +326,8 @@ def _train_held(
         held_out = HeldOut(kept, build_loss(config, card), config.seed)
     denoiser, optimizer = learner(config, card, device)
     state = State(denoiser, optimizer, EMA(denoiser, decay_of(config)), held_out)
+    if widths := averages.widths_of(config):
+        state.second = EMA(denoiser, power_decay(widths[1]))
     if checkpoint is not None:
         try:
             state.restore(checkpoint.tensors, checkpoint.numbers)
@@ -340,6 +350,9 @@ def train_on(run: Run, quiet: bool) -> tuple[float, float]:
     if run.images.left_out:
         on_first(lambda: write_atomic(run.folder / "left-out.csv", left_out_csv(run.images.left_out)))
     quiet = quiet or rank() > 0
+    on_first(lambda: averages.forget_after(run.folder, numbers.n))
+    (moments_kept,) = of_first(len(averages.kept(run.folder)))
+    moments = list(averages.MOMENTS[int(moments_kept) :]) if state.second is not None else []
     budget.advance(numbers.n, 0)
     rows, checks = int(budget.progress * ROWS), int(budget.progress * CHECKS)
     pictures = [share for share in PICTURES if share > budget.progress]
@@ -358,6 +371,8 @@ def train_on(run: Run, quiet: bool) -> tuple[float, float]:
                 numbers.n, numbers.bad = step.n, 0 if step.finite else numbers.bad + 1
                 if step.finite:
                     state.ema.update(state.denoiser, step.n)
+                    if state.second is not None:
+                        state.second.update(state.denoiser, step.n)
                     state.losses.append(step.losses)
                 elif not quiet:
                     where = suspects(step, run.images, config, run.card)
@@ -373,6 +388,9 @@ def train_on(run: Run, quiet: bool) -> tuple[float, float]:
                 progress = budget.progress
                 if config.snapshot and state.guide is None and progress >= config.snapshot:
                     state.guide = state.ema.snapshot()
+                if moments and progress >= moments[0]:
+                    moments = [share for share in moments if share > progress]
+                    run.keep_averages()
                 if held_out is not None and progress * CHECKS >= checks + 1:
                     checks = int(progress * CHECKS)
                     numbers.held_out_loss = held_out.check(state.ema.model, progress)

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from . import __version__
+from .averages import MOMENTS
 from .config import Card, Config
 from .denoiser import Denoiser
 from .ema import EMA
@@ -54,6 +55,7 @@ class State:
 
     losses   of each sample since the last row of the log
     guide    averaged weights as they were early, for autoguidance
+    second   an average of another width, for `averages.py`, or None
     """
 
     denoiser: Denoiser
@@ -61,6 +63,7 @@ class State:
     ema: EMA[Denoiser]
     held_out: HeldOut | None
     guide: Denoiser | None = None
+    second: EMA[Denoiser] | None = None
     losses: list[Tensor] = field(default_factory=list)
     numbers: Numbers = field(default_factory=Numbers)
 
@@ -71,6 +74,7 @@ class State:
             memory = self.optimizer.state.get(parameter, {})
             parts["optimizer"] |= {f"{name}.{key}": tensor for key, tensor in memory.items()}
         parts["guide"] = {} if self.guide is None else self.guide.state_dict()
+        parts["second"] = {} if self.second is None else self.second.model.state_dict()
         parts["best"] = {} if self.held_out is None else self.held_out.weights or {}
         parts["log"] = {"losses": torch.cat(self.losses).float().cpu()} if self.losses else {}
         return {f"{part}.{name}": tensor for part, of_part in parts.items() for name, tensor in of_part.items()}
@@ -90,6 +94,10 @@ class State:
             if "guide" in parts:
                 self.guide = self.ema.snapshot()
                 self.guide.load_state_dict(parts.pop("guide"))
+            if self.second is not None and "second" in parts:
+                self.second.model.load_state_dict(parts.pop("second"))
+            else:  # a checkpoint of before there were two
+                self.second = None
             if self.held_out is not None and numbers.best is not None:  # they are loaded at the end of the run alone
                 self.ema.snapshot().load_state_dict(parts.get("best", {}))
         except RuntimeError as error:  # of load_state_dict, many lines long
@@ -127,8 +135,11 @@ def made_by() -> dict[str, Any]:
 def room_for(folder: Path, state: State) -> None:
     """Raise ResourceError unless the disk takes all the checkpoints that a run will keep, and one being written."""
     weights = sum(t.numel() * t.element_size() for t in state.denoiser.state_dict().values())
-    most = 4 + (state.held_out is not None) + 1  # the weights, their average, the optimiser's two memories; best; guide
-    need, free = (KEPT + 1) * most * weights + 2 * weights, shutil.disk_usage(folder).free
+    two = state.second is not None
+    # The weights, their average, the optimiser's two memories, the guide; the best ones; the second average.
+    most = 5 + (state.held_out is not None) + two
+    need = ((KEPT + 1) * most + 2 + two * 2 * len(MOMENTS)) * weights
+    free = shutil.disk_usage(folder).free
     if free < need:
         raise ResourceError(f"{folder} has room for {free / 1e6:,.0f} MB and needs {need / 1e6:,.0f}: free the disk")
 

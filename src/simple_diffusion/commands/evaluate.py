@@ -12,6 +12,7 @@ from .options import (
     command,
     data_options,
     device_options,
+    ema_option,
     load,
     opened,
     path,
@@ -32,6 +33,7 @@ def add(commands: Any) -> None:
     sub.add_argument("--data", metavar="DATA", help="what to compare with (default the data the model was trained on)")
     sub.add_argument("--n", type=whole(2, 10**6), help="samples to draw (default 10000, or twice a small data set)")
     sampling_options(sub)
+    ema_option(sub)
     sub.add_argument(
         "--extractor",
         default="classifier",

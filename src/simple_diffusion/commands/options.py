@@ -66,6 +66,17 @@ def scale(text: str) -> float:
     return number
 
 
+def width(text: str) -> float:
+    """The width of a power-function average."""
+    try:
+        number = float(text)
+    except ValueError:
+        number = math.nan
+    if not 0.01 <= number <= 0.27:
+        raise argparse.ArgumentTypeError(f"{text!r} is no number from 0.01 to 0.27")
+    return number
+
+
 def path(text: str) -> Path:
     """A path; an empty one is a shell's variable that was not set."""
     if not text:
@@ -99,6 +110,10 @@ def sampling_options(sub: Parser) -> None:
     sub.add_argument("--steps", type=whole(1, 10000), metavar="N", help="steps of the sampler")
     sub.add_argument("--sampler", choices=("ddpm", "ddpm-beta", "ddim", "heun", "dpmpp", "dpmpp-sde"))
     sub.add_argument("--seed", type=seed, default=0, metavar="N", help="of the noise (default 0)")
+
+
+def ema_option(sub: Parser) -> None:
+    sub.add_argument("--ema", type=width, metavar="WIDTH", help="of the averaged weights, chosen afterwards, like 0.08")
 
 
 def say(args: argparse.Namespace, text: str) -> None:
@@ -175,9 +190,12 @@ def opened(args: argparse.Namespace):
     """The model of the command line, with its config as the options change it."""
     from dataclasses import replace
 
+    from ..averages import averaged
     from ..checkpoint import read
 
     model = read(args.model, args.device, args.precision)
+    if args.ema is not None:
+        model = averaged(args.model, model, args.ema)
     return replace(model, config=drawn_as(args, model.config))
 
 

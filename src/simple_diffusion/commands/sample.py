@@ -12,6 +12,7 @@ from .options import (
     command,
     count,
     device_options,
+    ema_option,
     labels_of,
     opened,
     path,
@@ -39,6 +40,7 @@ def add(commands: Any) -> None:
         "--view", type=whole(0, 7), default=0, metavar="N", help="of a model told its augmentation: 0 is plain"
     )
     sampling_options(sub)
+    ema_option(sub)
     sub.add_argument("--film", action="store_true", help="show the way from noise to each image, x_t above x0_hat")
     sub.add_argument("--shares", type=shares, metavar="A,B", help="moments of a film: 0 is the first step, 1 the image")
     sub.add_argument(
