@@ -42,7 +42,12 @@ Moment = tuple[float, int]
 
 
 def overlap(one: Moment, other: Moment) -> float:
-    """The integral of the product of two averages' profiles over the updates (Karras et al. 2024, appendix C.3)."""
+    """The integral of the product of two averages' profiles over the updates (Karras et al. 2024, appendix C.3).
+
+    one, other   averages of widths in (0, 0.28), kept after n updates, 1 or more
+
+    Raises ValueError for another width.
+    """
     (a, t), (b, s) = ((power_exponent(width), n) for width, n in (one, other))
     first = min(t, s)
     return (a + 1) * (b + 1) / (a + b + 1) * (first / t) ** a * (first / s) ** b / max(t, s)
@@ -58,7 +63,7 @@ def mixture(kept: Sequence[Moment], wanted: Moment) -> tuple[list[float], float]
     wanted   of any width in (0, 0.28)
 
     Returns (the share of each in the mixture, the distance from the mixture's profile to the wanted one relative to its
-    norm: 0 where it is one of those kept).
+    norm: 0 where it is one of those kept). Raises ValueError for another width.
     """
     n = len(kept)
     system, right = np.ones((n + 1, n + 1)), np.ones(n + 1)  # the last row says that the shares add up to 1
