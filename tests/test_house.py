@@ -13,10 +13,10 @@ ORDER = """
     networks.unet networks.annotated networks.double_conv networks.classifier ema losses guidance augmentation samplers
     files data.images data.digits data.download data.idx data.folder data.arrays data.hub data.sources data.batches
     graphs training validation hardware optimizers fitting classification config checkpoint averages extractors
-    inception copies levels film figures drawing evaluation comparing racing budget log report state outlook run doctor
-    sizing forecast explain exercises judging commands.options commands.train commands.sample commands.evaluate
-    commands.data commands.schedules commands.classifier commands.explain commands.check commands.compare commands.race
-    commands.report commands.doctor cli __main__
+    inception copies levels film editing figures drawing studio play evaluation comparing racing budget log report state
+    outlook run doctor sizing forecast explain exercises judging commands.options commands.train commands.sample
+    commands.evaluate commands.data commands.schedules commands.classifier commands.explain commands.check
+    commands.compare commands.race commands.report commands.doctor commands.play cli __main__
 """.split()  # noqa: SIM905  a list would be a line a name
 """The order of reading: a module may import only what stands before it."""
 

@@ -17,6 +17,7 @@ from .commands import (
     doctor,
     evaluate,
     explain,
+    play,
     race,
     report,
     sample,
@@ -31,7 +32,7 @@ from .signals import exit_on_sigterm
 # cores it costs a tenth; beside one other busy program spinning costs nine tenths (docs/notes/network.md).
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
-COMMANDS = (train, sample, evaluate, compare, race, report, doctor, data, schedules, classifier, explain, check)
+COMMANDS = (train, sample, play, evaluate, compare, race, report, doctor, data, schedules, classifier, explain, check)
 
 SEVERAL = ("train", "sample", "evaluate")
 """What several processes can share; of the rest the first process does all."""

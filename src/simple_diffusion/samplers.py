@@ -210,6 +210,15 @@ def dpmpp(
         yield x
 
 
+def start_noise(seed: int, numbers: Sequence[int], shape: Sequence[int]) -> Tensor:
+    """The unit noise that images of a seed are drawn from: float32 `[N, *shape]`.
+
+    numbers   of the images, 0 or more
+    shape     (C, H, W) of one
+    """
+    return Draws(seed, 0, numbers).normal("start", shape)
+
+
 BATCH = 64
 """Images drawn together, whatever number is asked for: the last bits of a convolution depend on how many share it."""
 
@@ -237,6 +246,7 @@ def states(
     batch: int = BATCH,
     device: torch.device | str = "cpu",
     first: int = 0,
+    start: Tensor | None = None,
 ) -> Iterator[Tensor]:
     """Every state of one batch of `samples`, from its noise to its images: float `[<= batch, ...]`, on `device`.
 
@@ -244,6 +254,7 @@ def states(
     batch that `samples` draws. Arguments are those of `samples` (denoiser, shape, times, cond, sampler, seed), and
 
     first   number of the batch's first image, a multiple of `batch`
+    start   unit noise `[batch, ...]` to start from instead of the seed's
 
     Raises ValueError where there is not a label for each image.
     """
@@ -251,15 +262,15 @@ def states(
     if cond is not None and len(cond) != n:
         raise ValueError(f"{n} images need {n} labels, not {len(cond)}")
     labels = None if cond is None else cond[[min(number, n - 1) for number in numbers]].to(device)
-    start = times[:1].double()
-    level = math.hypot(denoiser.schedule.alpha(start).item(), denoiser.schedule.sigma(start).item())
+    begin = times[:1].double()
+    level = math.hypot(denoiser.schedule.alpha(begin).item(), denoiser.schedule.sigma(begin).item())
 
     def noise(step: int, x: Tensor) -> Tensor:
         return Draws(seed, step, numbers).normal("sampler", x.shape[1:]).to(x)
 
     @torch.no_grad()
     def run() -> Iterator[Tensor]:
-        x = level * Draws(seed, 0, numbers).normal("start", shape[1:]).to(device)
+        x = level * (start_noise(seed, numbers, shape[1:]) if start is None else start).to(device)
         for state in chain([x], sampler(denoiser, x, times, labels, noise)):
             yield state[: n - first]
 

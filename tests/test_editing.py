@@ -1,0 +1,103 @@
+"""A part of an image drawn anew around the rest, and the way between two noises, by exact denoisers."""
+
+from functools import partial
+
+import pytest
+import torch
+from oracles import ALL, Gaussian, close, normal
+
+from simple_diffusion.editing import Known, between, repaint
+from simple_diffusion.samplers import SAMPLERS, ddim, karras_grid, states
+
+STD, RHO, GIVEN = 0.5, 0.9, 0.6
+
+
+class Pair:
+    """Data N(0, C) of two pixels that go together: variance STD^2, correlation RHO."""
+
+    def __init__(self, schedule):
+        self.schedule = schedule
+        self.covariance = STD**2 * torch.tensor([[1, RHO], [RHO, 1]], dtype=torch.float64)
+
+    def __call__(self, x_t, t, cond=None):
+        alpha, sigma = self.schedule.levels(t, x_t)
+        alpha, sigma = alpha.flatten()[0], sigma.flatten()[0]
+        gain = alpha * self.covariance @ torch.linalg.inv(alpha**2 * self.covariance + sigma**2 * torch.eye(2))
+        return x_t @ gain.to(x_t)
+
+
+def drawn(denoiser, sampler, n=4000, steps=60):
+    *_, x = states(denoiser, (n, 2), karras_grid(denoiser.schedule, steps), sampler=sampler, batch=n)
+    return x
+
+
+@pytest.mark.parametrize("schedule", ["karras", "cosine", "flow"])
+def test_repaint_draws_the_conditional_law(schedule):
+    """Given one pixel the other is N(rho a, (1 - rho^2) std^2). Without repetitions it falls short of that by far."""
+    denoiser = Known(Pair(ALL[schedule]), torch.tensor([GIVEN, 0.0]), torch.tensor([False, True]))
+    away = {}
+    for repeats in (1, 10):
+        x = drawn(denoiser, partial(repaint, repeats=repeats))
+        close(x[:, 0], torch.full_like(x[:, 0], GIVEN), 1e-6)
+        away[repeats] = abs(x[:, 1].mean().item() - RHO * GIVEN)
+    assert away[10] < 0.03
+    assert away[10] < away[1] / 3
+    assert x[:, 1].std().item() == pytest.approx(STD * (1 - RHO**2) ** 0.5, rel=0.1)
+
+
+@pytest.mark.parametrize("sampler", [*SAMPLERS.values(), repaint], ids=[*SAMPLERS, "repaint"])
+@pytest.mark.parametrize("schedule", ["karras", "cosine", "flow", "discrete"])
+def test_what_is_known_comes_out_and_what_is_not_is_drawn_as_ever(schedule, sampler):
+    """Of pixels that do not depend on each other."""
+    denoiser = Gaussian(ALL[schedule])
+    shape, times = (4, 1, 3, 3), karras_grid(denoiser.schedule, 6)
+    x0, mask = normal(1, 3, 3).clamp(-1, 1).float(), torch.arange(9).view(3, 3) % 2 == 0
+    *_, free = states(denoiser, shape, times, sampler=sampler)
+    *_, x = states(Known(denoiser, x0, mask), shape, times, sampler=sampler)
+    assert torch.equal(x[:, :, mask], free[:, :, mask])
+    torch.testing.assert_close(x[:, :, ~mask], x0[:, ~mask].expand(4, 1, 4), rtol=0, atol=1e-6)
+
+
+def test_the_known_part_is_at_its_level_all_the_way():
+    """With the noise that it began with, by a solver."""
+    denoiser = Gaussian(ALL["cosine"])
+    times, x0 = karras_grid(denoiser.schedule, 5), torch.full((1, 2, 2), 0.3)
+    start, *path = states(Known(denoiser, x0, torch.zeros(2, 2, dtype=torch.bool)), (2, 1, 2, 2), times, sampler=ddim)
+    level = (denoiser.schedule.alpha(times) ** 2 + denoiser.schedule.sigma(times) ** 2).sqrt()
+    for t, x in zip(times[1:], path[:-1], strict=True):
+        alpha, sigma = denoiser.schedule.alpha(t), denoiser.schedule.sigma(t)
+        first = denoiser.schedule.alpha(times[0]), denoiser.schedule.sigma(times[0])
+        eps = (start - first[0] * x0) / first[1]
+        torch.testing.assert_close(x, (alpha * x0 + sigma * eps).float(), rtol=1e-4, atol=1e-4)
+    assert level[0] > 0
+
+
+def test_repaint_once_is_ddim_with_fresh_noise():
+    denoiser = Gaussian(ALL["cosine"])
+    once = drawn(denoiser, partial(repaint, repeats=1), 5, 7)
+    assert torch.equal(once, drawn(denoiser, partial(ddim, eta=1.0), 5, 7))
+    assert not torch.equal(once, drawn(denoiser, partial(repaint, repeats=2), 5, 7))
+
+
+def test_repaint_leaves_the_law_of_the_data_as_it_is():
+    """Going back and forth between two levels keeps what the levels are."""
+    x = drawn(Gaussian(ALL["cosine"]), partial(repaint, repeats=6))
+    assert x.mean().item() == pytest.approx(0.7, abs=0.02)
+    assert x.std().item() == pytest.approx(0.4, rel=0.05)
+
+
+def test_between_two_noises_all_are_as_long():
+    one, other = normal(1, 30, 30, seed=1).float(), normal(1, 30, 30, seed=2).float()
+    way = between(one, other, torch.linspace(0, 1, 9).tolist())
+    assert torch.equal(way[0], one)
+    torch.testing.assert_close(way[-1], other, rtol=1e-6, atol=1e-6)
+    lengths = way.flatten(1).norm(dim=1) / 30
+    assert ((lengths - 1).abs() < 0.05).all()
+    assert ((one + other) / 2).norm() / 30 < 0.75  # the mean is not
+    angles = torch.cosine_similarity(way[1:].flatten(1), way[:-1].flatten(1)).acos()
+    torch.testing.assert_close(angles, angles.mean().expand(8), rtol=0.05, atol=0)  # in even steps
+
+
+def test_between_a_noise_and_itself():
+    one = normal(1, 3, 3).float()
+    assert torch.equal(between(one, one, [0, 0.5, 1]), one.expand(3, 1, 3, 3))
