@@ -42,7 +42,7 @@ def repaint(
     """The sampler for `Known`: each step is undone with fresh noise and made again (Lugmayr et al. 2022, algorithm 1).
 
     The first time the part that is drawn has heard of the known one only through the network's guess; each repetition
-    brings the two nearer together.
+    brings the two nearer together. Few steps draw too little variety, as with `ddpm`, and repetitions do not mend that.
 
     repeats   how often a step is made, 1 or more: once is `ddim` with fresh noise alone
 
@@ -72,8 +72,9 @@ def between(one: Tensor, other: Tensor, shares: Sequence[float]) -> Tensor:
     one, other   unit noise of one shape
     shares       of the way, each in [0, 1]; both ends are exact
     """
-    angle = torch.acos(torch.cosine_similarity(one.double().flatten(), other.double().flatten(), 0)).item()
-    if angle == 0:
+    likeness = torch.cosine_similarity(one.double().flatten(), other.double().flatten(), 0).item()
+    angle = math.acos(max(-1.0, min(likeness, 1.0)))
+    if angle < 1e-6:
         return torch.stack([one] * len(shares))
     mixed = [
         (math.sin((1 - share) * angle) * one.double() + math.sin(share * angle) * other.double()) / math.sin(angle)
