@@ -33,6 +33,7 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # another one may have ended just now
         try:
             listener.bind((HOST, args.port))
+            listener.listen()
         except OSError as error:
             raise BusyError(f"port {args.port} is taken ({error.strerror}): add --port 0 for any free one") from None
         port = listener.getsockname()[1]
