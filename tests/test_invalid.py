@@ -214,6 +214,12 @@ OPTIONS: dict[str, dict[str, tuple[list[str], list[str]]]] = {
         "--device": (DEVICES, ["auto", "cpu", "cuda", "mps"]),
         "--precision": (["fp16"], ["auto", "fp32", "bf16"]),
     },
+    "play": {
+        "--ema": (["0.3"], ["from 0.01 to 0.27"]),
+        "--port": (["-1", "65536", "8e3", "", "http"], ["from 0 to 65,535"]),
+        "--device": (DEVICES, ["auto", "cpu", "cuda", "mps"]),
+        "--precision": (["fp16"], ["auto", "fp32", "bf16"]),
+    },
     "evaluate": {
         "--ema": (["0.3"], ["from 0.01 to 0.27"]),
         "--n": ([*NOT_WHOLE, "1", *LARGER], ["from 2 to 1,000,000"]),

@@ -1,0 +1,51 @@
+"""How well the lower half of images is filled in, by several samplers: the step at the seam, and the error.
+
+    python benchmarks/seams.py MODEL
+
+The images are the first 60 of the test set that goes with the model's data, each told its class; seed 0.
+"""
+
+import sys
+from functools import partial
+
+import torch
+
+from simple_diffusion.checkpoint import read
+from simple_diffusion.config import build_sampler
+from simple_diffusion.data.images import to_unit
+from simple_diffusion.data.sources import held_out
+from simple_diffusion.editing import Known, repaint
+from simple_diffusion.samplers import SAMPLERS, karras_grid, states
+
+COUNT = 60
+
+
+def main() -> None:
+    if len(sys.argv) != 2:
+        raise SystemExit(__doc__)
+    model = read(sys.argv[1], "cpu")
+    test = held_out(model.card.name)
+    if test is None:
+        raise SystemExit(f"{model.card.name} has no test set")
+    x0, labels = to_unit(test.pixels[:COUNT]), None if test.labels is None else test.labels[:COUNT]
+    half = x0.shape[2] // 2
+    mask = (torch.arange(x0.shape[2]) >= half)[:, None].expand(x0.shape[2:])
+    denoiser = build_sampler(model.config, model.card, model.denoiser, model.guide)[0]
+
+    def step_of(x: torch.Tensor) -> float:
+        return (x[:, :, half] - x[:, :, half - 1]).square().mean().item()
+
+    print("| | squared step at the seam | squared error of the half |\n|---|---|---|")
+    print(f"| real images | {step_of(x0):.3f} | |")
+    runs = [("dpmpp", 10), ("dpmpp-sde", 10), ("ddpm", 18)]
+    contestants = [(f"{name}, {steps} steps", SAMPLERS[name], steps) for name, steps in runs]
+    contestants += [(f"repaint, 10 steps, each {k} times", partial(repaint, repeats=k), 10) for k in (2, 4, 8)]
+    for name, sampler, steps in contestants:
+        times = karras_grid(denoiser.schedule, steps)
+        *_, x = states(Known(denoiser, x0, mask), x0.shape, times, labels, sampler=sampler, batch=len(x0))
+        error = (x - x0)[:, :, half:].square().mean().item()
+        print(f"| {name} | {step_of(x):.3f} | {error:.3f} |", flush=True)
+
+
+if __name__ == "__main__":
+    main()
