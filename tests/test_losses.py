@@ -6,7 +6,16 @@ from oracles import ALL, WIDE, Affine, Bayes, Gaussian, close, f64, normal
 from scipy.stats import norm
 
 from simple_diffusion.denoiser import Denoiser
-from simple_diffusion.losses import MEASURES, LogNormal, MinSNR, denoising_loss, loss_by_level, on_steps, uniform
+from simple_diffusion.losses import (
+    MEASURES,
+    LogNormal,
+    MinSNR,
+    denoising_loss,
+    loss_by_level,
+    loss_of_error,
+    on_steps,
+    uniform,
+)
 from simple_diffusion.randomness import Draws
 from simple_diffusion.schedules import SCHEDULES, Cosine, Discrete, Flow, Karras
 from simple_diffusion.targets import TARGETS, clean, flow, noise, velocity
@@ -239,3 +248,21 @@ def test_the_loss_by_level_of_few_samples_has_as_many_points():
     points = loss_by_level(torch.tensor([3.0, 1.0, 2.0]), LogNormal(), Karras())
     assert [loss for _, loss in points] == [3.0, 1.0, 2.0]
     assert points[1][0] == pytest.approx(math.exp(-1.2))  # the median
+
+
+@every_schedule
+@every_target
+@pytest.mark.parametrize("weight", [None, MinSNR()])
+def test_an_error_of_the_image_as_a_loss_is_the_loss(schedule, target, weight):
+    """Of the same images, noise and network."""
+    denoiser = Denoiser(Affine(), schedule, target, DATA_STD)
+    x0, draws = normal(4, 50), Draws(0, 1, range(4), total=4)
+    t = f64(0.1, 0.4, 0.8)
+    errors, wanted = [], []
+    for time in t.tolist():
+        wanted.append(denoising_loss(denoiser, x0, None, draws, times=always(time), weight=weight).mean())
+        alpha, sigma = schedule.alpha(f64(time)), schedule.sigma(f64(time))
+        x_t = alpha * x0 + sigma * draws.normal("noise", (50,)).double()
+        errors.append((denoiser(x_t, f64(time)) - x0).square().mean())
+    got = loss_of_error(denoiser, schedule.ratio(t), torch.stack(errors), weight)
+    close(got, torch.stack(wanted), 1e-6)

@@ -11,7 +11,13 @@ from conftest import TINY
 
 from simple_diffusion.checkpoint import read
 from simple_diffusion.cli import main
+from simple_diffusion.config import Config
+from simple_diffusion.data.images import to_unit
+from simple_diffusion.data.sources import load_images
+from simple_diffusion.levels import LEVELS, model_error
+from simple_diffusion.losses import loss_of_error
 from simple_diffusion.report import curves, rows_of_log, ticks, write_report
+from simple_diffusion.run import bounds_of_loss
 
 ALONE = {"meta", "link", "img", "br", "hr", "input"}  # elements without an end
 
@@ -101,6 +107,26 @@ def test_it_is_there_and_renews_itself_while_the_run_goes_on(squares, tmp_path, 
     )
     assert sorted(seen) == seen
     assert seen[-1][0] == 1
+
+
+def test_the_loss_by_level_has_its_bounds(squares, tmp_path):
+    """Nothing lies below the lower one; where the loss is no square there are none."""
+    main(["train", str(squares), "--steps", "300", "--out", str(tmp_path / "run"), *TINY])
+    page = Page(tmp_path / "run")
+    assert "the best blur" in page.text
+    assert "96 images by heart" in page.text
+    main(["train", str(squares), "--steps", "2", "--out", str(tmp_path / "l1"), *TINY, "--set=measure=l1"])
+    assert "the best blur" not in Page(tmp_path / "l1").text
+
+    config, images = Config(data=str(squares), measure="l2"), load_images(str(squares))
+    denoiser = read(tmp_path / "run").denoiser
+    above, below = bounds_of_loss(config, images, denoiser).values()
+    learned = model_error(denoiser, to_unit(images.pixels), images.labels)
+    loss = loss_of_error(denoiser, LEVELS, learned)
+    for (level, high), (same, low), value in zip(above, below, loss.tolist(), strict=True):
+        assert level == same
+        assert low < value + 1e-9
+        assert low < high
 
 
 def test_names_are_text_and_nothing_else(run):

@@ -430,11 +430,15 @@ def build_times(config: Config, card: Card) -> Times:
     return {"uniform": uniform, "steps": on_steps}.get(config.times, lognormal)
 
 
+def weight_of(config: Config) -> Weight | None:
+    """The weight of the noise levels, None for weight 1 on the network's output."""
+    return MinSNR() if config.weight == "min-snr" else None
+
+
 def build_loss(config: Config, card: Card) -> Loss:
     """The loss of a config on plain images and their labels: the density of times, the measure and the weight."""
-    weight: Weight | None = MinSNR() if config.weight == "min-snr" else None
-    measure = MEASURES[config.measure]
-    return partial(denoising_loss, times=build_times(config, card), weight=weight, measure=measure)
+    times, weight, measure = build_times(config, card), weight_of(config), MEASURES[config.measure]
+    return partial(denoising_loss, times=times, weight=weight, measure=measure)
 
 
 def build_training_loss(config: Config, card: Card) -> Loss:

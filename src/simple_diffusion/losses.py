@@ -119,6 +119,19 @@ def denoising_loss(
     return measure(error).flatten(1).mean(1)
 
 
+def loss_of_error(denoiser: Denoiser, ratios: Tensor, errors: Tensor, weight: Weight | None = None) -> Tensor:
+    """What a squared error of x0_hat a pixel is as a loss: float64 `[L]`, in the measure of the square.
+
+    ratios  sigma/alpha `[L]` float64, that the schedule reaches
+    errors  mean squared errors of x0_hat `[L]`, for pixels in [-1, 1]
+    weight  as in `denoising_loss`
+    """
+    alpha, sigma, a, b = denoiser.coefficients(denoiser.schedule.time_of(ratios), ratios)
+    # z0_hat - z0 = -sigma / (b alpha - a sigma) * (out - out*), from Denoiser.forward.
+    factor = ((b * alpha - a * sigma) / sigma) ** 2 if weight is None else weight((alpha / sigma) ** 2)
+    return factor * errors / denoiser.data_std**2
+
+
 def loss_by_level(losses: Tensor, times: Times, schedule: Schedule, most: int = 16) -> list[tuple[float, float]]:
     """(sigma/alpha, mean loss) by rising noise, for stratified times: sample i of B has the i-th quantile of B.
 

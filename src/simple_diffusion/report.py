@@ -10,7 +10,7 @@ import csv
 import io
 import json
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict
 from html import escape
@@ -19,7 +19,7 @@ from typing import Any
 
 from .config import Card, Config
 from .data.images import Images
-from .figures import grid, png
+from .figures import Points, grid, png
 from .files import write_atomic
 from .log import FILE as LOG
 from .randomness import permutation
@@ -96,7 +96,7 @@ def ticks(low: float, high: float, log: bool) -> list[float]:
 
 
 def curves(
-    lines: dict[str, Sequence[tuple[float, float]]],
+    lines: Mapping[str, Points],
     title: str,
     x_name: str,
     *,
@@ -220,8 +220,8 @@ def about_time(config: Config, rows: list[dict[str, float]], progress: float) ->
     )
 
 
-def about_learning(rows: list[dict[str, float]], levels: Sequence[tuple[float, float]]) -> str:
-    """Loss, held-out loss, learning rate and speed over the run, and the loss of late by noise level."""
+def about_learning(rows: list[dict[str, float]], levels: Mapping[str, Points]) -> str:
+    """Loss, held-out loss, learning rate and speed over the run, and the loss of late by noise level in its bounds."""
 
     def over(name: str) -> list[tuple[float, float]]:
         return [(row["step"], row[name]) for row in rows if name in row]
@@ -230,7 +230,7 @@ def about_learning(rows: list[dict[str, float]], levels: Sequence[tuple[float, f
         curves({"loss": over("loss"), "held out": over("held_out_loss")}, "loss", "step", log_y=True),
         curves({"": over("learning_rate")}, "learning rate", "step"),
         curves({"": over("images_per_second")}, "images a second", "step"),
-        curves({"": levels}, "loss by noise level, of late", "noise level σ/α", log_x=True),
+        curves(levels, "loss by noise level, of late", "noise level σ/α", log_x=True),
     ]
     return f'<div class="curves">{"".join(drawn)}</div>'
 
@@ -241,7 +241,7 @@ def about_levels(levels: dict[str, Any]) -> str:
     levels   of levels.json: `levels`, the ratios sigma/alpha, and `errors`, name -> squared errors a pixel
     """
     bounds = {"mean and covariance only": "-above", "training set by heart": "-below"}
-    lines: dict[str, Sequence[tuple[float, float]]] = {
+    lines: dict[str, Points] = {
         f"{bounds[name]}: {name}" if name in bounds else name: list(zip(levels["levels"], errors, strict=True))
         for name, errors in levels["errors"].items()
     }
@@ -284,7 +284,7 @@ def write_report(
     command: str,
     *,
     images: Images | None = None,
-    levels: Sequence[tuple[float, float]] = (),
+    levels: Mapping[str, Points] | None = None,
     progress: float = 1.0,
     live: bool = False,
 ) -> None:
@@ -293,7 +293,7 @@ def write_report(
     folder     of the run
     command    that repeats it
     images     that it is trained on, where they are at hand
-    levels     (sigma/alpha, training loss) of late
+    levels     (sigma/alpha, training loss) of late and its bounds, by name as in `curves`
     progress   share of the run that is over, in [0, 1]
     live       whether it goes on: then a browser asks for the page again and again
     """
@@ -320,7 +320,7 @@ def write_report(
             for picture in pictures
         )
         parts += ["<h2>How it learned to</h2>", f'<div class="strip" tabindex="0">{strip}</div>']
-    parts += ["<h2>Learning</h2>", about_learning(rows, levels)]
+    parts += ["<h2>Learning</h2>", about_learning(rows, levels or {})]
     errors = read_json(folder / LEVELS_FILE)
     missing = f"Not measured yet: simple-diffusion report {folder} does."
     parts += ["<h3>By noise level</h3>", sound(lambda: about_levels(errors), missing)]

@@ -29,21 +29,23 @@ from tqdm import tqdm
 from . import averages
 from .budget import Budget
 from .checkpoint import MODEL_FILE, Model, save
-from .config import Card, Config, build, build_loss, build_times, build_training_loss, memory_format
+from .config import Card, Config, build, build_loss, build_times, build_training_loss, memory_format, weight_of
 from .data.batches import Batch, batches, order
-from .data.images import Images, left_out_csv
+from .data.images import Images, left_out_csv, to_unit
 from .denoiser import Denoiser
 from .drawing import draw
 from .ema import EMA, Decay, constant_decay, power_decay
 from .errors import DivergedError
-from .figures import grid, png
+from .figures import Points, grid, png
 from .files import damaged, remove_parts, write_atomic
 from .graphs import cuda_graph
+from .levels import LEVELS, blur_error, memorised_error
 from .lock import hold, refuse_taken
 from .log import Log
-from .losses import loss_by_level
+from .losses import loss_by_level, loss_of_error
 from .optimizers import OPTIMIZERS
 from .outlook import outlook
+from .randomness import permutation
 from .ranks import check_same_task, check_same_weights, largest, of_first, on_first, rank, world
 from .report import write_report
 from .signals import Stopped, stop_on_signals
@@ -67,6 +69,7 @@ LOOK = 4.0  # seconds of steps behind the outlook
 CHECKS = 20  # measurements of the held-out loss in a run
 ROWS = 200  # of the log
 RECENT = 0.2  # weight of a row in the running means
+BOUNDED = 1000  # images that the bounds of the loss are computed from
 
 
 def preview_labels(classes: int, rows: int = 10, columns: int = 10) -> Tensor | None:
@@ -160,6 +163,24 @@ def suspects(step: Step, images: Images, config: Config, card: Card, most: int =
     return ", ".join(named) + (f" and {len(rows) - most} more" if len(rows) > most else "")
 
 
+def bounds_of_loss(config: Config, images: Images, denoiser: Denoiser) -> dict[str, Points]:
+    """What the loss by noise level lies between, from BOUNDED images, so that it takes a second: what the best blur
+    makes of it, and the denoiser that knows them by heart. Empty for a measure other than the square."""
+    if config.measure != "l2":
+        return {}
+    some = permutation(len(images), 0, "levels")[:BOUNDED]
+    x0 = to_unit(images.pixels[some]).cpu()
+    labels = None if images.labels is None else images.labels[some].cpu()
+    low, high = denoiser.schedule.ratio(torch.tensor([0.0, 1.0], dtype=torch.float64))
+    reached = (low <= LEVELS) & (high >= LEVELS)
+    by_heart = memorised_error(x0.flatten(1), torch.arange(min(len(x0), 64)), labels)
+    bounds: dict[str, Points] = {}
+    for name, error in (("-above: the best blur", blur_error(x0)), (f"-below: {len(x0):,} images by heart", by_heart)):
+        loss = loss_of_error(denoiser, LEVELS[reached], error[reached], weight_of(config))
+        bounds[name] = list(zip(LEVELS[reached].tolist(), loss.tolist(), strict=True))
+    return bounds
+
+
 @dataclass(frozen=True)
 class Result:
     """How a run ended."""
@@ -183,6 +204,7 @@ class Run:
     drawing   seconds spent on pictures
     saved     when the last checkpoint was written, on the budget's clock
     recent    running mean of the loss of each sample `[B]`, whose noise levels are stratified; None before there is one
+    bounds    of the loss by noise level, computed with the first report
     """
 
     config: Config
@@ -195,6 +217,7 @@ class Run:
     drawing: float = 0.0
     saved: float = 0.0
     recent: Tensor | None = None
+    bounds: dict[str, Points] | None = None
     pictures: list[float] = field(default_factory=list)
 
     def model(self) -> Model:
@@ -245,11 +268,14 @@ class Run:
         self.recent = steps.mean(0) if self.recent is None else self.recent.lerp(steps.mean(0), RECENT)
         return steps.mean().item()
 
-    def levels(self) -> list[tuple[float, float]]:
-        """(sigma/alpha, loss) of late; empty before the first row of the log."""
+    def levels(self) -> dict[str, Points]:
+        """(sigma/alpha, loss) of late, and its bounds; empty before the first row of the log."""
         if self.recent is None:
-            return []
-        return loss_by_level(self.recent, build_times(self.config, self.card), self.state.denoiser.schedule)
+            return {}
+        if self.bounds is None:
+            self.bounds = bounds_of_loss(self.config, self.images, self.state.denoiser)
+        schedule = self.state.denoiser.schedule
+        return {"": loss_by_level(self.recent, build_times(self.config, self.card), schedule)} | self.bounds
 
     def report(self, live: bool) -> None:
         """Renew report.html."""
