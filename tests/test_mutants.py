@@ -88,7 +88,7 @@ MUTANTS = {
     ),
     "sample: each batch draws the same noise": ("range(first, first + batch)", "range(batch)"),
     "sample: labels of the first batch": ("cond[[min(number, n - 1)", "cond[[min(number - first, n - 1)"),
-    "sample: start without its level": ("x = level * Draws", "x = Draws"),
+    "sample: start without its level": ("x = level * (start_noise", "x = (start_noise"),
     "sample: start as an image at unit scale": ("math.hypot(", "max("),
     "sample: one noise for all steps": ("Draws(seed, step, numbers)", "Draws(seed, 0, numbers)"),
     "sample: noise without the seed": ("Draws(seed, step, numbers)", "Draws(0, step, numbers)"),

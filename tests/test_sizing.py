@@ -77,8 +77,8 @@ def test_a_size_is_taken_from_the_images_on_that_it_needs(kind, before, size):
 
 
 def test_the_machine_is_measured():
-    for dtype in (torch.float32, torch.bfloat16):
-        assert 1e9 < matmul_speed(dtype, CPU) < 1e15  # one core of 1995, and a rack of today
+    for dtype in (torch.float32, torch.bfloat16):  # bf16 may be emulated, a hundred times slower
+        assert 1e8 < matmul_speed(dtype, CPU) < 1e15  # one core of 1995, and a rack of today
 
 
 @pytest.mark.parametrize(
