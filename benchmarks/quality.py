@@ -52,9 +52,7 @@ def measured(data: str, length: str, seed: int, n: int, out: Path, options: list
     """Train and score one model."""
     run = out / f"seed-{seed}"
     cpu = torch.device("cpu")
-    dtype = PRECISIONS[
-        pick_precision("auto", cpu)
-    ]  # what is trained in: bf16 takes minutes where nothing multiplies it
+    dtype = PRECISIONS[pick_precision("auto", cpu)]  # what is trained in
     peaks = [matmul_speed(dtype, cpu)]
     trained = command("train", data, "--for", length, "--seed", str(seed), "--out", str(run), *options)
     peaks.append(matmul_speed(dtype, cpu))

@@ -54,12 +54,13 @@ def repaint(
         return noise(next(numbers), x)
 
     for i in intervals(denoiser.schedule, times, x):
-        x_s = renoised(i, x, denoiser(x, i.t, cond), 1.0, next_noise)
-        for _ in range(repeats - 1 if i.s is not None else 0):
-            ratio = i.alpha_t / i.alpha_s  # back to t: q(x_t | x_s)
-            x = ratio * x_s + math.sqrt(i.sigma_t**2 - (ratio * i.sigma_s) ** 2) * next_noise(i.number, x_s)
+        for left in reversed(range(1 if i.s is None else repeats)):
             x_s = renoised(i, x, denoiser(x, i.t, cond), 1.0, next_noise)
-        x = x_s
+            if left:  # back to t: q(x_t | x_s)
+                ratio = i.alpha_t / i.alpha_s
+                x = ratio * x_s + math.sqrt(i.sigma_t**2 - (ratio * i.sigma_s) ** 2) * next_noise(i.number, x_s)
+            else:
+                x = x_s
         yield x
 
 

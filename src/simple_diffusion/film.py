@@ -12,7 +12,7 @@ from torch import Tensor
 from .data.images import to_uint8
 from .denoiser import PosteriorMean
 from .randomness import Draws
-from .samplers import Sampler, dpmpp, states
+from .samplers import Sampler, dpmpp, levels_along, states
 from .schedules import Schedule
 
 SHARES = (0.0, 0.402, 0.802, 0.902, 0.962, 1.0)
@@ -81,7 +81,7 @@ def film(
     if shape[0] > MOST:
         raise ValueError(f"a film shows at most {MOST} images, not {shape[0]}: ask for fewer")
     shown, recorder, schedule = steps_shown(shares, len(times)), Recorder(denoiser), denoiser.schedule
-    alphas, sigmas = [*schedule.alpha(times.double()).tolist(), 1.0], [*schedule.sigma(times.double()).tolist(), 0.0]
+    alphas, sigmas = levels_along(schedule, times)
     noisy, clean = [], []
     path = states(recorder, shape, times, cond, sampler=sampler, seed=seed, batch=MOST, device=device)
     for step, x in enumerate(path):

@@ -21,7 +21,7 @@ from .evaluation import NEIGHBOURS, Featured, accuracy_of, fid_and_error, fid_of
 from .extractors import Features
 from .guidance import Interval
 from .metrics import kernel_distance, precision_recall
-from .samplers import SOLVERS
+from .samplers import FINE, SOLVERS, distance
 
 RACERS = {"ddim": 1, "heun": 2, "dpmpp": 1, "dpmpp-sde": 1, "ddpm": 1}
 """Samplers by name, and the evaluations that a step takes; heun's last step takes one."""
@@ -30,10 +30,6 @@ RACERS = {"ddim": 1, "heun": 2, "dpmpp": 1, "dpmpp-sde": 1, "ddpm": 1}
 def cost_of(sampler: str, steps: int) -> int:
     """Evaluations of the network by image."""
     return RACERS[sampler] * (steps - 1) + 1
-
-
-FINE = ("heun", 50)
-"""The solution that stands for the exact one."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -139,7 +135,7 @@ def race(model: Model, costs: Iterable[int], course: Course) -> Iterator[Lap]:
     for name, steps in entrants(costs):
         x = drawn(model, drawn_by(name, steps), *on)
         side = Featured(*course.extractor(to_uint8(x)))
-        away = (x - fine).clamp(-2, 2).square().mean().sqrt().item() if name in SOLVERS else None
+        away = distance(x, fine) if name in SOLVERS else None
         yield Lap(name, steps, *fid_and_error(course.real, side), kid_of(course.real, side), away, side)
 
 

@@ -240,7 +240,8 @@ class Run:
 
     def keep_averages(self) -> None:
         """Write both averages as they are now."""
-        models = [average.model for average in (self.state.ema, self.state.second) if average is not None]
+        assert self.state.second is not None
+        models = self.state.ema.model, self.state.second.model
         named = dict(zip(averages.widths_of(self.config), models, strict=True))
         on_first(lambda: averages.keep(self.folder, self.state.numbers.n, named))
 

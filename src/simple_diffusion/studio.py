@@ -19,7 +19,7 @@ from .data.images import to_unit
 from .editing import Known, between, repaint
 from .errors import UsageError
 from .film import Recorder, steps_shown, visible
-from .samplers import SAMPLERS, SOLVERS, start_noise, states
+from .samplers import FINE, SAMPLERS, SOLVERS, distance, levels_along, start_noise, states
 
 MOST_IMAGES, MOST_PIXELS = 64, 2**20
 """Of a drawing."""
@@ -27,9 +27,6 @@ MOST_IMAGES, MOST_PIXELS = 64, 2**20
 MOST_STEPS = 1000
 FRAMES = 50
 """Steps that are shown, where there are more."""
-
-FINE = {"sampler": "heun", "sampler_steps": 50}
-"""The solution that stands for the exact one."""
 
 
 @dataclass(frozen=True)
@@ -138,11 +135,9 @@ class Studio:
         if ask.image is None or ask.mask is None:
             return None
         _, height, width = self.shape
-        pixels = unpacked(ask.image, math.prod(self.shape), "image")
+        pixels = torch.from_numpy(unpacked(ask.image, math.prod(self.shape), "image"))
         bits = np.unpackbits(unpacked(ask.mask, -(-height * width // 8), "mask"), count=height * width)
-        return to_unit(torch.from_numpy(pixels).view(self.shape)), torch.from_numpy(bits.astype(bool)).view(
-            height, width
-        )
+        return to_unit(pixels.view(self.shape)), torch.from_numpy(bits).bool().view(height, width)
 
     def arguments(self, ask: Ask) -> dict[str, Any]:
         """What `states` is given; `code` says it in words."""
@@ -224,9 +219,7 @@ class Studio:
         yield {"n": ask.n, "steps": ask.steps, "labels": ask.labels} | words
         arguments = self.arguments(ask)
         recorder, times = Recorder(arguments["denoiser"]), arguments["times"]
-        schedule = recorder.schedule
-        alphas = [*schedule.alpha(times.double()).tolist(), 1.0]
-        sigmas = [*schedule.sigma(times.double()).tolist(), 0.0]
+        alphas, sigmas = levels_along(recorder.schedule, times)
         shown = {0, *steps_shown([(i + 1) / FRAMES for i in range(FRAMES)], ask.steps)}
         began, sending, x = time.perf_counter(), 0.0, torch.empty(0)
         for step, x in enumerate(states(**arguments | {"denoiser": recorder})):
@@ -241,15 +234,16 @@ class Studio:
                 }
                 sending += time.perf_counter() - paused
         seconds = time.perf_counter() - began - sending
-        distance = None
+        away = None
         if ask.measure and ask.sampler in SOLVERS and ask.image is None:
             yield {"measuring": True}
-            distance = (x.cpu() - self.fine_of(ask)).clamp(-2, 2).square().mean().sqrt().item()
-        yield {"seconds": round(seconds, 4), "distance": distance}
+            away = distance(x.cpu(), self.fine_of(ask))
+        yield {"seconds": round(seconds, 4), "distance": away}
 
     def fine_of(self, ask: Ask) -> Tensor:
         """The fine solution from the same noise; the last one is kept."""
-        fine = replace(ask, sampler=FINE["sampler"], steps=FINE["sampler_steps"])
+        sampler, steps = FINE
+        fine = replace(ask, sampler=sampler, steps=steps)
         if self.fine is None or self.fine[0] != fine:
             *_, x = states(**self.arguments(fine))
             self.fine = fine, x.cpu()

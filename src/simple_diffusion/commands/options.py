@@ -55,26 +55,25 @@ count = whole(1, 10**6)
 """How many images, or passes over the data."""
 
 
-def scale(text: str) -> float:
-    """A strength of guidance."""
-    try:
-        number = float(text)
-    except ValueError:
-        number = math.nan
-    if not 0 <= number <= 100:
-        raise argparse.ArgumentTypeError(f"{text!r} is no number from 0 to 100")
+def real(low: float, high: float) -> Callable[[str], float]:
+    """The type of an option that is a number from low to high."""
+
+    def number(text: str) -> float:
+        try:
+            value = float(text)
+        except ValueError:
+            value = math.nan
+        if not low <= value <= high:
+            raise argparse.ArgumentTypeError(f"{text!r} is no number from {low:g} to {high:g}")
+        return value
+
     return number
 
 
-def width(text: str) -> float:
-    """The width of a power-function average."""
-    try:
-        number = float(text)
-    except ValueError:
-        number = math.nan
-    if not 0.01 <= number <= 0.27:
-        raise argparse.ArgumentTypeError(f"{text!r} is no number from 0.01 to 0.27")
-    return number
+scale = real(0, 100)
+"""A strength of guidance."""
+width = real(0.01, 0.27)
+"""Of a power-function average."""
 
 
 def path(text: str) -> Path:

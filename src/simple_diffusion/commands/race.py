@@ -98,7 +98,8 @@ def samplers(args: argparse.Namespace, model, course) -> dict[str, Any]:
     """The race of samplers."""
     from ..figures import race_curves
     from ..files import write_atomic
-    from ..racing import FINE, choice, cost_of, drawn, drawn_by, entrants, front, race
+    from ..racing import choice, cost_of, drawn, drawn_by, entrants, front, race
+    from ..samplers import FINE
 
     config, n, labels, extractor = model.config, course.n, course.labels, course.extractor
     began, few = time.perf_counter(), min(n, 128)
