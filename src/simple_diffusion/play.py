@@ -76,7 +76,7 @@ def app_of(studio: Studio, port: int) -> Starlette:
         "Cache-Control": "no-store",
     }
     hosts = {f"{host}:{port}" for host in ("127.0.0.1", "localhost")}
-    at_work, waiting = Lock(), [0]
+    at_work = Lock()
 
     def check_sender(request: Request) -> None:
         """Raise HTTPException for another site's request: by another name for this address, or by a page of its own."""
@@ -101,26 +101,21 @@ def app_of(studio: Studio, port: int) -> Starlette:
             studio.check(ask)
         except (TypeError, UsageError) as error:
             raise HTTPException(400, str(error)[:500]) from None
-        if waiting[0] >= WAITING:
+        if at_work.statistics().tasks_waiting >= WAITING:
             raise HTTPException(503, "too many drawings are waiting: try again in a moment")
         return StreamingResponse(lines(ask), media_type="application/x-ndjson", headers=headers)
 
     async def lines(ask: Ask) -> AsyncIterator[str]:
         """One drawing at a time, each step in a thread of its own, so that other requests are answered meanwhile."""
-        waiting[0] += 1
-        try:
-            await at_work.acquire()
-        finally:
-            waiting[0] -= 1
-        drawing = studio.draw(ask)
-        try:
-            while (line := await run_sync(next, drawing, None)) is not None:
-                yield json.dumps(line) + "\n"
-        except SimpleDiffusionError as error:
-            yield json.dumps({"error": str(error)}) + "\n"
-        finally:  # also when the page has gone, or asks for something else
-            drawing.close()
-            at_work.release()
+        async with at_work:
+            drawing = studio.draw(ask)
+            try:
+                while (line := await run_sync(next, drawing, None)) is not None:
+                    yield json.dumps(line) + "\n"
+            except SimpleDiffusionError as error:
+                yield json.dumps({"error": str(error)}) + "\n"
+            finally:  # also when the page has gone, or asks for something else
+                drawing.close()
 
     async def failed(request: Request, error: Exception) -> Response:
         assert isinstance(error, HTTPException)

@@ -131,18 +131,12 @@ def samplers(args: argparse.Namespace, model, course) -> dict[str, Any]:
         written(args.model, replace(model, config=replace(config, **best.settings())))
         before = f"{config.sampler} in {config.sampler_steps}"
         say(args, f"{args.model} now draws with {best.sampler} in {best.steps} steps; before: {before}.")
-    return {
-        "n": n,
-        "extractor": extractor.name,
-        "laps": [
-            {key: getattr(lap, key) for key in ("sampler", "steps", "fid", "error", "kid", "distance")}
-            | {"evaluations": lap.cost, "on_front": lap in on_front}
-            for lap in laps
-        ],
-        "choice": best.settings(),
-        "written": args.write,
-        "out": str(args.out),
-    }
+    rows = [
+        {key: getattr(lap, key) for key in ("sampler", "steps", "fid", "error", "kid", "distance")}
+        | {"evaluations": lap.cost, "on_front": lap in on_front}
+        for lap in laps
+    ]
+    return answered(args, course) | {"laps": rows, "choice": best.settings()}
 
 
 def written(path: str, model) -> None:
@@ -222,5 +216,5 @@ def drawn_sweep(args: argparse.Namespace, laps: list[Lap], course, axis: str, le
 
 
 def answered(args: argparse.Namespace, course) -> dict[str, Any]:
-    """What the result of any sweep says."""
+    """What the result of any race says."""
     return {"n": course.n, "extractor": course.extractor.name, "written": args.write, "out": str(args.out)}
