@@ -276,7 +276,7 @@ class Run:
         if self.bounds is None:
             self.bounds = bounds_of_loss(self.config, self.images, self.state.denoiser)
         schedule = self.state.denoiser.schedule
-        return {"": loss_by_level(self.recent, build_times(self.config, self.card), schedule)} | self.bounds
+        return {"loss": loss_by_level(self.recent, build_times(self.config, self.card), schedule)} | self.bounds
 
     def report(self, live: bool) -> None:
         """Renew report.html."""
