@@ -66,6 +66,20 @@ def test_a_loss_that_rises_again_is_a_divergence(patient):
     assert diverged(replace(patient, log=risen)).excess > 1
 
 
+def test_weights_that_all_ran_away_say_the_learning_rate_and_one_damaged_layer_does_not(patient):
+    """Answers that overflow because the weights are huge are a symptom: nothing else of the network is looked at."""
+    weights = list(patient.denoiser.parameters())
+    with torch.no_grad():
+        weights[0].mul_(1e20)
+    assert replace(patient).growth < 1.3
+    with torch.no_grad():
+        for weight in weights[1:]:
+            weight.mul_(1e20)
+    report = examined(patient)
+    assert next(iter(report.findings)) == "learning rate too high"
+    assert report.unknown["first layer that is not finite"] == report.unknown["over-fitting"] == "its weights ran away"
+
+
 def test_the_age_of_the_average_is_its_place_on_the_way(patient):
     """Half of the first weights in the average is half the way back."""
     from simple_diffusion.doctor import ema_age

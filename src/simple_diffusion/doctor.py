@@ -40,6 +40,9 @@ MEASURED = 4000  # most images behind a statistic of the data
 MIDDLE = (LEVELS > 0.15) & (LEVELS < 3)
 """The noise levels at which images take shape: below only grain is removed, above the answer is the average image."""
 MOST = 1000.0  # the largest excess: beyond it, more says no more
+RUNAWAY = 5.0
+"""Growth of the weights from which on the network's answers are symptoms: healthy runs keep below 2, a learning rate a
+hundred times too high makes 13 and more."""
 
 
 @dataclass(frozen=True)
@@ -165,10 +168,22 @@ class Patient:
         """DRAWN samples as `sample` draws them."""
         return self.drawn()
 
+    @cached_property
+    def growth(self) -> float:
+        """How many times as large as before the first step a layer is: the median of those that did not begin at 0."""
+        start, _ = learner(self.config, self.card, torch.device("cpu"))
+        before, now = (
+            torch.stack([weight.detach().cpu().double().norm() for weight in network.parameters()])
+            for network in (start, self.denoiser)
+        )
+        return (now / before)[before > 0].median().item()
+
     def lacks(self, need: str) -> str | None:
         """Why there is nothing to look at for a diagnosis that needs this, or None."""
+        bad = "its weights are not finite" if self.model is None else None
         return {
-            "network": "its weights are not finite" if self.model is None else None,
+            "weights": bad,
+            "network": bad or ("its weights ran away" if self.growth > RUNAWAY else None),
             "data": "the data could not be had" if self.images is None else None,
             "unseen images": None if self.images is not None and self.split[1] is not None else "no images are unseen",
             "checkpoint": None if self.checkpoint is not None else "there is no checkpoint of its training",
@@ -310,6 +325,8 @@ def non_finite(patient: Patient) -> Finding:
     for name, tensor in kept.items():
         if not tensor.isfinite().all():
             return Finding(MOST, f"{name} of the last checkpoint holds NaN or infinity", NON_FINITE_MEND)
+    if patient.growth > RUNAWAY:
+        raise Unknown("its weights ran away")
     found: list[str] = []
 
     def hook(name: str):
@@ -325,7 +342,7 @@ def non_finite(patient: Patient) -> Finding:
         images = patient.images
         x0 = torch.zeros(8, *patient.card.shape) if images is None else to_unit(images.pixels[:8])
         cond = torch.arange(len(x0)) % patient.card.classes if patient.card.classes else None
-        for number, level in enumerate(LEVELS[::3]):
+        for number, level in enumerate(LEVELS):
             t = patient.denoiser.schedule.time_of(level[None])
             alpha = patient.denoiser.schedule.alpha(t).item()
             x = alpha * noised(x0, level.item(), number)
@@ -384,11 +401,9 @@ def ema_bad(patient: Patient) -> Finding:
 def diverged(patient: Patient) -> Finding:
     """Did the weights run away, or the loss rise again after it had fallen?
 
-    A learning rate that is too high throws the weights far from where they began, and their norm grows many times: in
-    healthy runs up to three times.
+    A learning rate that is too high throws all the weights far from where they began. The median layer's growth is
+    measured: a single layer that is damaged says nothing of the learning rate.
     """
-    start, _ = learner(patient.config, patient.card, torch.device("cpu"))
-    growth = norm(patient.denoiser) / norm(start)
     rise, said = 1.0, ""
     losses = torch.tensor([loss for _, loss in patient.log], dtype=torch.float64)
     if len(losses) >= 10 and losses.isfinite().all():
@@ -396,15 +411,10 @@ def diverged(patient: Patient) -> Finding:
         rise = (mean[-1] / mean.min()).item()
         said = f", and the loss ended at {mean[-1]:.3g} after {mean.min():.3g}"
     return Finding(
-        max(growth / 5, (rise - 1) / 0.5),
-        f"the weights are {growth:.2f} times as large as before the first step{said}",
+        max(patient.growth / RUNAWAY, (rise - 1) / 0.5),
+        f"the weights are {patient.growth:.2f} times as large as before the first step{said}",
         f"train anew with a lower learning rate: --set lr={patient.config.lr / 10:.2g}",
     )
-
-
-def norm(module: nn.Module) -> float:
-    """Euclidean norm of all weights together."""
-    return math.sqrt(sum(weight.double().square().sum().item() for weight in module.parameters()))
 
 
 def under_trained(patient: Patient) -> Finding:
@@ -634,7 +644,7 @@ DIAGNOSES: dict[str, Diagnosis] = {
     "raw good but EMA bad": Diagnosis(
         "is the average as good as the weights?", ema_bad, ("network", "checkpoint", "data")
     ),
-    "learning rate too high": Diagnosis("are weights and loss where they should be?", diverged, ("network",)),
+    "learning rate too high": Diagnosis("are weights and loss where they should be?", diverged, ("weights",)),
     "trained too little": Diagnosis("is it learning?", under_trained, ("network", "data")),
     "over-fitting": Diagnosis("are unseen images as easy?", over_fitting, ("network", "unseen images")),
     "copies": Diagnosis("are the samples copies?", copies, ("network", "data")),
