@@ -80,6 +80,15 @@ def test_weights_that_all_ran_away_say_the_learning_rate_and_one_damaged_layer_d
     assert report.unknown["first layer that is not finite"] == report.unknown["over-fitting"] == "its weights ran away"
 
 
+def test_a_long_run_may_walk_further(patient):
+    """Ten times as large is too much after twenty steps, and not after 45,000, where a healthy run made 4.3."""
+    with torch.no_grad():
+        for weight in patient.denoiser.parameters():
+            weight.mul_(10)
+    assert patient.runaway > 1.5
+    assert replace(patient, model=replace(patient.model, step=45_000)).runaway < 0.5
+
+
 def test_the_age_of_the_average_is_its_place_on_the_way(patient):
     """Half of the first weights in the average is half the way back."""
     from simple_diffusion.doctor import ema_age

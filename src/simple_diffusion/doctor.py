@@ -41,8 +41,8 @@ MIDDLE = (LEVELS > 0.15) & (LEVELS < 3)
 """The noise levels at which images take shape: below only grain is removed, above the answer is the average image."""
 MOST = 1000.0  # the largest excess: beyond it, more says no more
 RUNAWAY = 5.0
-"""Growth of the weights from which on the network's answers are symptoms: healthy runs keep below 2, a learning rate a
-hundred times too high makes 13 and more."""
+"""Growth of the weights in the first thousand steps from which on the network's answers are symptoms: healthy runs keep
+below 2, a learning rate a hundred times too high makes 13 and more."""
 
 
 @dataclass(frozen=True)
@@ -178,12 +178,18 @@ class Patient:
         )
         return (now / before)[before > 0].median().item()
 
+    @cached_property
+    def runaway(self) -> float:
+        """`growth` over its bound, which rises with the root of the steps: weights walk about as if at random."""
+        assert self.model is not None
+        return self.growth / (RUNAWAY * math.sqrt(max(self.model.step / 1000, 1.0)))
+
     def lacks(self, need: str) -> str | None:
         """Why there is nothing to look at for a diagnosis that needs this, or None."""
         bad = "its weights are not finite" if self.model is None else None
         return {
             "weights": bad,
-            "network": bad or ("its weights ran away" if self.growth > RUNAWAY else None),
+            "network": bad or ("its weights ran away" if self.runaway > 1 else None),
             "data": "the data could not be had" if self.images is None else None,
             "unseen images": None if self.images is not None and self.split[1] is not None else "no images are unseen",
             "checkpoint": None if self.checkpoint is not None else "there is no checkpoint of its training",
@@ -325,7 +331,7 @@ def non_finite(patient: Patient) -> Finding:
     for name, tensor in kept.items():
         if not tensor.isfinite().all():
             return Finding(MOST, f"{name} of the last checkpoint holds NaN or infinity", NON_FINITE_MEND)
-    if patient.growth > RUNAWAY:
+    if patient.runaway > 1:
         raise Unknown("its weights ran away")
     found: list[str] = []
 
@@ -411,7 +417,7 @@ def diverged(patient: Patient) -> Finding:
         rise = (mean[-1] / mean.min()).item()
         said = f", and the loss ended at {mean[-1]:.3g} after {mean.min():.3g}"
     return Finding(
-        max(patient.growth / RUNAWAY, (rise - 1) / 0.5),
+        max(patient.runaway, (rise - 1) / 0.5),
         f"the weights are {patient.growth:.2f} times as large as before the first step{said}",
         f"train anew with a lower learning rate: --set lr={patient.config.lr / 10:.2g}",
     )
