@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from conftest import TINY
 from faults import ends
 
 from simple_diffusion.checkpoint import MODEL_FILE
@@ -120,6 +121,16 @@ def test_data_with_other_labels_leaves_the_labels_open(patient, squares):
     report = examined(attach(patient, load_images(str(squares) + "[0,1]"), None))
     assert next(iter(report.findings)) == "other data"
     assert "labels ignored" in report.unknown
+
+
+def test_labels_of_other_data_are_not_shown_to_the_model(tmp_path, capsys):
+    """Those of ten classes of digits to a model of two, of unseen images too."""
+    assert ends(["train", "digits[0,1]", "--steps", "2", "--out", str(tmp_path / "run"), *TINY]) == 0
+    capsys.readouterr()
+    assert ends(["doctor", str(tmp_path / "run"), "--data", "digits", "--json"]) == 0
+    answer = json.loads(capsys.readouterr().out)
+    assert answer["findings"][0]["name"] == "other data"
+    assert "over-fitting" not in answer["not_looked_at"]
 
 
 def test_the_checkpoint_of_another_network_is_not_used(patient):

@@ -1,6 +1,7 @@
 """The race of samplers: who is in it, who is in front, and who is chosen."""
 
 import json
+import shutil
 from dataclasses import replace
 from types import SimpleNamespace
 
@@ -9,10 +10,12 @@ import torch
 from conftest import TINY
 from faults import ends
 
-from simple_diffusion.checkpoint import read
+from simple_diffusion.checkpoint import model_file, read, save
 from simple_diffusion.cli import main
+from simple_diffusion.commands.race import written
 from simple_diffusion.data.images import to_uint8
 from simple_diffusion.drawing import draw
+from simple_diffusion.errors import BusyError
 from simple_diffusion.evaluation import Featured, fid_of
 from simple_diffusion.lock import hold
 from simple_diffusion.racing import RACERS, Lap, choice, cost_of, drawn, drawn_by, entrants, front
@@ -97,6 +100,15 @@ def test_the_command(tmp_path, capsys):
     assert {key: getattr(after.config, key) for key in again["choice"]} == again["choice"]
     for one, other in zip(before.denoiser.parameters(), after.denoiser.parameters(), strict=True):
         assert torch.equal(one, other)
+
+
+def test_what_was_trained_meanwhile_is_not_overwritten(run_folder, tmp_path):
+    run = shutil.copytree(run_folder, tmp_path / "run")
+    model = read(run)
+    save(model_file(run), replace(model, step=model.step + 1))
+    with pytest.raises(BusyError, match="race it again"):
+        written(str(run), model)
+    assert read(run).step == model.step + 1
 
 
 def test_a_race_draws_what_sample_draws(run_folder):

@@ -6,15 +6,17 @@ import shutil
 from dataclasses import replace
 from html.parser import HTMLParser
 
+import numpy as np
 import pytest
 from conftest import TINY
 
-from simple_diffusion.checkpoint import read
+from simple_diffusion.checkpoint import model_file, read, save
 from simple_diffusion.cli import main
 from simple_diffusion.config import Config
 from simple_diffusion.data.images import to_unit
 from simple_diffusion.data.sources import load_images
 from simple_diffusion.levels import LEVELS, model_error
+from simple_diffusion.lock import hold
 from simple_diffusion.losses import loss_of_error
 from simple_diffusion.report import curves, rows_of_log, ticks, write_report
 from simple_diffusion.run import bounds_of_loss
@@ -179,6 +181,33 @@ def test_without_the_data_it_says_less(run, tmp_path, capsys):
     assert "Out of noise" in Page(run).text
 
 
+def test_other_data_than_it_was_trained_on_is_not_measured(run, tmp_path, capsys):
+    images = load_images(str(tmp_path / "squares.npz"))
+    pixels = images.pixels.permute(0, 2, 3, 1).numpy()
+    np.savez(tmp_path / "squares.npz", images=pixels, labels=(images.labels + 3 * (images.labels > 1)).numpy())
+    main(["report", str(run)])
+    assert "is not what the model was trained on any more" in capsys.readouterr().out
+    assert not (run / "levels.json").exists()
+
+
+def test_a_run_that_goes_on_stays_live_and_one_that_stopped_says_how_far_it_is(run):
+    model = read(run)
+    save(model_file(run), replace(model, step=6))
+    with hold(run):
+        main(["report", str(run)])
+        assert 'http-equiv="refresh"' in Page(run).html
+    main(["report", str(run)])
+    assert 'http-equiv="refresh"' not in Page(run).html
+    assert 'value="0.5000"' in Page(run).html
+
+
+def test_it_shows_the_precision_of_the_training(squares, tmp_path):
+    folder = tmp_path / "run"
+    main(["train", str(squares), "--steps", "2", "--precision", "fp32", "--out", str(folder), *TINY])
+    main(["report", str(folder), "--precision", "bf16"])
+    assert "precision=bf16" not in Page(folder).text
+
+
 @pytest.mark.parametrize("argv", [["report", "nowhere"], ["report", "."]])
 def test_no_run_is_one_sentence(argv, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
@@ -213,6 +242,5 @@ def test_a_log_that_was_cut_is_read_as_far_as_it_goes(tmp_path):
     assert rows_of_log(tmp_path) == [
         {"step": 1, "loss": 0.5},
         {"step": 2, "loss": 0.25, "held_out_loss": 0.3},
-        {"step": 3, "loss": 0},
     ]
     assert rows_of_log(tmp_path / "nowhere") == []

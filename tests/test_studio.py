@@ -88,6 +88,22 @@ def test_the_label_that_means_none_has_its_name_in_the_command(studio):
     assert "--label 1,none" in studio.command(replace(ASK, labels=(1, 3)))
 
 
+def test_a_class_whose_number_is_the_name_of_another_has_its_name_in_the_command(studio):
+    studio.model = replace(studio.model, card=replace(studio.model.card, class_names=("1", "2", "7")))
+    words = studio.command(ASK).split()  # of the labels 2, 0, 3; "1" is the name of class 0, and "2" of class 1
+    assert words[words.index("--label") + 1] == "7,0,none"
+
+
+def test_the_lines_say_where_and_in_what_precision_it_draws(run_folder):
+    studio = Studio(str(run_folder), None, "cpu", "bf16")
+    first, *frames, _ = studio.draw(ASK)
+    found: dict = {}
+    exec(first["code"], found)
+    assert found["model"].config.precision == "bf16"
+    assert torch.equal(found["pixels"], pixels_of(frames[-1]))
+    assert "--device cpu --precision bf16" in first["command"]
+
+
 def test_there_is_no_command_for_what_none_does(studio):
     assert [studio.command(ask) is None for ask in ASKS.values()] == [False, True, True]
 

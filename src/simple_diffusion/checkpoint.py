@@ -24,7 +24,9 @@ GUIDE = "guide."  # in front of the names of the guide's weights
 class Model:
     """A trained denoiser with the config that made it, the card of its data, and how long it trained.
 
-    guide   an early snapshot of the same training, for autoguidance, or None
+    config      its precision is what it draws in on this machine
+    guide       an early snapshot of the same training, for autoguidance, or None
+    trained_in  precision of the training, None where it is the config's
     """
 
     denoiser: Denoiser
@@ -33,11 +35,17 @@ class Model:
     step: int
     seconds: float
     guide: Denoiser | None = None
+    trained_in: str | None = None
+
+    @property
+    def training_config(self) -> Config:
+        """The config that it was trained by, whatever this machine draws in."""
+        return replace(self.config, precision=self.trained_in or self.config.precision)
 
 
 def save(path: Path, model: Model) -> None:
     """Write the model to one file, whole or not at all. Raises ResourceError."""
-    record = {"config": asdict(model.config), "card": asdict(model.card)}
+    record = {"config": asdict(model.training_config), "card": asdict(model.card)}
     record |= {"step": model.step, "seconds": round(model.seconds, 1)}
     guide = {} if model.guide is None else model.guide.state_dict()
     write_tensors(path, model.denoiser.state_dict() | {GUIDE + name: w for name, w in guide.items()}, record)
@@ -66,7 +74,8 @@ def read(path: str | Path, device: str = "auto", precision: str = "auto") -> Mod
         weights = {name: w for name, w in tensors.items() if not name.startswith(GUIDE)}
         denoiser = denoiser_of(weights, config, card, where)
         guide = {name.removeprefix(GUIDE): w for name, w in tensors.items() if name.startswith(GUIDE)}
-        model = Model(denoiser, config, card, step, seconds, denoiser_of(guide, config, card, where) if guide else None)
+        guide = denoiser_of(guide, config, card, where) if guide else None
+        model = Model(denoiser, config, card, step, seconds, guide, record["config"]["precision"])
     except (KeyError, TypeError, ValueError, RuntimeError, SimpleDiffusionError) as error:
         raise damaged(file, error) from error
     return model

@@ -240,8 +240,8 @@ def attach(patient: Patient, images: Images | None, test: Images | None) -> Pati
     if images is not None and images.shape != patient.card.shape:
         given, wanted = (" x ".join(map(str, shape)) for shape in (images.shape, patient.card.shape))
         raise DataError(f"the images are {given} (channels, height, width) and the model's {wanted}: name its data")
-    if images is not None and images.classes != patient.card.classes:
-        images = replace(images, labels=None, class_names=())  # they mean something else to this model
+    if images is not None and images.classes != patient.card.classes:  # they mean something else to this model
+        images, test = (one and replace(one, labels=None, class_names=()) for one in (images, test))
     return replace(patient, images=images, test=test)
 
 

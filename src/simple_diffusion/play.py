@@ -75,7 +75,8 @@ def app_of(studio: Studio, port: int) -> Starlette:
         "Cross-Origin-Resource-Policy": "same-origin",
         "Cache-Control": "no-store",
     }
-    hosts = {f"{host}:{port}" for host in ("127.0.0.1", "localhost")}
+    endings = (f":{port}", "") if port == 80 else (f":{port}",)  # browsers leave the usual port out
+    hosts = {host + ending for host in ("127.0.0.1", "localhost") for ending in endings}
     at_work = Lock()
 
     def check_sender(request: Request) -> None:

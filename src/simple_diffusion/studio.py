@@ -15,7 +15,7 @@ from torch import Tensor
 from .averages import averaged
 from .checkpoint import Model, read
 from .config import build_sampler
-from .data.images import to_unit
+from .data.images import class_number, to_unit
 from .editing import Known, between, repaint
 from .errors import UsageError
 from .film import Recorder, steps_shown, visible
@@ -87,8 +87,9 @@ def packed(pixels: Tensor) -> str:
 class Studio:
     """A model, and the drawings that are made from it, one after the other.
 
-    name   of a run folder or a model file
-    ema    width of the average, where another one is wanted than the model's own
+    name               of a run folder or a model file
+    ema                width of the average, where another one is wanted than the model's own
+    device, precision  as `read` takes them
 
     Raises what `read` and `averaged` do.
     """
@@ -96,6 +97,7 @@ class Studio:
     def __init__(self, name: str, ema: float | None = None, device: str = "auto", precision: str = "auto"):
         model = read(name, device, precision)
         self.name, self.ema = name, ema
+        self.where = device, precision
         self.model: Model = model if ema is None else averaged(name, model, ema)
         self.shape = model.card.shape
         self.most = max(1, min(MOST_IMAGES, MOST_PIXELS // math.prod(self.shape[1:])))
@@ -164,12 +166,20 @@ class Studio:
             return None
         words = ["simple-diffusion", "sample", self.name, "--n", str(ask.n)]
         if ask.labels:
-            classes = self.model.card.classes
-            words += ["--label", ",".join("none" if label == classes else str(label) for label in ask.labels)]
+            words += ["--label", ",".join(map(self.word_of, ask.labels))]
             words += ["--guidance", f"{ask.guidance:g}"]
         words += ["--sampler", ask.sampler, "--steps", str(ask.steps), "--seed", str(ask.seed)]
         words += [] if self.ema is None else ["--ema", f"{self.ema:g}"]
+        for option, given in zip(("--device", "--precision"), self.where, strict=True):
+            words += [] if given == "auto" else [option, given]
         return shlex.join([*words, "--out", "grid.png"])
+
+    def word_of(self, label: int) -> str:
+        """What `sample --label` takes for this label: its number, or its name where the number is another's name."""
+        names = self.model.card.class_names
+        if label == len(names):
+            return "none"
+        return str(label) if class_number(str(label), names) == label else names[label]
 
     def code(self, ask: Ask) -> str:
         """The lines of Python that draw the same, to the bit; they end with `pixels`, uint8 `[N, C, H, W]`."""
@@ -185,7 +195,8 @@ class Studio:
         lines = ["import base64"] * known + ["from dataclasses import replace", ""]
         lines += ["import numpy as np"] * known + ["import torch", ""]
         lines += [f"from simple_diffusion.{name} import {', '.join(what)}" for name, what in modules.items() if what]
-        opened = f"read({self.name!r})"
+        given = (self.name,) if self.where == ("auto", "auto") else (self.name, *self.where)
+        opened = f"read({', '.join(map(repr, given))})"
         lines += ["", f"model = {opened if self.ema is None else f'averaged({self.name!r}, {opened}, {self.ema:g})'}"]
         settings = f"guidance={float(ask.guidance)!r}, sampler={ask.sampler!r}, sampler_steps={ask.steps}"
         lines += [f"config = replace(model.config, {settings})"]
@@ -224,8 +235,8 @@ class Studio:
         began, sending, x = time.perf_counter(), 0.0, torch.empty(0)
         for step, x in enumerate(states(**arguments | {"denoiser": recorder})):
             if step in shown:
+                x, guess = x.cpu(), (recorder.x0_hat if step else torch.zeros_like(x)).cpu()  # waits for a GPU
                 paused = time.perf_counter()
-                guess = recorder.x0_hat if step else torch.zeros_like(x)
                 yield {
                     "step": step,
                     "level": sigmas[step] / alphas[step],
@@ -236,15 +247,17 @@ class Studio:
         seconds = time.perf_counter() - began - sending
         away = None
         if ask.measure and ask.sampler in SOLVERS and ask.image is None:
-            yield {"measuring": True}
-            away = distance(x.cpu(), self.fine_of(ask))
+            away = distance(x.cpu(), (yield from self.fine_of(ask)))
         yield {"seconds": round(seconds, 4), "distance": away}
 
-    def fine_of(self, ask: Ask) -> Tensor:
-        """The fine solution from the same noise; the last one is kept."""
+    def fine_of(self, ask: Ask) -> Generator[dict[str, Any], None, Tensor]:
+        """The fine solution from the same noise, a line for each of its steps; the last one is kept."""
         sampler, steps = FINE
         fine = replace(ask, sampler=sampler, steps=steps)
         if self.fine is None or self.fine[0] != fine:
-            *_, x = states(**self.arguments(fine))
-            self.fine = fine, x.cpu()
+            last = torch.empty(0)
+            for x in states(**self.arguments(fine)):
+                last = x
+                yield {"measuring": True}
+            self.fine = fine, last.cpu()
         return self.fine[1]

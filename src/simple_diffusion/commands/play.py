@@ -35,7 +35,9 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
             listener.bind((HOST, args.port))
             listener.listen()
         except OSError as error:
-            raise BusyError(f"port {args.port} is taken ({error.strerror}): add --port 0 for any free one") from None
+            raise BusyError(
+                f"port {args.port} can't be used ({error.strerror}): add --port 0 for any free one"
+            ) from None
         port = listener.getsockname()[1]
         app = app_of(Studio(args.model, args.ema, args.device, args.precision), port)
         say(args, f"{args.model} is at http://{HOST}:{port} until Ctrl-C.")

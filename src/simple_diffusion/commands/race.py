@@ -8,7 +8,7 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
-from ..errors import UsageError
+from ..errors import BusyError, UsageError
 from ..lock import hold
 from .options import command, data_of, data_options, device_options, path, png_only, say, scale, seed, whole, width
 
@@ -140,10 +140,12 @@ def samplers(args: argparse.Namespace, model, course) -> dict[str, Any]:
 
 
 def written(path: str, model) -> None:
-    """Write the model where it was read. Raises BusyError where a run is at work in its folder."""
-    from ..checkpoint import model_file, save
+    """Write the model where it was read. Raises BusyError where a run is at work in its folder, or was meanwhile."""
+    from ..checkpoint import model_file, read, save
 
     with hold(Path(path)) if Path(path).is_dir() else nullcontext():
+        if read(path).step != model.step:
+            raise BusyError(f"{path} was trained on while it raced: race it again to --write")
         save(model_file(path), model)
 
 

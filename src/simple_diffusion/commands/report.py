@@ -2,14 +2,18 @@
 
 import argparse
 import json
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from ..errors import CheckpointError, DataError
+from ..errors import BusyError, CheckpointError, DataError, SimpleDiffusionError
 from .options import command, data_options, device_options, load, path, read_as, say
 
 FILMS = 4
 """Images of the film, each of another class."""
+
+OVER = 0.99
+"""Share of its time at which a run by the clock has ended: no step begins that would end too late."""
 
 
 def add(commands: Any) -> None:
@@ -31,25 +35,39 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
     from ..evaluation import level_errors
     from ..files import write_atomic
     from ..levels import LEVELS
+    from ..lock import refuse_held
     from ..report import FILE, FILM, LEVELS_FILE, write_report
     from ..run import command_of
     from .sample import film_file
 
     model = read(folder, args.device, args.precision)
-    config, card = model.config, model.card
+    config, card = model.training_config, model.card
+    try:
+        refuse_held(folder)
+        live = False
+    except BusyError:  # it trains: a browser that follows it goes on following
+        live = True
+    progress = model.step / config.steps if config.steps else model.seconds / config.seconds
+    if not live and (progress > OVER or config.patience):
+        progress = 1.0
     labels = torch.arange(min(card.classes, FILMS)) if card.classes else None
     n = FILMS if labels is None else len(labels)
     write_atomic(folder / FILM, film_file(model, n, labels, 0, None, ".png"))
-    images = None
+    size, skip_bad = read_as(args, config)
+    images = test = None
     try:
-        images = load(args, config.data, *read_as(args, config))
-    except DataError as error:
+        images = load(args, config.data, size, skip_bad)
+        if images.fingerprint != card.fingerprint:
+            raise DataError(f"{config.data} is not what the model was trained on any more")
+        with suppress(SimpleDiffusionError):
+            test = held_out(config.data, root=args.data_root, size=size or None, skip_bad=skip_bad)
+    except SimpleDiffusionError as error:
+        images = None
         say(args, f"Without the data the page says less: {error}.")
     if images is not None:
-        size, skip_bad = read_as(args, config)
-        test = held_out(config.data, root=args.data_root, size=size or None, skip_bad=skip_bad)
         errors = {name: error.tolist() for name, error in level_errors(model.denoiser, images, test).items()}
         write_atomic(folder / LEVELS_FILE, json.dumps({"levels": LEVELS.tolist(), "errors": errors}).encode())
-    write_report(folder, config, card, command_of(config, 0 if config.steps else model.step), images=images)
+    repeats = command_of(config, 0 if config.steps or progress < 1 else model.step)
+    write_report(folder, config, card, repeats, images=images, progress=min(progress, 1.0), live=live)
     say(args, f"Report: {folder / FILE}")
     return {"run": str(folder), "report": str(folder / FILE)}
