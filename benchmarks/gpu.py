@@ -66,7 +66,7 @@ def checks(device: torch.device) -> Iterator[tuple[str, bool]]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--device", default="cuda", choices=("cuda", "cpu"))
-    parser.add_argument("--presets", nargs="+", default=list(PRESETS), choices=list(PRESETS))
+    parser.add_argument("--presets", nargs="+", default=["tiny", "small", "base", "large"], choices=list(PRESETS))
     parser.add_argument("--data", default="fashion-mnist")
     parser.add_argument("--for", dest="length", default="2min", metavar="TIME", help="of the model at the end")
     parser.add_argument("--n", type=int, default=10000, help="images drawn and scored")

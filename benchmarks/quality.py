@@ -4,7 +4,7 @@
     python benchmarks/quality.py --for 10min --seeds 3 --out wider -- --set widths=64,128
 
 What follows `--` goes to `simple-diffusion train`. Everything runs as the commands that a user types, one after the
-other; give the machine nothing else to do. OUT keeps the runs and scores.json, so that a run that was stopped goes on.
+other; give the machine nothing else to do. OUT keeps the runs and scores.json: seeds that are done are not done again.
 Intervals are 95 % over the seeds (Student's t).
 """
 
@@ -12,6 +12,7 @@ import argparse
 import json
 import os
 import platform
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -51,6 +52,7 @@ def flops_an_image(model_file: Path) -> float:
 def measured(data: str, length: str, seed: int, n: int, out: Path, options: list[str]) -> dict[str, float]:
     """Train and score one model."""
     run = out / f"seed-{seed}"
+    shutil.rmtree(run, ignore_errors=True)  # of a benchmark that was stopped
     cpu = torch.device("cpu")
     dtype = PRECISIONS[pick_precision("auto", cpu)]  # what is trained in
     peaks = [matmul_speed(dtype, cpu)]

@@ -147,7 +147,7 @@ def table(presets: list[str], precisions: list[str], seconds: float, device: tor
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--precision", nargs="+", default=list(PRECISIONS), choices=list(PRECISIONS))
-    parser.add_argument("--presets", nargs="+", default=list(PRESETS), choices=list(PRESETS))
+    parser.add_argument("--presets", nargs="+", default=["tiny", "small", "base", "large"], choices=list(PRESETS))
     parser.add_argument("--seconds", type=float, default=4.0, help="of measuring each preset's steps")
     parser.add_argument("--device", default="cpu", choices=("cpu", "cuda"))
     args = parser.parse_args()

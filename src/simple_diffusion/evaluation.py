@@ -73,7 +73,7 @@ class Score:
     against    the real images that it compares with
     value      None where n is too small; then `note` says so in a sentence
     error      standard error of the draw of the samples; the interval is value ± 1.96 errors
-    floor      the same score of unseen real images at the same count, None where there are none
+    floor      the same score of unseen real images, None where there are none; `note` says where their count is another
     """
 
     name: str
@@ -97,7 +97,8 @@ class Score:
         if self.value is None:
             return self.note
         interval = "" if self.error is None else f" ± {1.96 * self.error:.2g}"
-        floor = "" if self.floor is None else f" (real images {self.floor:.4g})"
+        at = f", {self.note}" if self.note else ""
+        floor = "" if self.floor is None else f" (real images {self.floor:.4g}{at})"
         return f"{self.value:.4g}{interval}{floor}"
 
     def __str__(self) -> str:
@@ -251,7 +252,7 @@ def evaluate(
     if fake.logits.shape[1] > 1:
         scores.append(label_score(name, fake, floor_fake))
     if samples.labels is not None and train.labels is not None and fake.logits.shape[1] == train.classes > 1:
-        # Accuracy's floor is that of unseen images, whose labels are known.
+        # Accuracy's floor is that of unseen images, whose labels are known; without any, of the training images.
         known, labels = (unseen, test.labels) if unseen is not None and test is not None else (real, train.labels)
         assert labels is not None
         scores.append(accuracy_score(name, fake, samples.labels, known, labels))
@@ -276,11 +277,12 @@ def neighbour_scores(
     floor_reals, floor_fakes = some(floor_real, few), some(floor_fake, few)
     value, error = kernel_distance(reals, fakes)
     floor, _ = kernel_distance(floor_reals, floor_fakes)
-    scores = [Score("KID", name, n, "train", value, error, floor)]
+    note = counted(few, n)
+    scores = [Score("KID", name, n, "train", value, error, floor, note)]
     errors = jackknife(lambda keep: tuple(precision_recall(reals, fakes[keep])), n, PAIR_GROUPS).tolist()
     values, floors = precision_recall(reals, fakes), precision_recall(floor_reals, floor_fakes)
     for kind, value, error, floor in zip(PrecisionRecall._fields, values, errors, floors, strict=True):
-        scores.append(Score(kind, name, n, "train", value, error, floor))
+        scores.append(Score(kind, name, n, "train", value, error, floor, note))
     return scores
 
 
@@ -297,7 +299,8 @@ def label_score(name: str, fake: Featured, floor_fake: Featured) -> Score:
         return inception_score(logits, splits=1)[0]
 
     error = jackknife(lambda keep: of(fake.logits[keep]), n, GROUPS).item()
-    return Score("IS", name, n, "", of(fake.logits), error, of(floor_fake.logits))
+    note = counted(len(floor_fake), n)
+    return Score("IS", name, n, "", of(fake.logits), error, of(floor_fake.logits), note)
 
 
 def class_scores(
@@ -310,11 +313,17 @@ def class_scores(
         mine, theirs, others = (of.eq(c) for of in (asked, train.labels, labels))
         if min(mine.sum(), theirs.sum(), others.sum()) >= 2:
             reals, fakes, floor_fakes = real[theirs], fake[mine], known[others]
+            unseen = 0 if known is real else len(fakes)  # of images against themselves FID is no floor
             scores[class_name] = [
                 accuracy_score(name, fakes, asked[mine], floor_fakes, labels[others]),
-                fid_score(name, reals, fakes, reals, floor_fakes[slice(len(fakes))]),
+                fid_score(name, reals, fakes, reals, floor_fakes[slice(unseen)]),
             ]
     return scores
+
+
+def counted(floor: int, n: int) -> str:
+    """What is said of a floor of so many images beside a score of n."""
+    return f"of n={floor}" if 1 < floor != n else ""
 
 
 def fid_score(name: str, real: Featured, fake: Featured, floor_real: Featured, floor_fake: Featured) -> Score:
@@ -325,8 +334,7 @@ def fid_score(name: str, real: Featured, fake: Featured, floor_real: Featured, f
         return Score("FID", name, n, "train", None, note=note)
     value, error = fid_and_error(real, fake)
     floor = fid_of(floor_real, floor_fake) if len(floor_fake) > 1 else None
-    note = "" if len(floor_fake) == n else f"floor at n={len(floor_fake)}"
-    return Score("FID", name, n, "train", value, error, floor, note)
+    return Score("FID", name, n, "train", value, error, floor, counted(len(floor_fake), n))
 
 
 def accuracy_score(name: str, fake: Featured, asked: Tensor, known: Featured, labels: Tensor) -> Score:

@@ -33,6 +33,8 @@ def matmul_speed(dtype: torch.dtype, device: torch.device, times: int = 4) -> fl
         a @ a
         if device.type == "cuda":  # pragma: no cover (GPU)
             torch.cuda.synchronize(device)
+        elif device.type == "mps":  # pragma: no cover (GPU)
+            torch.mps.synchronize()
         took.append(time.perf_counter() - began)
     return 2 * size**3 / median(took[2:])
 

@@ -60,7 +60,7 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
     from ..data.images import Images
     from ..data.sources import held_out
     from ..drawing import draw
-    from ..evaluation import check, labels_like, pictures
+    from ..evaluation import check, labels_for, pictures
     from ..evaluation import evaluate as score
     from ..files import write_atomic
 
@@ -87,14 +87,16 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
     if samples is None:
         assert model is not None
         n = args.n or min(10000, 2 * len(train))
-        labels = labels_like(train, n, args.seed) if model.card.classes else None
+        labels = labels_for(model.card, train, n, args.seed)
         began = time.perf_counter()
         few = min(n, 128)
         draw(model, few, None if labels is None else labels[:few], args.seed)
         estimate = (time.perf_counter() - began) * n / few
         say(args, f"Drawing {sampling_text(model, n)}: about {estimate:.0f} s.")
         began = time.perf_counter()
-        samples = Images(train.name, draw(model, n, labels, args.seed, quiet=args.json), labels, train.class_names)
+        pixels = draw(model, n, labels, args.seed, quiet=args.json)
+        known = train.class_names == model.card.class_names  # else the labels mean something else to the data
+        samples = Images(train.name, pixels, labels if known else None, train.class_names)
         seconds = time.perf_counter() - began
     elif args.n is not None:
         samples = samples[: args.n]
