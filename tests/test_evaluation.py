@@ -140,6 +140,18 @@ def test_too_few_samples_give_a_sentence_and_no_number():
     assert result.by_count is None
 
 
+def test_a_floor_of_another_count_says_so():
+    """Without unseen images the halves of the training set are the floor; of a class there is then none."""
+    samples, train, test = blobs(600, 2), blobs(800, 0), blobs(600, 1)
+    assert not any(score.note for score in evaluate(samples, train, test, extractor, "bars").scores)
+    halves = evaluate(samples, train, None, extractor, "bars")
+    for score in halves.scores:
+        assert ("of n=400)" in score.short) == (score.name != "accuracy"), score
+    for _, fid in halves.by_class.values():
+        assert fid.value is not None
+        assert fid.floor is None
+
+
 def test_among_very_few_images_no_copies_are_searched():
     """How near the nearest is, the one of rank NEIGHBOUR tells; an image of the training set is not its own."""
     for n, searched in ((NEIGHBOUR + 1, False), (NEIGHBOUR + 2, True)):
@@ -227,6 +239,21 @@ def test_the_command_scores_a_model_and_its_samples_alike(run_folder, squares, t
     precision = {result["what"]: result["extractors"][0]["scores"][2]["value"] for result in (of_run, of_data)}
     assert precision[str(squares)] == 1 > precision[str(run_folder)]
     assert of_data["extractors"][0]["copies"]["pixels"]["share"] == 1
+
+
+@pytest.mark.parametrize("classes", [0, 5])
+def test_data_of_other_classes_than_the_models(run_folder, tmp_path, classes, capsys, monkeypatch):
+    """A model of three is compared with data of none and of five, whose labels it is not shown."""
+    monkeypatch.setattr("simple_diffusion.classification.SEEN", 2 * 86 * 32**2)
+    rng = np.random.default_rng(0)
+    labels = {"labels": np.arange(100) % classes} if classes else {}
+    np.savez(tmp_path / "other.npz", images=rng.integers(0, 255, (100, 12, 16, 3), dtype=np.uint8), **labels)
+    argv = ["evaluate", str(run_folder), "--data", str(tmp_path / "other.npz"), "--n", "60", "--out", str(tmp_path)]
+    main([*argv, "--json"])
+    scores = json.loads(capsys.readouterr().out)["extractors"][0]["scores"]
+    assert "KID" in {score["name"] for score in scores}
+    assert "accuracy" not in {score["name"] for score in scores}
+    assert (tmp_path / "levels.png").exists()
 
 
 def test_some_of_the_samples_under_several_extractors(squares, tmp_path, capsys, monkeypatch):

@@ -368,6 +368,10 @@ class Card:
     def shape(self) -> tuple[int, int, int]:
         return self.channels, self.height, self.width
 
+    def in_own_classes(self, images: Images) -> Images:
+        """The images, without labels where these are of other classes and would mean something else to the model."""
+        return images if images.class_names == self.class_names else replace(images, labels=None, class_names=())
+
 
 def memory_format(config: Config) -> torch.memory_format:
     """The layout of four-dimensional tensors."""

@@ -169,12 +169,17 @@ class Patient:
         return self.drawn()
 
     @cached_property
+    def start(self) -> Denoiser:
+        """The weights before the first step, which follow from the seed, on the CPU."""
+        denoiser, _ = learner(self.config, self.card, torch.device("cpu"))
+        return denoiser
+
+    @cached_property
     def growth(self) -> float:
         """How many times as large as before the first step a layer is: the median of those that did not begin at 0."""
-        start, _ = learner(self.config, self.card, torch.device("cpu"))
         before, now = (
             torch.stack([weight.detach().cpu().double().norm() for weight in network.parameters()])
-            for network in (start, self.denoiser)
+            for network in (self.start, self.denoiser)
         )
         return (now / before)[before > 0].median().item()
 
@@ -240,8 +245,7 @@ def attach(patient: Patient, images: Images | None, test: Images | None) -> Pati
     if images is not None and images.shape != patient.card.shape:
         given, wanted = (" x ".join(map(str, shape)) for shape in (images.shape, patient.card.shape))
         raise DataError(f"the images are {given} (channels, height, width) and the model's {wanted}: name its data")
-    if images is not None and images.classes != patient.card.classes:  # they mean something else to this model
-        images, test = (one and replace(one, labels=None, class_names=()) for one in (images, test))
+    images, test = (None if one is None else patient.card.in_own_classes(one) for one in (images, test))
     return replace(patient, images=images, test=test)
 
 
@@ -331,8 +335,8 @@ def non_finite(patient: Patient) -> Finding:
     for name, tensor in kept.items():
         if not tensor.isfinite().all():
             return Finding(MOST, f"{name} of the last checkpoint holds NaN or infinity", NON_FINITE_MEND)
-    if patient.runaway > 1:
-        raise Unknown("its weights ran away")
+    if lost := patient.lacks("network"):
+        raise Unknown(lost)
     found: list[str] = []
 
     def hook(name: str):
@@ -373,10 +377,9 @@ def ema_age(patient: Patient) -> Finding:
     The average lies between there and where training is now: its place on that line, 0 at the newest weights. A
     memory of 5 % of the run leaves a few hundredths; the bound is a quarter, one part of the old in three of the new.
     """
-    start, _ = learner(patient.config, patient.card, torch.device("cpu"))
     whole = part = 0.0
     kept = dict(patient.average.named_parameters())
-    before = dict(start.named_parameters())
+    before = dict(patient.start.named_parameters())
     for name, now in patient.raw.named_parameters():
         way = before[name].to(now) - now
         whole += way.square().sum().item()

@@ -380,7 +380,7 @@ def labels_like(train: Images, n: int, seed: int) -> Tensor:
 
 def labels_for(card: Card, images: Images, n: int, seed: int) -> Tensor | None:
     """Labels to ask a model for: as in the data, if its classes are the model's, else in turn; None without classes."""
-    if images.labels is not None and images.class_names == card.class_names:
+    if card.in_own_classes(images).labels is not None:
         return labels_like(images, n, seed)
     return torch.arange(n) % card.classes if card.classes else None
 
@@ -395,7 +395,9 @@ def pictures(
         rows = zip(samples.pixels[closest].split(10), train.pixels[copies.nearest[closest]].split(10), strict=True)
         files[f"closest-in-{space}.png"] = png(grid(torch.cat([half for row in rows for half in row]), 10))
     if model is not None:
-        files["levels.png"] = level_curves(LEVELS, level_errors(model.denoiser, train, test))
+        told = model.card.in_own_classes
+        errors = level_errors(model.denoiser, told(train), None if test is None else told(test))
+        files["levels.png"] = level_curves(LEVELS, errors)
     return files
 
 
