@@ -24,6 +24,7 @@ from simple_diffusion.denoiser import Denoiser
 from simple_diffusion.hardware import PRECISIONS, pick_device
 from simple_diffusion.run import start_training
 from simple_diffusion.samplers import sample
+from simple_diffusion.sizing import SIZES
 
 STEPS = 20
 
@@ -66,7 +67,7 @@ def checks(device: torch.device) -> Iterator[tuple[str, bool]]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--device", default="cuda", choices=("cuda", "cpu"))
-    parser.add_argument("--presets", nargs="+", default=["tiny", "small", "base", "large"], choices=list(PRESETS))
+    parser.add_argument("--presets", nargs="+", default=list(SIZES["cpu"]), choices=list(PRESETS))
     parser.add_argument("--data", default="fashion-mnist")
     parser.add_argument("--for", dest="length", default="2min", metavar="TIME", help="of the model at the end")
     parser.add_argument("--n", type=int, default=10000, help="images drawn and scored")

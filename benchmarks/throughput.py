@@ -24,7 +24,7 @@ from simple_diffusion.drawing import together
 from simple_diffusion.hardware import PRECISIONS, pick_device
 from simple_diffusion.run import start_training
 from simple_diffusion.samplers import samples
-from simple_diffusion.sizing import matmul_speed
+from simple_diffusion.sizing import SIZES, matmul_speed
 
 KINDS = {  # what an operation's name begins with -> the kind of work it is
     "convolution": ("aten::mkldnn_conv", "aten::convolution_back", "aten::cudnn_conv", "aten::_slow_conv"),
@@ -147,7 +147,7 @@ def table(presets: list[str], precisions: list[str], seconds: float, device: tor
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--precision", nargs="+", default=list(PRECISIONS), choices=list(PRECISIONS))
-    parser.add_argument("--presets", nargs="+", default=["tiny", "small", "base", "large"], choices=list(PRESETS))
+    parser.add_argument("--presets", nargs="+", default=list(SIZES["cpu"]), choices=list(PRESETS))
     parser.add_argument("--seconds", type=float, default=4.0, help="of measuring each preset's steps")
     parser.add_argument("--device", default="cpu", choices=("cpu", "cuda"))
     args = parser.parse_args()

@@ -7,6 +7,9 @@ from .config import Config
 from .ranks import largest, rank
 from .training import LEARNING_RATES
 
+MOST_RESERVE = 0.03
+"""Share of a run by the clock that may be kept for what follows the last step: it may end so much early."""
+
 
 @dataclass
 class Budget:
@@ -30,8 +33,8 @@ class Budget:
         return self.before + time.perf_counter() - self.started
 
     def expect(self, seconds: float) -> None:
-        """Keep so much in reserve, but never more than would end the run early by over 3 %."""
-        self.reserve = min(seconds, 0.03 * self.config.seconds)
+        """Keep so much in reserve, but never more than MOST_RESERVE of the run."""
+        self.reserve = min(seconds, MOST_RESERVE * self.config.seconds)
 
     def lr(self, step: int) -> float:
         """The learning rate of the step that comes next."""

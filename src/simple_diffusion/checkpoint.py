@@ -74,8 +74,8 @@ def read(path: str | Path, device: str = "auto", precision: str = "auto") -> Mod
         weights = {name: w for name, w in tensors.items() if not name.startswith(GUIDE)}
         denoiser = denoiser_of(weights, config, card, where)
         guide = {name.removeprefix(GUIDE): w for name, w in tensors.items() if name.startswith(GUIDE)}
-        guide = denoiser_of(guide, config, card, where) if guide else None
-        model = Model(denoiser, config, card, step, seconds, guide, record["config"]["precision"])
+        early = denoiser_of(guide, config, card, where) if guide else None
+        model = Model(denoiser, config, card, step, seconds, early, record["config"]["precision"])
     except (KeyError, TypeError, ValueError, RuntimeError, SimpleDiffusionError) as error:
         raise damaged(file, error) from error
     return model

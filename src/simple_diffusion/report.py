@@ -156,8 +156,7 @@ def rows_of_log(folder: Path) -> list[dict[str, float]]:
     with suppress(OSError):
         for row in csv.DictReader(io.StringIO((folder / LOG).read_text(errors="replace"))):
             with suppress(ValueError, TypeError):
-                if None not in row and None not in row.values():
-                    rows.append({name: float(cell) for name, cell in row.items() if cell})
+                rows.append({name: float(cell) for name, cell in row.items() if cell != ""})
     return rows
 
 

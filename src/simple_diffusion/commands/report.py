@@ -12,9 +12,6 @@ from .options import command, data_options, device_options, load, path, read_as,
 FILMS = 4
 """Images of the film, each of another class."""
 
-OVER = 0.99
-"""Share of its time at which a run by the clock has ended: no step begins that would end too late."""
-
 
 def add(commands: Any) -> None:
     sub = command(commands, "report", run, "one page about a run: pictures, curves, scores, data and settings")
@@ -30,6 +27,7 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
 
     import torch
 
+    from ..budget import MOST_RESERVE
     from ..checkpoint import read
     from ..data.sources import held_out
     from ..evaluation import level_errors
@@ -48,7 +46,8 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
     except BusyError:  # it trains: a browser that follows it goes on following
         live = True
     progress = model.step / config.steps if config.steps else model.seconds / config.seconds
-    if not live and (progress > OVER or config.patience):
+    ended = 1.0 if config.steps else 1 - MOST_RESERVE
+    if not live and (progress >= ended or config.patience):
         progress = 1.0
     labels = torch.arange(min(card.classes, FILMS)) if card.classes else None
     n = FILMS if labels is None else len(labels)
