@@ -23,13 +23,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from simple_diffusion import run as runs
-from simple_diffusion.cli import main
-from simple_diffusion.commands import train as train_command
+from simple_diffusion.cli import train as train_command
+from simple_diffusion.cli.main import main
 from simple_diffusion.data.digits import digits
 from simple_diffusion.data.sources import load_images
-from simple_diffusion.doctor import Report, attach, examined, gathered
-from simple_diffusion.files import read_tensors, write_tensors
+from simple_diffusion.doctor.examine import Report, examined
+from simple_diffusion.doctor.patient import attach, gathered
+from simple_diffusion.run import trainer as runs
+from simple_diffusion.system.files import read_tensors, write_tensors
 
 STEPS = 300
 SMALL = {"widths": "16,32", "blocks": "1,1", "batch": "32", "lr": "4e-3", "held_out": "0.1", "sampler": "dpmpp"}

@@ -19,12 +19,15 @@ from quality import command
 from throughput import noise_images, table
 from torch import Tensor
 
-from simple_diffusion.config import PRESETS, Card, Config, build_sampler
+from simple_diffusion.data.info import Card
 from simple_diffusion.denoiser import Denoiser
-from simple_diffusion.hardware import PRECISIONS, pick_device
-from simple_diffusion.run import start_training
-from simple_diffusion.samplers import sample
-from simple_diffusion.sizing import SIZES
+from simple_diffusion.model.build import build_sampler
+from simple_diffusion.model.config import Config
+from simple_diffusion.model.presets import PRESETS
+from simple_diffusion.run.estimate import SIZES
+from simple_diffusion.run.steps import start_training
+from simple_diffusion.sampling import sample
+from simple_diffusion.system.device import PRECISIONS, pick_device
 
 STEPS = 20
 

@@ -92,17 +92,20 @@ def task(training: str, seed: int, steps: int, n: int, data: str) -> dict[str, d
     """Train one model, and score every rung that is drawn from it: rung -> score -> value."""
     import torch
 
-    from simple_diffusion.budget import Budget
-    from simple_diffusion.checkpoint import Model
-    from simple_diffusion.config import PRESETS, Card, Config, fitted
+    from simple_diffusion.data.info import Card
     from simple_diffusion.data.sources import load_images
-    from simple_diffusion.drawing import draw
     from simple_diffusion.ema import EMA
-    from simple_diffusion.evaluation import Featured, featured, labels_like
-    from simple_diffusion.extractors import extractor_for
-    from simple_diffusion.metrics import frechet_distance, kernel_distance, precision_recall
+    from simple_diffusion.evaluation.extractors import extractor_for
+    from simple_diffusion.evaluation.features import Featured, featured
+    from simple_diffusion.evaluation.metrics import frechet_distance, kernel_distance, precision_recall
+    from simple_diffusion.evaluation.scores import labels_like
+    from simple_diffusion.model.config import Config, fitted
+    from simple_diffusion.model.generate import draw
+    from simple_diffusion.model.model_file import Model
+    from simple_diffusion.model.presets import PRESETS
     from simple_diffusion.randomness import permutation
-    from simple_diffusion.run import decay_of, start_training
+    from simple_diffusion.run.budget import Budget
+    from simple_diffusion.run.steps import decay_of, start_training
 
     torch.set_num_threads(1)
     settings, labelled = TRAININGS[training]
@@ -151,7 +154,7 @@ def main() -> None:
     options.add_argument("--out", type=Path, default=Path("docs"))
     args = options.parse_args()
 
-    from simple_diffusion.files import write_atomic
+    from simple_diffusion.system.files import write_atomic
 
     images = args.out / "images"
     images.mkdir(parents=True, exist_ok=True)

@@ -16,9 +16,9 @@ from torch import Tensor
 
 from simple_diffusion.data.images import Images, to_uint8, to_unit
 from simple_diffusion.data.sources import load_images
-from simple_diffusion.evaluation import NEIGHBOURS, Featured, featured
-from simple_diffusion.extractors import extractor_for
-from simple_diffusion.metrics import frechet_distance, inception_score, kernel_distance, precision_recall
+from simple_diffusion.evaluation.extractors import extractor_for
+from simple_diffusion.evaluation.features import NEIGHBOURS, Featured, featured
+from simple_diffusion.evaluation.metrics import frechet_distance, inception_score, kernel_distance, precision_recall
 from simple_diffusion.randomness import permutation
 
 

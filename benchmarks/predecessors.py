@@ -23,10 +23,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from simple_diffusion.denoiser import Denoiser
-from simple_diffusion.hardware import DEVICES, PRECISIONS, pick_device, pick_precision
 from simple_diffusion.losses import denoising_loss
 from simple_diffusion.randomness import Draws
 from simple_diffusion.schedules import Discrete
+from simple_diffusion.system.device import DEVICES, PRECISIONS, pick_device, pick_precision
 from simple_diffusion.targets import noise
 
 NETWORKS = {  # name -> module, class, published setting, number of labels

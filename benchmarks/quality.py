@@ -23,11 +23,12 @@ import torch
 from intervals import T95, interval
 from throughput import flops_of
 
-from simple_diffusion.checkpoint import read
 from simple_diffusion.data.images import Images
-from simple_diffusion.hardware import PRECISIONS, pick_precision
-from simple_diffusion.run import MODEL_FILE, start_training
-from simple_diffusion.sizing import matmul_speed
+from simple_diffusion.model.model_file import read
+from simple_diffusion.run.estimate import matmul_speed
+from simple_diffusion.run.steps import start_training
+from simple_diffusion.run.trainer import MODEL_FILE
+from simple_diffusion.system.device import PRECISIONS, pick_precision
 
 
 def command(*words: str) -> dict[str, Any]:

@@ -10,12 +10,13 @@ from functools import partial
 
 import torch
 
-from simple_diffusion.checkpoint import read
-from simple_diffusion.config import build_sampler
 from simple_diffusion.data.images import to_unit
 from simple_diffusion.data.sources import held_out
-from simple_diffusion.editing import Known, repaint
-from simple_diffusion.samplers import SAMPLERS, karras_grid, states
+from simple_diffusion.inpainting import Known, repaint
+from simple_diffusion.model.build import build_sampler
+from simple_diffusion.model.model_file import read
+from simple_diffusion.samplers import SAMPLERS, karras_grid
+from simple_diffusion.sampling import states
 
 COUNT = 60
 

@@ -18,13 +18,16 @@ import torch
 from torch.profiler import ProfilerActivity, profile
 from torch.utils.flop_counter import FlopCounterMode
 
-from simple_diffusion.config import PRESETS, Card, Config, build_sampler
 from simple_diffusion.data.images import Images
-from simple_diffusion.drawing import together
-from simple_diffusion.hardware import PRECISIONS, pick_device
-from simple_diffusion.run import start_training
-from simple_diffusion.samplers import samples
-from simple_diffusion.sizing import SIZES, matmul_speed
+from simple_diffusion.data.info import Card
+from simple_diffusion.model.build import build_sampler
+from simple_diffusion.model.config import Config
+from simple_diffusion.model.generate import together
+from simple_diffusion.model.presets import PRESETS
+from simple_diffusion.run.estimate import SIZES, matmul_speed
+from simple_diffusion.run.steps import start_training
+from simple_diffusion.sampling import samples
+from simple_diffusion.system.device import PRECISIONS, pick_device
 
 KINDS = {  # what an operation's name begins with -> the kind of work it is
     "convolution": ("aten::mkldnn_conv", "aten::convolution_back", "aten::cudnn_conv", "aten::_slow_conv"),

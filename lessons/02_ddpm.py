@@ -67,7 +67,7 @@ show(torch.cat(rows), columns=8, title="steps 1, 10, 20, 40, 70 and 100 of 100")
 # Algorithm 1: take an image, a random step and random noise; let the network guess the noise in the mixture; correct
 # it by the squared error. That is `denoising_loss` with times on the table's steps (`on_steps`). The network is a
 # small U-Net, lesson 3's subject. `fit` is a loop around it, ten lines long:
-# [`fitting.py`](../src/simple_diffusion/fitting.py).
+# [`training.py`](../src/simple_diffusion/training.py).
 
 
 # %%

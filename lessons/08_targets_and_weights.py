@@ -21,7 +21,7 @@ import matplotlib.pyplot as plt
 import torch
 
 import simple_diffusion as sd
-from simple_diffusion.levels import LEVELS, model_error
+from simple_diffusion.denoising_error import LEVELS, model_error
 from simple_diffusion.targets import TARGETS
 
 FAST = bool(os.environ.get("FAST"))  # seconds instead of minutes, for the tests

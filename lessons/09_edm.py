@@ -19,7 +19,7 @@ import matplotlib.pyplot as plt
 import torch
 
 import simple_diffusion as sd
-from simple_diffusion.levels import LEVELS, model_error
+from simple_diffusion.denoising_error import LEVELS, model_error
 
 FAST = bool(os.environ.get("FAST"))  # seconds instead of minutes, for the tests
 STEPS, COUNT = (4, 64) if FAST else (1000, 512)

@@ -6,8 +6,9 @@
 # one on digits or Fashion-MNIST find it here), then write down the scores, and then damage real images in ways that we
 # know, to find out which score notices what. No diffusion model is needed to learn how far to trust a number.
 #
-# Files: [`classification.py`](../src/simple_diffusion/classification.py),
-# [`metrics.py`](../src/simple_diffusion/metrics.py), and [the manual of the numbers](../docs/evaluation.md).
+# Files: [`evaluation/classifier.py`](../src/simple_diffusion/evaluation/classifier.py),
+# [`evaluation/metrics.py`](../src/simple_diffusion/evaluation/metrics.py), and
+# [the manual of the numbers](../docs/evaluation.md).
 
 # %%
 import os
@@ -17,8 +18,14 @@ import torch
 import torch.nn.functional as F
 
 import simple_diffusion as sd
-from simple_diffusion.classification import infer
-from simple_diffusion.metrics import Moments, frechet_by_count, frechet_distance, inception_score, precision_recall
+from simple_diffusion.evaluation.classifier import infer
+from simple_diffusion.evaluation.metrics import (
+    Moments,
+    frechet_by_count,
+    frechet_distance,
+    inception_score,
+    precision_recall,
+)
 
 FAST = bool(os.environ.get("FAST"))  # seconds instead of minutes, for the tests
 TRAINED_ON, EPOCHS, REAL, COUNT, MOST = (200, 1, 256, 64, 128) if FAST else (5000, 3, 5000, 512, 4096)

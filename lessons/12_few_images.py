@@ -2,10 +2,11 @@
 # # 12 · Few images: learnt, or learnt by heart?
 #
 # A diffusion model that is trained long enough on few images draws these images. That is no accident: the denoiser with
-# the lowest training loss knows nothing else (`memorised_error` in [`levels.py`](../src/simple_diffusion/levels.py)).
-# Here we watch a network become it, find its copies, and then keep it from that.
+# the lowest training loss knows nothing else (`memorised_error` in
+# [`denoising_error.py`](../src/simple_diffusion/denoising_error.py)). Here we watch a network become it, find its copies,
+# and then keep it from that.
 #
-# Files: [`copies.py`](../src/simple_diffusion/copies.py) finds copies,
+# Files: [`evaluation/memorization.py`](../src/simple_diffusion/evaluation/memorization.py) finds copies,
 # [`validation.py`](../src/simple_diffusion/validation.py) measures a loss on unseen images,
 # [`augmentation.py`](../src/simple_diffusion/augmentation.py) has the cure.
 
@@ -19,7 +20,7 @@ import matplotlib.pyplot as plt
 import torch
 
 import simple_diffusion as sd
-from simple_diffusion.copies import Copies, find_copies
+from simple_diffusion.evaluation.memorization import Copies, find_copies
 from simple_diffusion.validation import HeldOut
 
 FAST = bool(os.environ.get("FAST"))  # seconds instead of minutes, for the tests

@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 import torch
 
-from simple_diffusion import forecast
-from simple_diffusion.cli import main
-from simple_diffusion.commands import train
+from simple_diffusion.cli import train
+from simple_diffusion.cli.main import main
+from simple_diffusion.run import estimate as forecast
 
 torch.set_num_threads(1)  # small tensors: threads would only wait for each other
 os.environ["OMP_NUM_THREADS"] = "1"  # the same for commands in processes of their own

@@ -15,10 +15,12 @@ from unittest.mock import patch
 import pytest
 import torch
 
-from simple_diffusion import files, log, run
-from simple_diffusion.checkpoint import read
-from simple_diffusion.cli import main
-from simple_diffusion.state import latest
+from simple_diffusion.cli.main import main
+from simple_diffusion.model.model_file import read
+from simple_diffusion.run import log
+from simple_diffusion.run import trainer as run
+from simple_diffusion.run.checkpoint import latest
+from simple_diffusion.system import files
 
 # --- running a command, here or in a child ---------------------------------------------------------------------------
 

@@ -12,11 +12,15 @@ import torch
 from safetensors.torch import load
 from safetensors.torch import save as packed
 
-from simple_diffusion import checkpoint, extractors, state
-from simple_diffusion.config import Card, Config, build
+from simple_diffusion.data.info import Card
 from simple_diffusion.ema import EMA
+from simple_diffusion.evaluation import extractors
+from simple_diffusion.model import model_file as checkpoint
+from simple_diffusion.model.build import build
+from simple_diffusion.model.config import Config
 from simple_diffusion.networks.classifier import Classifier
 from simple_diffusion.optimizers import adamw
+from simple_diffusion.run import checkpoint as state
 
 
 class Parts(NamedTuple):

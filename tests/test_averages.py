@@ -7,12 +7,12 @@ import pytest
 from conftest import TINY
 from faults import ends, fails, stopped_after, tree
 
-from simple_diffusion.averages import averaged, forget_after, keep, kept, widths_of
-from simple_diffusion.checkpoint import read
-from simple_diffusion.cli import main
-from simple_diffusion.config import Config
+from simple_diffusion.cli.main import main
 from simple_diffusion.errors import CheckpointError, UsageError
-from simple_diffusion.files import read_tensors, write_tensors
+from simple_diffusion.model.config import Config
+from simple_diffusion.model.model_file import read
+from simple_diffusion.model.posthoc_ema import averaged, forget_after, keep, kept, widths_of
+from simple_diffusion.system.files import read_tensors, write_tensors
 
 STEPS = 100
 

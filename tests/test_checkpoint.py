@@ -10,10 +10,12 @@ from model_files import good_files
 from safetensors.torch import load_file, save_file
 
 from simple_diffusion import load
-from simple_diffusion.checkpoint import Model, read, save
-from simple_diffusion.config import Card, Config, build
+from simple_diffusion.data.info import Card
 from simple_diffusion.errors import CheckpointError, ResourceError, UsageError
-from simple_diffusion.files import write_tensors
+from simple_diffusion.model.build import build
+from simple_diffusion.model.config import Config
+from simple_diffusion.model.model_file import Model, read, save
+from simple_diffusion.system.files import write_tensors
 
 
 def record(path) -> dict:
@@ -125,7 +127,7 @@ def test_a_full_disk_leaves_the_old_file(run_folder, tmp_path, monkeypatch):
     def full(descriptor: int) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("simple_diffusion.files.os.fsync", full)
+    monkeypatch.setattr("simple_diffusion.system.files.os.fsync", full)
     with pytest.raises(ResourceError, match="No space left"):
         save(path, model)
     assert path.read_bytes() == before

@@ -11,8 +11,13 @@ import pytest
 import torch
 from torch import nn
 
-from simple_diffusion import classification, extractors
-from simple_diffusion.classification import (
+from simple_diffusion.cli.main import main
+from simple_diffusion.data.images import Images, to_unit
+from simple_diffusion.data.sources import load_images
+from simple_diffusion.errors import CheckpointError, DataError, DivergedError, ResourceError
+from simple_diffusion.evaluation import classifier as classification
+from simple_diffusion.evaluation import extractors
+from simple_diffusion.evaluation.classifier import (
     Report,
     accuracy,
     infer,
@@ -24,11 +29,7 @@ from simple_diffusion.classification import (
     split,
     train_classifier,
 )
-from simple_diffusion.cli import main
-from simple_diffusion.data.images import Images, to_unit
-from simple_diffusion.data.sources import load_images
-from simple_diffusion.errors import CheckpointError, DataError, DivergedError, ResourceError
-from simple_diffusion.extractors import (
+from simple_diffusion.evaluation.extractors import (
     Extractor,
     extractor_for,
     make_extractor,

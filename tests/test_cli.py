@@ -18,10 +18,12 @@ from PIL import Image
 
 import simple_diffusion
 from simple_diffusion import load, samples
-from simple_diffusion.checkpoint import read
-from simple_diffusion.cli import COMMANDS, main
-from simple_diffusion.config import PRESETS, Config, build_loss, build_sampler
+from simple_diffusion.cli.main import COMMANDS, main
 from simple_diffusion.data.sources import load_images
+from simple_diffusion.model.build import build_loss, build_sampler
+from simple_diffusion.model.config import Config
+from simple_diffusion.model.model_file import read
+from simple_diffusion.model.presets import PRESETS
 from simple_diffusion.validation import HeldOut, keep_out
 
 
@@ -53,7 +55,7 @@ def tree(folder: Path) -> dict[str, bytes]:
 
 def test_help_does_not_wait_for_torch():
     code = (
-        "import sys\nfrom simple_diffusion.cli import main\n"
+        "import sys\nfrom simple_diffusion.cli.main import main\n"
         "try: main(['train', '--help'])\nexcept SystemExit: pass\n"
         "assert 'torch' not in sys.modules and 'numpy' not in sys.modules"
     )

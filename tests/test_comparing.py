@@ -10,11 +10,11 @@ import torch
 from conftest import TINY
 from faults import ends
 
-from simple_diffusion.checkpoint import MODEL_FILE, read, save
-from simple_diffusion.cli import main
-from simple_diffusion.comparing import Difference, conclusion, differences
+from simple_diffusion.cli.main import main
 from simple_diffusion.errors import DataError
-from simple_diffusion.evaluation import Featured
+from simple_diffusion.evaluation.features import Featured
+from simple_diffusion.evaluation.paired import Difference, conclusion, differences
+from simple_diffusion.model.model_file import MODEL_FILE, read, save
 from simple_diffusion.randomness import permutation
 
 WIDTH, CLASSES = 4, 3

@@ -4,9 +4,10 @@ import pytest
 import torch
 
 from simple_diffusion.augmentation import identity, symmetries
-from simple_diffusion.copies import find_copies, nearest
 from simple_diffusion.errors import DataError
-from simple_diffusion.samplers import karras_grid, sample
+from simple_diffusion.evaluation.memorization import find_copies, nearest
+from simple_diffusion.samplers import karras_grid
+from simple_diffusion.sampling import sample
 from simple_diffusion.schedules import Karras
 
 

@@ -3,7 +3,6 @@
 import pytest
 import torch
 
-from simple_diffusion.cores import on_all_cores, on_one_core
 from simple_diffusion.data.batches import Batch
 from simple_diffusion.denoiser import Denoiser
 from simple_diffusion.guidance import drop_labels
@@ -12,6 +11,7 @@ from simple_diffusion.networks.dropout import Dropout, dropout_seed
 from simple_diffusion.networks.unet import UNet
 from simple_diffusion.randomness import Draws
 from simple_diffusion.schedules import Karras
+from simple_diffusion.system.threads import on_all_cores, on_one_core
 from simple_diffusion.targets import velocity
 from simple_diffusion.training import backward
 

@@ -61,7 +61,7 @@ def nowhere(tmp_path, monkeypatch):
     monkeypatch.delenv("SIMPLE_DIFFUSION_DATA", raising=False)
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     monkeypatch.setattr(idx, "SYSTEM", tmp_path / "system")
-    monkeypatch.setattr("simple_diffusion.files.sys.platform", "linux")
+    monkeypatch.setattr("simple_diffusion.system.files.sys.platform", "linux")
 
     def refuse(urls, path, sha256):
         raise DataError(f"download to {path}")

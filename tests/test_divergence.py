@@ -11,11 +11,11 @@ from conftest import TINY
 from faults import after_step, assert_equal, assert_same_run, ends, fails, stopped_after
 from PIL import Image
 
-import simple_diffusion.run as run
-from simple_diffusion.checkpoint import read
+import simple_diffusion.run.trainer as run
 from simple_diffusion.data.sources import load_images
+from simple_diffusion.model.model_file import read
 from simple_diffusion.randomness import permutation
-from simple_diffusion.state import latest
+from simple_diffusion.run.checkpoint import latest
 from simple_diffusion.validation import keep_out
 
 STEPS, BATCH, COUNT = 10, 16, 40

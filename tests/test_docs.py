@@ -19,9 +19,12 @@ from typing import Any
 import pytest
 
 import simple_diffusion as sd
-from simple_diffusion import augmentation, explain, guidance, losses, metrics, samplers, schedules, targets
-from simple_diffusion.cli import parser
-from simple_diffusion.config import PRESETS, parse_settings
+from simple_diffusion import augmentation, guidance, losses, samplers, schedules, targets
+from simple_diffusion.cli.main import parser
+from simple_diffusion.evaluation import metrics
+from simple_diffusion.learn import explain
+from simple_diffusion.model.config import parse_settings
+from simple_diffusion.model.presets import PRESETS
 
 ROOT = Path(__file__).resolve().parents[1]
 DOCS = ROOT / "docs"
@@ -167,7 +170,8 @@ def test_the_python_of_samplers_runs(monkeypatch):
 # --- docstrings ------------------------------------------------------------------------------------------------------
 
 LEARNT_FROM = """
-    samplers schedules targets losses metrics guidance ema augmentation denoiser fitting training data.images
+    samplers sampling schedules targets losses guidance ema augmentation denoiser training data.images
+    evaluation.metrics
 """.split()  # noqa: SIM905
 """Modules that lessons open: all of them is looked at, and beside it every name of `simple_diffusion`."""
 
@@ -363,7 +367,7 @@ REGISTERED = {
         "sampler": samplers.SAMPLERS,
         "target": targets.TARGETS,
         "measure": {name: measure for name, measure in losses.MEASURES.items() if ours(measure)},
-        "metric": {name: public()[name] for name in PUBLIC if re.fullmatch(r"metrics\.[a-z_]+", name)},
+        "metric": {name: public()[name] for name in PUBLIC if re.fullmatch(r"evaluation\.metrics\.[a-z_]+", name)},
         "guidance": {n: getattr(guidance, n) for n in ("drop_labels", "Guided", "AutoGuided")},
         "loss": {n: getattr(losses, n) for n in ("denoising_loss", "uniform", "on_steps", "LogNormal", "MinSNR")},
         "other": {"augmented": augmentation.augmented, "adamw": sd.adamw, "muon": sd.muon, "EMA": sd.EMA},

@@ -12,12 +12,15 @@ import torch
 from conftest import TINY
 from faults import ends
 
-from simple_diffusion.checkpoint import MODEL_FILE
 from simple_diffusion.data.images import Images
 from simple_diffusion.data.sources import load_images
-from simple_diffusion.doctor import DIAGNOSES, MOST, Finding, attach, diverged, examined, gathered, label_share
+from simple_diffusion.denoising_error import LEVELS, blur_error, gaussian_error
+from simple_diffusion.doctor.examine import DIAGNOSES, examined
+from simple_diffusion.doctor.patient import MOST, Finding, attach, gathered
+from simple_diffusion.doctor.samples import label_share
+from simple_diffusion.doctor.weights import diverged
 from simple_diffusion.errors import DataError
-from simple_diffusion.levels import LEVELS, blur_error, gaussian_error
+from simple_diffusion.model.model_file import MODEL_FILE
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT / "benchmarks"))
@@ -92,8 +95,8 @@ def test_a_long_run_may_walk_further(patient):
 
 def test_the_age_of_the_average_is_its_place_on_the_way(patient):
     """Half of the first weights in the average is half the way back."""
-    from simple_diffusion.doctor import ema_age
-    from simple_diffusion.run import learner
+    from simple_diffusion.doctor.weights import ema_age
+    from simple_diffusion.run.steps import learner
 
     start, _ = learner(patient.config, patient.card, torch.device("cpu"))
     for share in (0.0, 0.25, 0.5, 1.0):

@@ -6,8 +6,9 @@ import pytest
 import torch
 from oracles import ALL, Gaussian, close, normal
 
-from simple_diffusion.editing import Known, between, repaint
-from simple_diffusion.samplers import SAMPLERS, ddim, karras_grid, states
+from simple_diffusion.inpainting import Known, between, repaint
+from simple_diffusion.samplers import SAMPLERS, ddim, karras_grid
+from simple_diffusion.sampling import states
 
 STD, RHO, GIVEN = 0.5, 0.9, 0.6
 

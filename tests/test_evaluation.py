@@ -9,14 +9,15 @@ import torch
 from test_cli import fails
 
 from simple_diffusion.augmentation import AUGMENTATIONS
-from simple_diffusion.checkpoint import read
-from simple_diffusion.cli import main
-from simple_diffusion.commands.evaluate import searched_views
-from simple_diffusion.copies import NEIGHBOUR
+from simple_diffusion.cli.evaluate import searched_views
+from simple_diffusion.cli.main import main
 from simple_diffusion.data.images import Images
 from simple_diffusion.data.sources import load_images
 from simple_diffusion.errors import DataError
-from simple_diffusion.evaluation import Featured, evaluate, featured, label_score, labels_like, level_errors
+from simple_diffusion.evaluation.features import Featured, featured
+from simple_diffusion.evaluation.memorization import NEIGHBOUR
+from simple_diffusion.evaluation.scores import evaluate, label_score, labels_like, level_errors
+from simple_diffusion.model.model_file import read
 
 
 def blobs(n: int, seed: int, classes: int = 2) -> Images:
@@ -103,7 +104,7 @@ def test_which_scores_of_labels_there_are_follows_from_the_logits(columns, kinds
 
 @pytest.mark.parametrize(("classes", "needed"), [(3, 30), (6, 50)])
 def test_the_inception_score_needs_ten_samples_a_class_or_a_published_split(classes, needed, monkeypatch):
-    monkeypatch.setattr("simple_diffusion.evaluation.SPLIT", 50)  # for 5000, to be quick
+    monkeypatch.setattr("simple_diffusion.evaluation.scores.SPLIT", 50)  # for 5000, to be quick
     logits = torch.randn(needed, classes, generator=torch.Generator().manual_seed(0))
     few, enough = (Featured(logits[:n], logits[:n]) for n in (needed - 1, needed))
     assert label_score("x", few, few).value is None
@@ -219,7 +220,7 @@ def test_what_can_not_be_scored_is_refused(change, words):
 
 
 def test_the_command_scores_a_model_and_its_samples_alike(run_folder, squares, tmp_path, capsys, monkeypatch):
-    monkeypatch.setattr("simple_diffusion.classification.SEEN", 20 * 86 * 32**2)  # 20 passes are enough for squares
+    monkeypatch.setattr("simple_diffusion.evaluation.classifier.SEEN", 20 * 86 * 32**2)  # enough for squares
     # More than the images that the estimate of the time is made with.
     main(["evaluate", str(run_folder), "--n", "130", "--out", str(tmp_path / "of-run"), "--json"])
     of_run = json.loads(capsys.readouterr().out)
@@ -244,7 +245,7 @@ def test_the_command_scores_a_model_and_its_samples_alike(run_folder, squares, t
 @pytest.mark.parametrize("classes", [0, 5])
 def test_data_of_other_classes_than_the_models(run_folder, tmp_path, classes, capsys, monkeypatch):
     """A model of three is compared with data of none and of five, whose labels it is not shown."""
-    monkeypatch.setattr("simple_diffusion.classification.SEEN", 2 * 86 * 32**2)
+    monkeypatch.setattr("simple_diffusion.evaluation.classifier.SEEN", 2 * 86 * 32**2)
     rng = np.random.default_rng(0)
     labels = {"labels": np.arange(100) % classes} if classes else {}
     np.savez(tmp_path / "other.npz", images=rng.integers(0, 255, (100, 12, 16, 3), dtype=np.uint8), **labels)
@@ -257,7 +258,7 @@ def test_data_of_other_classes_than_the_models(run_folder, tmp_path, classes, ca
 
 
 def test_some_of_the_samples_under_several_extractors(squares, tmp_path, capsys, monkeypatch):
-    monkeypatch.setattr("simple_diffusion.classification.SEEN", 2 * 86 * 32**2)
+    monkeypatch.setattr("simple_diffusion.evaluation.classifier.SEEN", 2 * 86 * 32**2)
     argv = ["evaluate", str(squares), "--data", str(squares), "--n", "60", "--extractor-seeds", "2"]
     main([*argv, "--out", str(tmp_path), "--json"])
     out, said = capsys.readouterr()

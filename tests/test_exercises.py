@@ -8,10 +8,10 @@ from pathlib import Path
 import pytest
 from faults import ends
 
-from simple_diffusion.commands import check
+from simple_diffusion.cli import check
 from simple_diffusion.errors import SimpleDiffusionError, UsageError
-from simple_diffusion.exercises import EXERCISES, described
-from simple_diffusion.judging import checked, fault
+from simple_diffusion.learn.exercises import EXERCISES, described
+from simple_diffusion.learn.judge import checked, fault
 
 ROOT = Path(__file__).resolve().parents[1]
 NUMBERS = {asked.name: number for number, asked in enumerate(EXERCISES, 1)}
@@ -206,7 +206,7 @@ def test_right_solutions_pass(tmp_path, name, body):
 @pytest.mark.parametrize("name", NUMBERS)
 def test_the_library_is_a_solution(tmp_path, name):
     file = tmp_path / "solution.py"
-    file.write_text(f"from simple_diffusion.exercises import {name}\n")
+    file.write_text(f"from simple_diffusion.learn.exercises import {name}\n")
     assert f"{name} is right" in checked(NUMBERS[name], file)
 
 

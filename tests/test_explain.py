@@ -10,7 +10,7 @@ import pytest
 from faults import ends
 
 import simple_diffusion
-from simple_diffusion.explain import ENTRIES, PAPERS, SYMBOLS, code_of, explained
+from simple_diffusion.learn.explain import ENTRIES, PAPERS, SYMBOLS, code_of, explained
 from simple_diffusion.samplers import SAMPLERS
 from simple_diffusion.schedules import SCHEDULES
 from simple_diffusion.targets import TARGETS

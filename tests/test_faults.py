@@ -27,10 +27,10 @@ from faults import (
     watched,
 )
 
-import simple_diffusion.run as run
+import simple_diffusion.run.trainer as run
 from simple_diffusion.errors import ResourceError
-from simple_diffusion.files import read_tensors, write_tensors
-from simple_diffusion.state import checkpoints, latest, read_checkpoint, room_for
+from simple_diffusion.run.checkpoint import checkpoints, latest, read_checkpoint, room_for
+from simple_diffusion.system.files import read_tensors, write_tensors
 
 STEPS = 4
 EVERY = ["--set=save_seconds=0", "--set=snapshot=0.5", "--set=held_out=0.1", "--set=sampler_steps=1"]
@@ -253,7 +253,7 @@ def test_a_checkpoint_that_cannot_be_opened_is_passed_over(pair, monkeypatch):
             raise PermissionError(13, "Permission denied", str(path))
         return open(path, *args, **kwargs)
 
-    monkeypatch.setattr("simple_diffusion.files.open", opened, raising=False)
+    monkeypatch.setattr("simple_diffusion.system.files.open", opened, raising=False)
     assert_goes_back(newest, before)
 
 

@@ -9,19 +9,10 @@ import torch
 from PIL import Image, ImageSequence
 
 from simple_diffusion import to_uint8, to_unit
-from simple_diffusion.figures import (
-    WEBP_SIDE,
-    animation,
-    extent,
-    frames,
-    grid,
-    npz,
-    png,
-    strips,
-    uniform_density,
-    webp,
-)
+from simple_diffusion.data.arrays import npz
 from simple_diffusion.schedules import SCHEDULES
+from simple_diffusion.viz.grids import WEBP_SIDE, animation, extent, frames, grid, png, strips, webp
+from simple_diffusion.viz.plots import uniform_density
 
 
 def test_all_levels_survive_the_way_in_and_out():

@@ -16,7 +16,7 @@ from safetensors.torch import load_file
 from torch import nn
 
 from simple_diffusion.errors import CheckpointError, ResourceError
-from simple_diffusion.files import (
+from simple_diffusion.system.files import (
     FORMAT,
     MAX_HEADER,
     adopt,

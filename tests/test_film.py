@@ -13,16 +13,18 @@ from PIL import Image, ImageSequence
 from torch.multiprocessing.reductions import StorageWeakRef
 
 from simple_diffusion import to_uint8, to_unit
-from simple_diffusion.checkpoint import read, save
-from simple_diffusion.cli import main
+from simple_diffusion.cli.main import main
+from simple_diffusion.data.arrays import npz
 from simple_diffusion.denoiser import Denoiser
 from simple_diffusion.errors import DivergedError
-from simple_diffusion.figures import animation, frames, grid, npz, png, strips, webp
-from simple_diffusion.film import SHARES, film, noising, steps_shown
+from simple_diffusion.model.model_file import read, save
 from simple_diffusion.networks.unet import UNet
-from simple_diffusion.samplers import SAMPLERS, ddim, karras_grid, sample, states, uniform_grid
+from simple_diffusion.samplers import SAMPLERS, ddim, karras_grid, uniform_grid
+from simple_diffusion.sampling import sample, states
 from simple_diffusion.schedules import Cosine, Flow, Karras, Linear
 from simple_diffusion.targets import velocity
+from simple_diffusion.viz.film import SHARES, film, noising, steps_shown
+from simple_diffusion.viz.grids import animation, frames, grid, png, strips, webp
 
 SHAPE = (3, 1, 4, 6)
 

@@ -13,14 +13,13 @@ from simple_diffusion.data.sources import load_images
 from simple_diffusion.denoiser import Denoiser
 from simple_diffusion.ema import EMA, constant_decay
 from simple_diffusion.errors import DataError, DivergedError
-from simple_diffusion.extractors import extractor_for
-from simple_diffusion.fitting import fit
-from simple_diffusion.metrics import Moments, frechet_distance
+from simple_diffusion.evaluation.extractors import extractor_for
+from simple_diffusion.evaluation.metrics import Moments, frechet_distance
 from simple_diffusion.networks.unet import UNet
 from simple_diffusion.optimizers import adamw, muon
 from simple_diffusion.schedules import Cosine
 from simple_diffusion.targets import velocity
-from simple_diffusion.training import train, warmup_linear
+from simple_diffusion.training import fit, train, warmup_linear
 
 STEPS = 7
 

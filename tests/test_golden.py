@@ -13,9 +13,9 @@ from conftest import TINY
 from faults import assert_equal, tree
 from PIL import Image
 
-from simple_diffusion.checkpoint import read
-from simple_diffusion.drawing import draw
-from simple_diffusion.state import latest
+from simple_diffusion.model.generate import draw
+from simple_diffusion.model.model_file import read
+from simple_diffusion.run.checkpoint import latest
 
 GOLDEN = Path(__file__).parent / "golden"
 
@@ -40,7 +40,7 @@ def test_a_model_file_of_format_2_draws_its_images():
 
 RUN = """
 import os, sys
-from simple_diffusion.cli import main
+from simple_diffusion.cli.main import main
 
 walk = os.walk
 
@@ -80,8 +80,8 @@ def test_two_cold_starts_come_to_the_same_bits(tmp_path):
 
 SOAK = """
 import os, sys, torch
-import simple_diffusion.run as run
-from simple_diffusion.cli import main
+import simple_diffusion.run.trainer as run
+from simple_diffusion.cli.main import main
 
 torch.set_num_threads(2)  # with the threads that compute on the parts
 real, table = run.train, []

@@ -10,12 +10,14 @@ import pytest
 import torch
 from torch import Tensor
 
-from simple_diffusion.config import Card, Config, build_training_loss
 from simple_diffusion.data.batches import batches
 from simple_diffusion.data.images import Images
-from simple_diffusion.graphs import Replayed
+from simple_diffusion.data.info import Card
+from simple_diffusion.model.build import build_training_loss
+from simple_diffusion.model.config import Config
 from simple_diffusion.randomness import Draws
-from simple_diffusion.run import learner
+from simple_diffusion.run.cuda_graphs import Replayed
+from simple_diffusion.run.steps import learner
 from simple_diffusion.training import train
 
 

@@ -7,7 +7,8 @@ from oracles import ALL, Gaussian, Mixture, close, f64
 
 from simple_diffusion.guidance import AutoGuided, Guided, drop_labels
 from simple_diffusion.randomness import Draws
-from simple_diffusion.samplers import karras_grid, sample
+from simple_diffusion.samplers import karras_grid
+from simple_diffusion.sampling import sample
 from simple_diffusion.schedules import Karras
 
 T, NULL = f64(0.5), 2

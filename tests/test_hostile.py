@@ -19,12 +19,15 @@ import torch
 from model_files import Parts, apart, good_files
 from safetensors.torch import save as packed
 
-from simple_diffusion import checkpoint, evaluation, extractors, state
-from simple_diffusion.cli import main
+from simple_diffusion.cli.main import main
 from simple_diffusion.data.arrays import load_array
 from simple_diffusion.data.idx import read_idx
 from simple_diffusion.data.sources import load_images
 from simple_diffusion.errors import CheckpointError, DataError
+from simple_diffusion.evaluation import extractors
+from simple_diffusion.evaluation import scores as evaluation
+from simple_diffusion.model import model_file as checkpoint
+from simple_diffusion.run import checkpoint as state
 
 MEMORY = 100 * 2**20  # bytes that a refusal may take
 

@@ -1,4 +1,4 @@
-"""The house: imports point one way, public names are there and say what they do."""
+"""The structure of the package: imports point one way, and every public name has a docstring."""
 
 import ast
 from pathlib import Path
@@ -8,24 +8,33 @@ import pytest
 import simple_diffusion
 
 SOURCE = Path(simple_diffusion.__file__).parent
-ORDER = """
-    errors lock signals ranks randomness cores schedules targets metrics denoiser networks.dropout networks.embedding
-    networks.unet networks.annotated networks.double_conv networks.classifier ema losses guidance augmentation samplers
-    files data.images data.digits data.download data.idx data.folder data.arrays data.hub data.sources data.batches
-    graphs training validation hardware optimizers fitting classification config checkpoint averages extractors
-    inception copies levels film editing figures drawing studio play evaluation comparing racing budget log report state
-    outlook run doctor sizing forecast explain exercises judging commands.options commands.train commands.sample
-    commands.evaluate commands.data commands.schedules commands.classifier commands.explain commands.check
-    commands.compare commands.race commands.report commands.doctor commands.play cli __main__
-""".split()  # noqa: SIM905  a list would be a line a name
-"""The order of reading: a module may import only what stands before it."""
+LAYERS = (
+    ("core",),
+    ("viz", "evaluation"),
+    ("model",),
+    ("run",),
+    ("doctor", "play", "learn"),
+    ("cli",),
+)
+"""From the bottom up: a package may import its own layer's other modules and all layers below.
+
+The core is what lies at the root, and `networks`, `data` and `system`.
+"""
+CORE = ("networks", "data", "system")
+TOP = ("api", "__init__", "__main__")
 
 
 def module_of(path: Path) -> str:
     return ".".join(path.relative_to(SOURCE).with_suffix("").parts)
 
 
-MODULES = sorted(module_of(p) for p in SOURCE.rglob("*.py") if p.name != "__init__.py")
+MODULES = sorted(module_of(path) for path in SOURCE.rglob("*.py"))
+
+
+def layer_of(module: str) -> int:
+    package = module.partition(".")[0] if "." in module else "core"
+    package = "core" if package in CORE else package
+    return next(i for i, packages in enumerate(LAYERS) if package in packages)
 
 
 def imported(module: str) -> set[str]:
@@ -39,14 +48,32 @@ def imported(module: str) -> set[str]:
     return found & set(MODULES)
 
 
-def test_every_module_has_its_place():
-    assert sorted(ORDER) == MODULES
+@pytest.mark.parametrize("module", [module for module in MODULES if module not in TOP])
+def test_no_module_imports_a_higher_layer(module):
+    higher = {name for name in imported(module) if name not in TOP and layer_of(name) > layer_of(module)}
+    assert not higher, f"{module} imports {higher}, of a layer above it"
 
 
-@pytest.mark.parametrize("module", MODULES)
-def test_imports_point_one_way(module):
-    later = {name for name in imported(module) if ORDER.index(name) >= ORDER.index(module)}
-    assert not later, f"{module} imports {later}, which stand after it"
+def test_no_circle_of_imports():
+    done: set[str] = set()
+
+    def visit(module: str, path: tuple[str, ...]) -> None:
+        assert module not in path, " -> ".join([*path, module])
+        if module not in done:
+            for other in imported(module):
+                visit(other, (*path, module))
+            done.add(module)
+
+    for module in MODULES:
+        if module not in TOP:
+            visit(module, ())
+
+
+def test_packages_import_nothing():
+    for path in SOURCE.rglob("*/__init__.py"):
+        assert not [
+            node for node in ast.walk(ast.parse(path.read_text())) if isinstance(node, ast.ImportFrom | ast.Import)
+        ]
 
 
 @pytest.mark.parametrize("name", simple_diffusion.__all__)

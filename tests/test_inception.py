@@ -10,10 +10,10 @@ import pytest
 import torch
 from test_cli import fails
 
-from simple_diffusion import inception as ours
-from simple_diffusion.cli import main
+from simple_diffusion.cli.main import main
 from simple_diffusion.errors import DataError, UsageError
-from simple_diffusion.inception import NAME, WEIGHTS, coloured, fetched, inception, verified
+from simple_diffusion.evaluation import inception as ours
+from simple_diffusion.evaluation.inception import NAME, WEIGHTS, coloured, fetched, inception, verified
 
 KNOWN = b"weights that are known to the last byte"
 

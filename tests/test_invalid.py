@@ -10,9 +10,10 @@ from pathlib import Path
 
 import pytest
 
-from simple_diffusion.cli import main, parser
-from simple_diffusion.config import PRESETS, Config
+from simple_diffusion.cli.main import main, parser
 from simple_diffusion.errors import UsageError
+from simple_diffusion.model.config import Config
+from simple_diffusion.model.presets import PRESETS
 from simple_diffusion.samplers import SAMPLERS
 
 FIELDS = {f.name: f for f in fields(Config)}
@@ -380,7 +381,7 @@ def test_what_the_parser_can_tell_it_tells_without_torch():
         for text in texts
     ]
     code = (
-        "import json, sys\nfrom simple_diffusion.cli import main\n"
+        "import json, sys\nfrom simple_diffusion.cli.main import main\n"
         "for argv in json.load(sys.stdin):\n"
         "    try: main(argv)\n    except SystemExit as stop: assert stop.code == 2, argv\n"
         "    assert 'torch' not in sys.modules and 'numpy' not in sys.modules, argv\n"

@@ -7,7 +7,7 @@ import torch
 from oracles import Gaussian
 
 from simple_diffusion import Karras, Linear
-from simple_diffusion.levels import LEVELS, gaussian_error, memorised_error, model_error
+from simple_diffusion.denoising_error import LEVELS, gaussian_error, memorised_error, model_error
 
 
 def test_gaussian_error_is_the_wiener_filters():

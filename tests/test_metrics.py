@@ -7,9 +7,9 @@ import pytest
 import torch
 from scipy.linalg import sqrtm
 
-from simple_diffusion import metrics
 from simple_diffusion.errors import DataError, UsageError
-from simple_diffusion.metrics import (
+from simple_diffusion.evaluation import metrics
+from simple_diffusion.evaluation.metrics import (
     Moments,
     frechet_by_count,
     frechet_distance,

@@ -25,13 +25,13 @@ import torch
 from conftest import TINY
 from PIL import Image
 
-from simple_diffusion.checkpoint import read
-from simple_diffusion.cli import main
-from simple_diffusion.commands.options import labels_of, say
+from simple_diffusion.cli.main import main
+from simple_diffusion.cli.options import labels_of, say
 from simple_diffusion.data import folder
 from simple_diffusion.data.folder import load_folder, read_image
 from simple_diffusion.data.sources import load_images
 from simple_diffusion.errors import DataError, UsageError
+from simple_diffusion.model.model_file import read
 
 pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="pipes, and names that Windows can't write")
 DOCS = Path(__file__).parents[1] / "docs" / "images-on-disk.md"
@@ -641,7 +641,7 @@ def test_data_and_classifier_with_skip_bad(corpus, tmp_path, capsys, monkeypatch
     def count(images, *args, **options):
         raise UsageError(f"it would train on {len(images)}")
 
-    monkeypatch.setattr("simple_diffusion.extractors.make_extractor", count)
+    monkeypatch.setattr("simple_diffusion.evaluation.extractors.make_extractor", count)
     with pytest.raises(SystemExit):
         main(["classifier", str(corpus), "--skip-bad", "--out", str(tmp_path / "c.safetensors")])
     assert f"it would train on {len(GOOD)}" in capsys.readouterr().err

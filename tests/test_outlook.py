@@ -4,11 +4,11 @@ import pytest
 import torch
 from conftest import TINY
 
-import simple_diffusion.run as run
-from simple_diffusion.checkpoint import read
-from simple_diffusion.cli import main
-from simple_diffusion.config import Config
-from simple_diffusion.outlook import BESIDE, RECOGNISABLE, memory_taken, outlook, spelled
+import simple_diffusion.run.trainer as run
+from simple_diffusion.cli.main import main
+from simple_diffusion.model.config import Config
+from simple_diffusion.model.model_file import read
+from simple_diffusion.run.estimate import BESIDE, RECOGNISABLE, memory_taken, outlook, spelled
 
 CPU = torch.device("cpu")
 

@@ -22,26 +22,21 @@ import torch.nn.functional as F
 from oracles import ALL, Gaussian
 
 import simple_diffusion
-import simple_diffusion.run as running
-from simple_diffusion.checkpoint import Model, load, read, save
-from simple_diffusion.cli import parser
-from simple_diffusion.config import (
-    PRESETS,
-    Card,
-    Config,
-    build,
-    fitted,
-    network_of,
-    parse_settings,
-    schedule_of,
-    views_of,
-)
+import simple_diffusion.run.steps as steps_of_a_run
+import simple_diffusion.run.trainer as running
+from simple_diffusion.cli.main import parser
+from simple_diffusion.data.info import Card
 from simple_diffusion.data.sources import load_images
 from simple_diffusion.denoiser import Denoiser
 from simple_diffusion.errors import UsageError
+from simple_diffusion.model.build import build, network_of, views_of
+from simple_diffusion.model.config import Config, fitted, parse_settings, schedule_of
+from simple_diffusion.model.model_file import Model, load, read, save
+from simple_diffusion.model.presets import PRESETS
 from simple_diffusion.networks.annotated import AnnotatedUNet
 from simple_diffusion.networks.double_conv import DoubleConvUNet
-from simple_diffusion.samplers import ddpm, karras_grid, sample
+from simple_diffusion.samplers import ddpm, karras_grid
+from simple_diffusion.sampling import sample
 from simple_diffusion.schedules import BETAS, Discrete, linear_betas, sigmoid_betas
 from simple_diffusion.targets import TARGETS
 
@@ -195,7 +190,7 @@ def test_the_model_of_a_run_is_its_averaged_weights(squares, tmp_path):
     config = fitted(Config(steps=6, ema_decay=0.3, ema_warmup=2, **TINY), CPU)
     running.train_run(config, images, tmp_path / "run", CPU, 0.0, quiet=True)
     budget = running.Budget(config, 0.0)
-    denoiser, steps = running.start_training(config, Card.of(images), images, CPU, budget.lr)
+    denoiser, steps = steps_of_a_run.start_training(config, Card.of(images), images, CPU, budget.lr)
     average: dict[str, Any] = {}
     for step in itertools.islice(steps, 6):
         later = max(step.n - 3, 0)  # updates after the two of the warm-up, of which the next is copied too

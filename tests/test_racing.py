@@ -10,15 +10,15 @@ import torch
 from conftest import TINY
 from faults import ends
 
-from simple_diffusion.checkpoint import model_file, read, save
-from simple_diffusion.cli import main
-from simple_diffusion.commands.race import written
+from simple_diffusion.cli.main import main
+from simple_diffusion.cli.race import written
 from simple_diffusion.data.images import to_uint8
-from simple_diffusion.drawing import draw
 from simple_diffusion.errors import BusyError
-from simple_diffusion.evaluation import Featured, fid_of
-from simple_diffusion.lock import hold
-from simple_diffusion.racing import RACERS, Lap, choice, cost_of, drawn, drawn_by, entrants, front
+from simple_diffusion.evaluation.features import Featured, fid_of
+from simple_diffusion.evaluation.sweep import RACERS, Lap, choice, cost_of, drawn, drawn_by, entrants, front
+from simple_diffusion.model.generate import draw
+from simple_diffusion.model.model_file import model_file, read, save
+from simple_diffusion.run.folder import hold
 from simple_diffusion.samplers import SAMPLERS, SOLVERS
 
 

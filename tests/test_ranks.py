@@ -21,12 +21,14 @@ import torch
 from conftest import TINY
 from faults import after_step, assert_equal, assert_same_run, begun, ended, ends, forked, hit, rows
 
-from simple_diffusion import budget, ranks, run
 from simple_diffusion.errors import DataError, DivergedError, ResourceError, UsageError
-from simple_diffusion.state import checkpoints, latest
+from simple_diffusion.run import budget
+from simple_diffusion.run import trainer as run
+from simple_diffusion.run.checkpoint import checkpoints, latest
+from simple_diffusion.system import distributed as ranks
 
 COMMANDS = [f"simple_diffusion.{name}" for name in ("cli", *map("commands.{}".format, ("options", "train", "sample")))]
-COMMANDS += ["simple_diffusion.commands.evaluate"]
+COMMANDS += ["simple_diffusion.cli.evaluate"]
 
 
 def together(folder, work, world=2):
@@ -156,7 +158,7 @@ def test_two_processes_are_one_large_batch_to_rounding(squares, tmp_path):
 
 
 def test_two_processes_draw_and_score_the_same_images(run_folder, tmp_path, monkeypatch):
-    monkeypatch.setattr("simple_diffusion.classification.SEEN", 20 * 86 * 32**2)  # 20 passes are enough for squares
+    monkeypatch.setattr("simple_diffusion.evaluation.classifier.SEEN", 20 * 86 * 32**2)  # enough for squares
 
     def both(name, *argv):
         argv = [argv[0], str(run_folder), *argv[1:], "--out"]

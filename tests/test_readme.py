@@ -4,7 +4,7 @@ import re
 from pathlib import Path
 
 import simple_diffusion
-from simple_diffusion.cli import parser
+from simple_diffusion.cli.main import parser
 
 README = Path(__file__).resolve().parents[1] / "README.md"
 TEXT = README.read_text()

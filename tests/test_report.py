@@ -10,16 +10,16 @@ import numpy as np
 import pytest
 from conftest import TINY
 
-from simple_diffusion.checkpoint import model_file, read, save
-from simple_diffusion.cli import main
-from simple_diffusion.config import Config
+from simple_diffusion.cli.main import main
 from simple_diffusion.data.images import to_unit
 from simple_diffusion.data.sources import load_images
-from simple_diffusion.levels import LEVELS, model_error
-from simple_diffusion.lock import hold
+from simple_diffusion.denoising_error import LEVELS, model_error
 from simple_diffusion.losses import loss_of_error
-from simple_diffusion.report import curves, rows_of_log, ticks, write_report
-from simple_diffusion.run import bounds_of_loss
+from simple_diffusion.model.config import Config
+from simple_diffusion.model.model_file import model_file, read, save
+from simple_diffusion.run.folder import hold
+from simple_diffusion.run.report import curves, rows_of_log, ticks, write_report
+from simple_diffusion.run.trainer import bounds_of_loss
 
 ALONE = {"meta", "link", "img", "br", "hr", "input"}  # elements without an end
 
@@ -92,7 +92,7 @@ def test_it_asks_for_nothing_from_elsewhere(run):
 
 
 def test_it_is_there_and_renews_itself_while_the_run_goes_on(squares, tmp_path, monkeypatch):
-    from simple_diffusion import run as module
+    from simple_diffusion.run import trainer as module
 
     seen = []
     real = module.write_report

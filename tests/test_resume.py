@@ -10,9 +10,9 @@ import pytest
 from conftest import TINY
 from faults import after_step, assert_equal, assert_same_run, ends, fails, forked, hit, rows, stopped_after, tree
 
-import simple_diffusion.run as run
-from simple_diffusion.checkpoint import read
-from simple_diffusion.state import latest
+import simple_diffusion.run.trainer as run
+from simple_diffusion.model.model_file import read
+from simple_diffusion.run.checkpoint import latest
 from simple_diffusion.validation import HeldOut
 
 STEPS = 12
@@ -216,7 +216,7 @@ def test_steps_that_were_left_out_are_counted_across_a_stop(squares, tmp_path, m
 
 def test_what_the_bits_depend_on_is_said_where_it_changed(squares, stopped, monkeypatch, capsys):
     real = latest(stopped).made_by
-    monkeypatch.setattr("simple_diffusion.state.made_by", lambda: {**real, "torch": "9.9"})
+    monkeypatch.setattr("simple_diffusion.run.checkpoint.made_by", lambda: {**real, "torch": "9.9"})
     capsys.readouterr()
     assert ends([*command(squares, stopped), "--resume", "--dry-run"]) == 0
     assert f"torch is 9.9 and was {real['torch']}" in capsys.readouterr().out

@@ -3,15 +3,16 @@
 import pytest
 import torch
 
-import simple_diffusion.budget as budget
-import simple_diffusion.forecast as forecast
-import simple_diffusion.run as run
-from simple_diffusion.checkpoint import read
-from simple_diffusion.config import Card, Config, fitted
+import simple_diffusion.run.budget as budget
+import simple_diffusion.run.estimate as forecast
+import simple_diffusion.run.trainer as run
+from simple_diffusion.data.info import Card
 from simple_diffusion.data.sources import load_images
 from simple_diffusion.errors import DivergedError
-from simple_diffusion.lock import free_folder
-from simple_diffusion.outlook import spelled
+from simple_diffusion.model.config import Config, fitted
+from simple_diffusion.model.model_file import read
+from simple_diffusion.run.estimate import spelled
+from simple_diffusion.run.folder import free_folder
 from simple_diffusion.training import warmup_linear
 
 TINY = {"widths": (8, 16), "blocks": (1, 1), "batch": 8, "sampler_steps": 2}

@@ -22,12 +22,12 @@ from faults import (
 )
 from filelock import FileLock
 
-import simple_diffusion.drawing as drawing
-import simple_diffusion.lock as lock
-import simple_diffusion.run as run
+import simple_diffusion.model.generate as drawing
+import simple_diffusion.run.folder as lock
+import simple_diffusion.run.trainer as run
 from simple_diffusion.errors import BusyError
-from simple_diffusion.lock import hold
-from simple_diffusion.state import latest
+from simple_diffusion.run.checkpoint import latest
+from simple_diffusion.run.folder import hold
 
 STEPS = 6
 BOTH = pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])

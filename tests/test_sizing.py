@@ -9,13 +9,15 @@ import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from simple_diffusion import sizing
-from simple_diffusion.cli import main
-from simple_diffusion.config import PRESETS, Card, Config
+from simple_diffusion.cli.main import main
 from simple_diffusion.data.images import Images
-from simple_diffusion.hardware import PRECISIONS, pick_precision
-from simple_diffusion.run import start_training
-from simple_diffusion.sizing import SHARES, SIZES, matmul_speed, size_for, training_flops
+from simple_diffusion.data.info import Card
+from simple_diffusion.model.config import Config
+from simple_diffusion.model.presets import PRESETS
+from simple_diffusion.run import estimate as sizing
+from simple_diffusion.run.estimate import SHARES, SIZES, matmul_speed, size_for, training_flops
+from simple_diffusion.run.steps import start_training
+from simple_diffusion.system.device import PRECISIONS, pick_precision
 
 CPU = torch.device("cpu")
 PIXELS = torch.randint(0, 256, (64, 1, 28, 28), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))

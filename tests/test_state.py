@@ -10,13 +10,14 @@ import pytest
 import torch
 from faults import assert_equal
 
-from simple_diffusion.averages import MOMENTS, keep
-from simple_diffusion.config import Card, Config, build_loss
 from simple_diffusion.data.images import Images
+from simple_diffusion.data.info import Card
 from simple_diffusion.ema import EMA
 from simple_diffusion.errors import CheckpointError, DataError, ResourceError, UsageError
-from simple_diffusion.run import learner, updates
-from simple_diffusion.state import (
+from simple_diffusion.model.build import build_loss
+from simple_diffusion.model.config import Config
+from simple_diffusion.model.posthoc_ema import MOMENTS, keep
+from simple_diffusion.run.checkpoint import (
     Checkpoint,
     Numbers,
     State,
@@ -27,6 +28,7 @@ from simple_diffusion.state import (
     room_for,
     save_checkpoint,
 )
+from simple_diffusion.run.steps import learner, updates
 from simple_diffusion.validation import HeldOut
 
 CARD = Card("photos", 9, 1, 8, 8, ("a", "b"), 0.1, 0.5, "0" * 64)

@@ -10,11 +10,11 @@ import torch
 from conftest import TINY
 from faults import ends
 
-from simple_diffusion.checkpoint import read
-from simple_diffusion.cli import main
-from simple_diffusion.drawing import draw
+from simple_diffusion.cli.main import main
 from simple_diffusion.errors import UsageError
-from simple_diffusion.studio import FRAMES, MOST_IMAGES, Ask, Studio
+from simple_diffusion.model.generate import draw
+from simple_diffusion.model.model_file import read
+from simple_diffusion.play.session import FRAMES, MOST_IMAGES, Ask, Studio
 
 ASK = Ask(seed=5, n=4, labels=(2, 0, 3), guidance=1.5, sampler="dpmpp", steps=4)
 

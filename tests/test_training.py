@@ -16,7 +16,8 @@ from simple_diffusion.guidance import Guided, drop_labels
 from simple_diffusion.losses import LogNormal, denoising_loss, uniform
 from simple_diffusion.optimizers import adamw
 from simple_diffusion.randomness import Draws, permutation
-from simple_diffusion.samplers import karras_grid, sample
+from simple_diffusion.samplers import karras_grid
+from simple_diffusion.sampling import sample
 from simple_diffusion.schedules import Cosine, Flow, Karras, Linear
 from simple_diffusion.targets import flow, noise, velocity
 from simple_diffusion.training import LEARNING_RATES, train, warmup_constant, warmup_linear

@@ -1,20 +1,26 @@
-"""The training loop (Ho et al. 2020, algorithm 1), as a generator that yields after every update."""
+"""The training loop (Ho et al. 2020, algorithm 1), as a generator that yields after every update, and `fit`."""
 
+import sys
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
+from itertools import islice
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from tqdm import tqdm
 
-from .cores import on_all_cores
-from .data.batches import Batch
+from .data.batches import Batch, batches
+from .data.images import Images
 from .denoiser import Denoiser
+from .ema import EMA, Decay
 from .errors import DivergedError
-from .graphs import Record, Replayed
 from .losses import Loss, denoising_loss
 from .networks.dropout import dropout_seed
-from .ranks import rank, summed, world
+from .optimizers import adamw
+from .run.cuda_graphs import Record, Replayed
+from .system.distributed import rank, summed, world
+from .system.threads import on_all_cores
 
 LearningRate = Callable[[int], float]
 """Number of the step, 1, 2, ... -> learning rate."""
@@ -168,3 +174,47 @@ class NotFiniteError(DivergedError):
         what = "gradient" if step.losses.isfinite().all() else "loss"
         super().__init__(f"the {what} of step {step.n} is not finite: lower the learning rate (--set lr=...)")
         self.step = step
+
+
+def fit(
+    denoiser: Denoiser,
+    images: Images,
+    steps: int,
+    *,
+    loss: Loss = denoising_loss,
+    optimizer: torch.optim.Optimizer | None = None,
+    lr: float = 3e-3,
+    batch: int = 64,
+    decay: Decay | None = None,
+    seed: int = 0,
+) -> EMA[Denoiser]:
+    """Train for so many updates, and return the averaged denoiser as `.model`; `denoiser` keeps the last weights.
+
+    denoiser   of images `[B, C, H, W]`; trained where it is
+    images     all of them, as `load_images` gives them; they are moved to the denoiser's device
+    steps      updates to train for
+    loss       (denoiser, x0, cond, draws) -> `[B]`, in which augmentation and dropped labels are wrapped
+    optimizer  of the denoiser's parameters, `adamw` by default
+    lr         peak of the learning rate: up over the first 3 % of the steps, then straight down to 0
+    batch      images an update
+    decay      how the average forgets, `power_decay(0.05)` by default (`EMA`)
+    seed       of the order of the images, of their noise and its levels; the weights are the caller's
+
+    Raises DivergedError at the first loss or gradient that is not finite.
+    """
+    ema, device = EMA(denoiser, decay), next(denoiser.parameters()).device
+    stream = islice(batches(images, batch, seed=seed, device=device), steps)
+    updates = train(
+        denoiser,
+        stream,
+        optimizer or adamw(denoiser),
+        loss=loss,
+        lr=lambda n: lr * warmup_linear((n - 1) / steps),
+    )
+    bar = tqdm(updates, total=steps, unit=" steps", leave=False, disable=not sys.stderr.isatty())
+    for step in bar:
+        ema.update(denoiser, step.n)
+        if step.n % 20 == 0:
+            bar.set_postfix_str(f"loss {step.loss:.3f}")
+    denoiser.eval()
+    return ema

@@ -6,13 +6,13 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from .cores import on_all_cores
 from .data.images import Images, to_unit
 from .denoiser import Denoiser
 from .errors import DataError
 from .losses import Loss
 from .randomness import Draws, permutation
-from .ranks import rank, reduced, world
+from .system.distributed import rank, reduced, world
+from .system.threads import on_all_cores
 
 ROWS = 256  # draws of noise behind each measurement: images are repeated, or left out, to come to so many
 BATCH = 64

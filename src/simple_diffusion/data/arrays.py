@@ -1,5 +1,6 @@
 """Images in a NumPy file: one array in `.npy`, or `images` and perhaps `labels` in `.npz`. Never a pickle."""
 
+import io
 import zipfile
 from pathlib import Path
 
@@ -103,3 +104,13 @@ def _labels(array: np.ndarray, n: int) -> Tensor:
     if array.min() < 0 or array.max() >= MAX_CLASSES:
         raise ValueError(f"its labels lie in {array.min()}..{array.max()}; number the classes 0, 1, 2, ...")
     return torch.from_numpy(array.astype(np.int64))
+
+
+def npz(pixels: Tensor, labels: Tensor | None) -> bytes:
+    """An .npz file's content: `images` uint8 `[N, H, W, C]` and, with labels, `labels` int64 `[N]`."""
+    arrays = {"images": pixels.permute(0, 2, 3, 1).contiguous().numpy()}
+    if labels is not None:
+        arrays["labels"] = labels.numpy()
+    buffer = io.BytesIO()
+    np.savez_compressed(buffer, **arrays)
+    return buffer.getvalue()

@@ -15,7 +15,7 @@ from filelock import FileLock
 from torch import Tensor
 
 from ..errors import DataError, reason
-from ..files import cache_folder
+from ..system.files import cache_folder
 from .download import download
 from .images import Images, only
 

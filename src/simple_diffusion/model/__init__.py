@@ -1,0 +1,1 @@
+"""A configured model: configuration, construction, model files. Imports nothing heavy."""

@@ -1,0 +1,72 @@
+"""One run in a folder at a time. Nothing here waits for torch, so that a second run is refused at once."""
+
+import os
+import socket
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import datetime
+from pathlib import Path
+
+from filelock import FileLock, Timeout
+
+from ..errors import BusyError, ResourceError, UsageError, reason
+
+LOCK = "lock"
+
+
+def refuse_taken(folder: Path) -> None:
+    """Raise UsageError unless a new run can have this folder: nothing is there but what no run has finished writing."""
+    if folder.is_dir():
+        taken = any(p.name != LOCK and p.suffix != ".tmp" and not p.is_dir() for p in folder.rglob("*"))
+    else:
+        taken = folder.exists()
+    if taken:
+        raise UsageError(f"{folder} exists already: go on with it by --resume, choose another --out, or remove it")
+
+
+def free_folder(parent: Path, name: str) -> Path:
+    """parent/name-1, or the first number that is not taken."""
+    number = 1
+    while (parent / f"{name}-{number}").exists():
+        number += 1
+    return parent / f"{name}-{number}"
+
+
+def refuse_held(folder: Path) -> None:
+    """Raise BusyError, which names the holder, if another process holds the folder."""
+    path = folder / LOCK
+    try:
+        if path.is_file():
+            with FileLock(path, timeout=0):
+                pass
+    except Timeout:
+        try:
+            holder = path.read_text() or "another process"
+        except OSError:  # pragma: no cover (Windows lets nobody read it)
+            holder = "another process"
+        raise BusyError(f"{folder} is in use by {holder}: wait for it, stop it, or choose another --out") from None
+    except OSError as error:
+        raise ResourceError(f"{folder} can't be used ({reason(error)}): choose another --out") from error
+
+
+@contextmanager
+def hold(folder: Path) -> Iterator[None]:
+    """Hold the folder of a run, made if need be, until the block ends or the process dies, however it dies.
+
+    Raises BusyError, which names the holder, or ResourceError where no folder can be made.
+    """
+    lock = FileLock(folder / LOCK, timeout=0)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        lock.acquire()
+        now = datetime.now().astimezone()
+        (folder / LOCK).write_text(f"process {os.getpid()} on {socket.gethostname()} since {now:%Y-%m-%d %H:%M}")
+    except Timeout:
+        refuse_held(folder)
+        raise BusyError(f"{folder} was in use just now: try again") from None
+    except OSError as error:
+        raise ResourceError(f"{folder} can't be used ({reason(error)}): choose another --out") from error
+    try:
+        yield
+    finally:
+        lock.release()
