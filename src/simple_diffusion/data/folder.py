@@ -1,6 +1,6 @@
 """A folder of images, whose sub-folders are its classes: every file is decoded and checked before any is used.
 
-docs/images-on-disk.md says what becomes of odd files; tests/test_odd_images.py holds one of each.
+docs/images-on-disk.md says what becomes of odd files; tests/data/test_odd_images.py holds one of each.
 """
 
 import os

@@ -6,7 +6,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from test_cli import fails
+from faults import fails
 
 from simple_diffusion.augmentation import AUGMENTATIONS
 from simple_diffusion.cli.evaluate import searched_views

@@ -8,7 +8,7 @@ from types import ModuleType
 import numpy as np
 import pytest
 import torch
-from test_cli import fails
+from faults import fails
 
 from simple_diffusion.cli.main import main
 from simple_diffusion.errors import DataError, UsageError

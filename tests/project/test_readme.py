@@ -6,7 +6,7 @@ from pathlib import Path
 import simple_diffusion
 from simple_diffusion.cli.main import parser
 
-README = Path(__file__).resolve().parents[1] / "README.md"
+README = Path(__file__).resolve().parents[2] / "README.md"
 TEXT = README.read_text()
 
 

@@ -40,7 +40,7 @@ from simple_diffusion.sampling import sample
 from simple_diffusion.schedules import BETAS, Discrete, linear_betas, sigmoid_betas
 from simple_diffusion.targets import TARGETS
 
-ROOT = Path(__file__).resolve().parents[1]
+ROOT = Path(__file__).resolve().parents[2]
 SOURCE = Path(simple_diffusion.__file__).parent
 PAGE = ROOT / "docs" / "predecessors.md"
 TEXT = PAGE.read_text()

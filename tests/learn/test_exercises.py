@@ -13,7 +13,7 @@ from simple_diffusion.errors import SimpleDiffusionError, UsageError
 from simple_diffusion.learn.exercises import EXERCISES, described
 from simple_diffusion.learn.judge import checked, fault
 
-ROOT = Path(__file__).resolve().parents[1]
+ROOT = Path(__file__).resolve().parents[2]
 NUMBERS = {asked.name: number for number, asked in enumerate(EXERCISES, 1)}
 
 RIGHT = "alpha * x0 + sigma * eps"

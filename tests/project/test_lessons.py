@@ -7,7 +7,7 @@ from pathlib import Path
 import nbformat
 import pytest
 
-sys.path.append(str(Path(__file__).parents[1] / "lessons"))
+sys.path.append(str(Path(__file__).parents[2] / "lessons"))
 from make_notebooks import LESSONS, converted, lessons, notebook_of, run, sources
 
 import simple_diffusion as sd

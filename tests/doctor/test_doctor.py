@@ -22,7 +22,7 @@ from simple_diffusion.doctor.weights import diverged
 from simple_diffusion.errors import DataError
 from simple_diffusion.model.model_file import MODEL_FILE
 
-ROOT = Path(__file__).resolve().parents[1]
+ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT / "benchmarks"))
 import doctor as cases  # noqa: E402
 

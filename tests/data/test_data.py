@@ -21,7 +21,7 @@ from simple_diffusion.data.images import Images, select
 from simple_diffusion.data.sources import held_out, load_images
 from simple_diffusion.errors import DataError, UsageError
 
-DATA = Path(os.environ.get("SIMPLE_DIFFUSION_DATA") or Path(__file__).parents[2] / "shared" / "data")
+DATA = Path(os.environ.get("SIMPLE_DIFFUSION_DATA") or Path(__file__).parents[3] / "shared" / "data")
 RNG = np.random.default_rng(0)
 
 

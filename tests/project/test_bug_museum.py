@@ -15,7 +15,7 @@ from torch import nn
 import simple_diffusion as sd
 from simple_diffusion.randomness import Draws
 
-ROOT = Path(__file__).resolve().parents[1]
+ROOT = Path(__file__).resolve().parents[2]
 SCRIPT = ROOT / "lessons" / "bug_museum.py"
 PAGE = (ROOT / "docs" / "bug-museum.md").read_text()
 PICTURES = ROOT / "docs" / "images" / "bugs"

@@ -16,7 +16,7 @@ from PIL import Image
 import simple_diffusion as sd
 from simple_diffusion.randomness import Draws
 
-FILE = Path(__file__).parents[1] / "single_file" / "ddpm.py"
+FILE = Path(__file__).parents[2] / "single_file" / "ddpm.py"
 
 
 @pytest.fixture(scope="module")

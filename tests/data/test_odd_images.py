@@ -34,7 +34,7 @@ from simple_diffusion.errors import DataError, UsageError
 from simple_diffusion.model.model_file import read
 
 pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="pipes, and names that Windows can't write")
-DOCS = Path(__file__).parents[1] / "docs" / "images-on-disk.md"
+DOCS = Path(__file__).parents[2] / "docs" / "images-on-disk.md"
 RNG = np.random.default_rng(0)
 
 
