@@ -27,8 +27,8 @@ from simple_diffusion.cli import train as train_command
 from simple_diffusion.cli.main import main
 from simple_diffusion.data.digits import digits
 from simple_diffusion.data.sources import load_images
-from simple_diffusion.doctor.examine import Report, examined
-from simple_diffusion.doctor.patient import attach, gathered
+from simple_diffusion.doctor.examine import Examination, examine
+from simple_diffusion.doctor.patient import attach, load_patient
 from simple_diffusion.run import trainer as runs
 from simple_diffusion.system.files import read_tensors, write_tensors
 
@@ -79,11 +79,11 @@ def trained(folder: Path, data: Path | str, steps: int = 0, **settings) -> Path:
     return out
 
 
-def doctored(run: Path, **drawn) -> Report:
+def doctored(run: Path, **drawn) -> Examination:
     """What the doctor says of a run, and of drawing with these settings."""
-    patient = gathered(run)
+    patient = load_patient(run)
     patient = replace(patient, config=replace(patient.config, **drawn))
-    return examined(attach(patient, load_images(patient.card.name), None))
+    return examine(attach(patient, load_images(patient.info.name), None))
 
 
 # --- healthy runs
@@ -121,7 +121,7 @@ HEALTHY: dict[str, Callable[[Path], Path]] = {
     "digits, no classes, seed 1": digits_without_labels,
     "coloured discs, by class": colour_shapes,
     "coloured discs, AdamW, cosine": lambda folder: colour_shapes(
-        folder, optimizer="adamw", lr="2e-3", schedule="cosine", target="velocity", steps=3 * STEPS
+        folder, optimizer="adamw", lr="2e-3", schedule="cosine", target="v", steps=3 * STEPS
     ),
     "digits, flow matching, ddim in 50 steps": lambda folder: digits_with_labels(
         folder, schedule="flow", target="flow", sampler="ddim", sampler_steps="50", grid="uniform", seed=2
@@ -130,13 +130,13 @@ HEALTHY: dict[str, Callable[[Path], Path]] = {
         folder,
         schedule="linear",
         timesteps="250",
-        times="steps",
+        density="steps",
         sampler="ddpm",
         sampler_steps="250",
         grid="uniform",
         guidance="1",
         ema_decay="0.99",
-        lr_shape="constant",
+        lr_schedule="constant",
         lr="2e-3",
         steps=450,
     ),
@@ -173,7 +173,7 @@ def short_table(folder: Path) -> Path:
         folder,
         schedule="linear-unscaled",
         timesteps="100",
-        times="steps",
+        density="steps",
         grid="uniform",
         sampler="ddpm",
         sampler_steps="100",
@@ -207,12 +207,12 @@ def average_from_zero(folder: Path) -> Path:
 
 def high_rate(folder: Path) -> Path:
     """A learning rate a hundred times too high."""
-    return digits_with_labels(folder, optimizer="adamw", lr="0.4", lr_shape="constant")
+    return digits_with_labels(folder, optimizer="adamw", lr="0.4", lr_schedule="constant")
 
 
 def highest_rate(folder: Path) -> Path:
     """Muon with a learning rate of 10."""
-    return digits_with_labels(folder, lr="10", lr_shape="constant")
+    return digits_with_labels(folder, lr="10", lr_schedule="constant")
 
 
 def too_short(folder: Path) -> Path:
@@ -252,7 +252,7 @@ def edited(run: Path, change: Callable[[dict[str, Tensor]], None], data: Path | 
     change(tensors)
     record.pop("format")
     if data is not None:
-        record["card"]["name"] = record["config"]["data"] = str(data)
+        record["info"]["name"] = record["config"]["data"] = str(data)
     write_tensors(run / "model.safetensors", tensors, record)
     return run
 

@@ -19,7 +19,7 @@ from quality import command
 from throughput import noise_images, table
 from torch import Tensor
 
-from simple_diffusion.data.info import Card
+from simple_diffusion.data.info import DataInfo
 from simple_diffusion.denoiser import Denoiser
 from simple_diffusion.model.build import build_sampler
 from simple_diffusion.model.config import Config
@@ -35,16 +35,16 @@ STEPS = 20
 def trained(config: Config, device: torch.device) -> tuple[Denoiser, Tensor]:
     """A denoiser after some steps on the device, and their losses; on a GPU they are replayed from a CUDA graph."""
     images = noise_images(640)
-    denoiser, steps = start_training(config, Card.of(images), images, device, lambda n: config.lr)
+    denoiser, steps = start_training(config, DataInfo.of(images), images, device, lambda n: config.lr)
     losses = [next(steps).loss for _ in range(STEPS)]
     return denoiser.eval(), torch.tensor(losses)
 
 
 def drawn(config: Config, denoiser: Denoiser, n: int, device: torch.device) -> Tensor:
     """n images of the denoiser, on the CPU."""
-    card = Card.of(noise_images(640))
-    guided, times, sampler = build_sampler(config, card, denoiser)
-    return sample(guided, (n, *card.shape), times, torch.arange(n) % 10, sampler=sampler, device=device)
+    info = DataInfo.of(noise_images(640))
+    guided, times, sampler = build_sampler(config, info, denoiser)
+    return sample(guided, (n, *info.shape), times, torch.arange(n) % 10, sampler=sampler, device=device)
 
 
 def checks(device: torch.device) -> Iterator[tuple[str, bool]]:

@@ -29,7 +29,7 @@ DDPM: dict[str, Any] = {
     "optimizer": "adamw",
     "schedule": "linear",
     "timesteps": 1000,
-    "times": "steps",
+    "density": "steps",
     "target": "noise",
     "guidance": 1.0,
 }
@@ -38,7 +38,7 @@ EDM: dict[str, Any] = {
     "schedule": "karras",
     "timesteps": 0,
     "times": "lognormal",
-    "target": "velocity",
+    "target": "v",
     "guidance": 1.0,
 }
 COSINE = DDPM | {"schedule": "cosine"}
@@ -59,7 +59,7 @@ TRAININGS: dict[str, tuple[dict[str, Any], bool]] = {  # name -> (settings, with
     "linear": (DDPM, False),
     "cosine": (COSINE, False),
     "labels": (COSINE, True),
-    "v": (COSINE | {"target": "velocity"}, True),
+    "v": (COSINE | {"target": "v"}, True),
     "edm": (EDM, True),
     "flow": (EDM | {"schedule": "flow", "target": "flow"}, True),
     "muon": (EDM | {"optimizer": "muon"}, True),
@@ -92,7 +92,7 @@ def task(training: str, seed: int, steps: int, n: int, data: str) -> dict[str, d
     """Train one model, and score every rung that is drawn from it: rung -> score -> value."""
     import torch
 
-    from simple_diffusion.data.info import Card
+    from simple_diffusion.data.info import DataInfo
     from simple_diffusion.data.sources import load_images
     from simple_diffusion.ema import EMA
     from simple_diffusion.evaluation.extractors import extractor_for
@@ -100,7 +100,7 @@ def task(training: str, seed: int, steps: int, n: int, data: str) -> dict[str, d
     from simple_diffusion.evaluation.metrics import frechet_distance, kernel_distance, precision_recall
     from simple_diffusion.evaluation.scores import labels_like
     from simple_diffusion.model.config import Config, fitted
-    from simple_diffusion.model.generate import draw
+    from simple_diffusion.model.generate import generate
     from simple_diffusion.model.model_file import Model
     from simple_diffusion.model.presets import PRESETS
     from simple_diffusion.randomness import permutation
@@ -113,9 +113,9 @@ def task(training: str, seed: int, steps: int, n: int, data: str) -> dict[str, d
     images = train if labelled else replace(train, labels=None, class_names=())
     tiny = PRESETS["tiny"][1]
     config = fitted(Config(data=data, steps=steps, seconds=0.0, seed=seed, **tiny | settings), torch.device("cpu"))
-    card = Card.of(images)
+    info = DataInfo.of(images)
     budget = Budget(config, time.perf_counter())
-    denoiser, updates = start_training(config, card, images, torch.device("cpu"), budget.lr)
+    denoiser, updates = start_training(config, info, images, torch.device("cpu"), budget.lr)
     ema = EMA(denoiser, decay_of(config))
     for step in updates:
         ema.update(denoiser, step.n)
@@ -130,9 +130,9 @@ def task(training: str, seed: int, steps: int, n: int, data: str) -> dict[str, d
     for rung in RUNGS:
         if rung.training == training:
             chosen = replace(config, **rung.sampling)
-            model = Model((ema.model if rung.averaged else denoiser).eval(), chosen, card, steps, trained)
+            model = Model((ema.model if rung.averaged else denoiser).eval(), chosen, info, steps, trained)
             labels = labels_like(images, n, seed) if labelled else None
-            fake = Featured(*extractor(draw(model, n, labels, seed)))
+            fake = Featured(*extractor(generate(model, n, labels, seed)))
             near = precision_recall(some, fake.features)
             scores[rung.name] = {
                 "FID": frechet_distance(real.moments, fake.moments),

@@ -21,7 +21,7 @@ from simple_diffusion.data.sources import held_out, load_images
 from simple_diffusion.evaluation.classifier import accuracy, infer, sized
 from simple_diffusion.evaluation.metrics import Moments, frechet_distance, inception_score
 from simple_diffusion.evaluation.scores import labels_like
-from simple_diffusion.model.generate import draw
+from simple_diffusion.model.generate import generate
 from simple_diffusion.model.model_file import read
 from simple_diffusion.networks.classifier import Classifier
 
@@ -55,7 +55,7 @@ def main() -> None:
     sets: dict[str, Tensor] = {"10,000 test images": test.pixels, f"{N:,} of them": test.pixels[:N]}
     for guidance in args.guidance:
         of_scale = replace(model, config=replace(model.config, guidance=guidance))
-        sets[f"guidance {guidance:g}"] = draw(of_scale, N, labels_like(train, N, 0), seed=0)
+        sets[f"guidance {guidance:g}"] = generate(of_scale, N, labels_like(train, N, 0), seed=0)
     print(f"{args.run}, {N:,} samples, {torch.get_num_threads()} threads\n")
     print("| classifier and its accuracy | images | FID | IS |\n|---|---|---|---|")
     for seed in range(args.seeds):

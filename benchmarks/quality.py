@@ -42,11 +42,11 @@ def command(*words: str) -> dict[str, Any]:
 def flops_an_image(model_file: Path) -> float:
     """FLOP of training on one image, forward and backward."""
     model = read(model_file)
-    card, config = model.card, model.config
-    pixels = torch.randint(0, 256, (2 * config.batch, *card.shape), dtype=torch.uint8)
-    labels = torch.arange(len(pixels)) % card.classes if card.classes else None
-    images = Images("noise", pixels, labels, card.class_names)
-    _, steps = start_training(config, card, images, torch.device("cpu"), lambda n: 1e-6)
+    info, config = model.info, model.config
+    pixels = torch.randint(0, 256, (2 * config.batch, *info.shape), dtype=torch.uint8)
+    labels = torch.arange(len(pixels)) % info.classes if info.classes else None
+    images = Images("noise", pixels, labels, info.class_names)
+    _, steps = start_training(config, info, images, torch.device("cpu"), lambda n: 1e-6)
     return flops_of(steps) / config.batch
 
 

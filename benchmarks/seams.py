@@ -12,11 +12,11 @@ import torch
 
 from simple_diffusion.data.images import to_unit
 from simple_diffusion.data.sources import held_out
-from simple_diffusion.inpainting import Known, repaint
+from simple_diffusion.inpainting import Inpainted, repaint
 from simple_diffusion.model.build import build_sampler
 from simple_diffusion.model.model_file import read
 from simple_diffusion.samplers import SAMPLERS, karras_grid
-from simple_diffusion.sampling import states
+from simple_diffusion.sampling import trajectory
 
 COUNT = 60
 
@@ -25,13 +25,13 @@ def main() -> None:
     if len(sys.argv) != 2:
         raise SystemExit(__doc__)
     model = read(sys.argv[1], "cpu")
-    test = held_out(model.card.name)
+    test = held_out(model.info.name)
     if test is None:
-        raise SystemExit(f"{model.card.name} has no test set")
+        raise SystemExit(f"{model.info.name} has no test set")
     x0, labels = to_unit(test.pixels[:COUNT]), None if test.labels is None else test.labels[:COUNT]
     half = x0.shape[2] // 2
     mask = (torch.arange(x0.shape[2]) >= half)[:, None].expand(x0.shape[2:])
-    denoiser = build_sampler(model.config, model.card, model.denoiser, model.guide)[0]
+    denoiser = build_sampler(model.config, model.info, model.denoiser, model.guide)[0]
 
     def step_of(x: torch.Tensor) -> float:
         return (x[:, :, half] - x[:, :, half - 1]).square().mean().item()
@@ -43,7 +43,7 @@ def main() -> None:
     contestants += [(f"repaint, 10 steps, each {k} times", partial(repaint, repeats=k), 10) for k in (2, 4, 8)]
     for name, sampler, steps in contestants:
         times = karras_grid(denoiser.schedule, steps)
-        *_, x = states(Known(denoiser, x0, mask), x0.shape, times, labels, sampler=sampler, batch=len(x0))
+        *_, x = trajectory(Inpainted(denoiser, x0, mask), x0.shape, times, labels, sampler=sampler, batch=len(x0))
         error = (x - x0)[:, :, half:].square().mean().item()
         print(f"| {name} | {step_of(x):.3f} | {error:.3f} |", flush=True)
 

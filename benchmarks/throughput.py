@@ -19,14 +19,14 @@ from torch.profiler import ProfilerActivity, profile
 from torch.utils.flop_counter import FlopCounterMode
 
 from simple_diffusion.data.images import Images
-from simple_diffusion.data.info import Card
+from simple_diffusion.data.info import DataInfo
 from simple_diffusion.model.build import build_sampler
 from simple_diffusion.model.config import Config
 from simple_diffusion.model.generate import together
 from simple_diffusion.model.presets import PRESETS
 from simple_diffusion.run.estimate import SIZES, matmul_speed
 from simple_diffusion.run.steps import start_training
-from simple_diffusion.sampling import samples
+from simple_diffusion.sampling import sample_batches
 from simple_diffusion.system.device import PRECISIONS, pick_device
 
 KINDS = {  # what an operation's name begins with -> the kind of work it is
@@ -93,8 +93,8 @@ def measure(preset: str, precision: str, seconds: float, device: torch.device = 
     """One row of the table, and on a CPU the seconds by kind of work in some training steps."""
     images = noise_images(2048)
     config = replace(Config(**PRESETS[preset][1]), precision=precision)
-    card = Card.of(images)
-    denoiser, steps = start_training(config, card, images, device, lambda n: 1e-6)
+    info = DataInfo.of(images)
+    denoiser, steps = start_training(config, info, images, device, lambda n: 1e-6)
     flops = flops_of(steps)  # of the first step: later ones may be replayed from a CUDA graph, which shows no operation
     for _ in range(3):
         next(steps)
@@ -108,13 +108,17 @@ def measure(preset: str, precision: str, seconds: float, device: torch.device = 
         times.append(time.perf_counter() - began)
     step = median(times)
 
-    guided, grid, sampler = build_sampler(config, card, denoiser.eval())
-    batch = together(device, *card.shape[1:])
+    guided, grid, sampler = build_sampler(config, info, denoiser.eval())
+    batch = together(device, *info.shape[1:])
     n = 4 * batch if on_gpu else batch * torch.get_num_threads()  # a batch for each core
     labels, times = torch.arange(n) % 10, []
     for seed in range(4):
         began = time.perf_counter()
-        list(samples(guided, (n, *card.shape), grid, labels, sampler=sampler, seed=seed, batch=batch, device=device))
+        list(
+            sample_batches(
+                guided, (n, *info.shape), grid, labels, sampler=sampler, seed=seed, batch=batch, device=device
+            )
+        )
         wait_for(device)
         times.append(time.perf_counter() - began)
     parameters = sum(p.numel() for p in denoiser.parameters()) / 1e6

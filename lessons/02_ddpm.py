@@ -33,7 +33,7 @@ images = sd.load_images("digits")
 def show(pixels, columns: int = 16, title: str = "") -> None:
     """A grid of uint8 images."""
     plt.figure(figsize=(8, 8 * -(-len(pixels) // columns) / columns + 0.3), layout="constrained")
-    plt.imshow(sd.grid(pixels, columns))
+    plt.imshow(sd.make_grid(pixels, columns))
     plt.title(title, fontsize=10)
     plt.axis("off")
     plt.show()
@@ -72,7 +72,7 @@ show(torch.cat(rows), columns=8, title="steps 1, 10, 20, 40, 70 and 100 of 100")
 
 # %%
 def loss(denoiser, x0, cond, draws):
-    return sd.denoising_loss(denoiser, x0, cond=None, draws=draws, times=sd.on_steps)
+    return sd.denoising_loss(denoiser, x0, cond=None, draws=draws, density=sd.on_steps)
 
 
 denoiser = sd.Denoiser(sd.UNet(widths=(32, 64), blocks=(1, 2)), schedule, sd.noise)
@@ -102,7 +102,7 @@ show(samples[:64], title=f"after {STEPS} steps of training")
 # The way there, for eight of them: every tenth state, from noise at the top to the image below.
 
 # %%
-states = sd.states(sd.Clipped(denoiser), (8, 1, 28, 28), sd.uniform_grid(schedule, T), sampler=sd.ddpm)
+states = sd.trajectory(sd.Clipped(denoiser), (8, 1, 28, 28), sd.uniform_grid(schedule, T), sampler=sd.ddpm)
 show(torch.cat([sd.to_uint8(x) for x in list(states)[::20]]), columns=8, title="from noise to images")
 
 # %% [markdown]

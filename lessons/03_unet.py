@@ -52,7 +52,7 @@ for name, denoiser in nets.items():
 
 # %%
 def show(rows: dict[str, torch.Tensor]) -> None:  # twelve images a row
-    picture = sd.grid(torch.cat([pixels[:12] for pixels in rows.values()]), 12)
+    picture = sd.make_grid(torch.cat([pixels[:12] for pixels in rows.values()]), 12)
     plt.figure(figsize=(8, 0.62 * len(rows)), layout="constrained")
     plt.imshow(picture)
     plt.yticks([(i + 0.5) * picture.height / len(rows) for i in range(len(rows))], rows)
@@ -62,7 +62,7 @@ def show(rows: dict[str, torch.Tensor]) -> None:  # twelve images a row
 
 samples, times = {}, sd.uniform_grid(schedule, 5 if FAST else 50)
 for name, denoiser in nets.items():
-    sd.fit(denoiser, images, STEPS, loss=partial(sd.denoising_loss, times=sd.on_steps))
+    sd.fit(denoiser, images, STEPS, loss=partial(sd.denoising_loss, density=sd.on_steps))
     x0 = sd.sample(sd.Clipped(denoiser), (COUNT, 1, 28, 28), times, sampler=sd.ddpm)
     samples[name] = sd.to_uint8(x0)
 show(samples)

@@ -83,7 +83,7 @@ for name, schedule in schedules.items():
 
 
 def show(rows: dict[str, torch.Tensor]) -> None:
-    picture = sd.grid(sd.to_uint8(torch.cat(list(rows.values()))), 12)
+    picture = sd.make_grid(sd.to_uint8(torch.cat(list(rows.values()))), 12)
     plt.figure(figsize=(8, 0.62 * len(rows)), layout="constrained")
     plt.imshow(picture)
     plt.yticks([(i + 0.5) * picture.height / len(rows) for i in range(len(rows))], rows)

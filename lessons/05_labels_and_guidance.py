@@ -69,7 +69,7 @@ samples = {scale: drawn(scale, labels) for scale in scales}
 figure, axes = plt.subplots(1, 3, figsize=(10, 4.4), layout="constrained")
 for axis, scale in zip(axes, (1, 1.5, 3), strict=True):
     by_class = torch.cat([samples[scale][labels == c][:8] for c in range(10)])
-    axis.imshow(sd.grid(by_class, 8))
+    axis.imshow(sd.make_grid(by_class, 8))
     axis.set_title(f"scale {scale:g}", fontsize=10)
     axis.axis("off")
 plt.show()

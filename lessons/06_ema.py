@@ -121,7 +121,7 @@ for name, model in models.items():
     samples[name] = sd.to_uint8(sd.sample(sd.Clipped(model), (COUNT, 1, 28, 28), times, labels))
 figure, axes = plt.subplots(len(samples), 1, figsize=(9, 3.2), layout="constrained")
 for axis, (name, pixels) in zip(axes, samples.items(), strict=True):
-    axis.imshow(sd.grid(pixels[:14], 14))
+    axis.imshow(sd.make_grid(pixels[:14], 14))
     axis.set_ylabel(name, rotation=0, ha="right", va="center", fontsize=9)
     axis.set(xticks=[], yticks=[])
 plt.show()

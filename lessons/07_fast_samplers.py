@@ -110,7 +110,7 @@ for evaluations in (10, 20):
 
 figure, axes = plt.subplots(4, 1, figsize=(9, 3), layout="constrained")
 for axis, name in zip(axes, samplers, strict=True):
-    axis.imshow(sd.grid(drawn[name, 10][:14], 14))
+    axis.imshow(sd.make_grid(drawn[name, 10][:14], 14))
     axis.set_ylabel(name, rotation=0, ha="right", va="center", fontsize=9)
     axis.set(xticks=[], yticks=[])
 plt.suptitle("the same noise, 10 evaluations of the network", fontsize=10)

@@ -122,7 +122,7 @@ drawn = {
 }
 figure, axes = plt.subplots(3, 1, figsize=(9, 2.2), layout="constrained")
 for axis, (name, pixels) in zip(axes, drawn.items(), strict=True):
-    axis.imshow(sd.grid(pixels[:14], 14))
+    axis.imshow(sd.make_grid(pixels[:14], 14))
     axis.set_ylabel(name, rotation=0, ha="right", va="center", fontsize=9)
     axis.set(xticks=[], yticks=[])
 plt.show()

@@ -101,7 +101,7 @@ plt.show()
 torch.manual_seed(0)  # the first weights of `edm`
 velocity = sd.Denoiser(sd.UNet(widths=(32, 64), blocks=(1, 2)), cosine, sd.velocity)
 cosine_model = sd.fit(velocity, images, STEPS, batch=16).model
-edm_model = sd.fit(edm, images, STEPS, loss=partial(sd.denoising_loss, times=times), batch=16).model
+edm_model = sd.fit(edm, images, STEPS, loss=partial(sd.denoising_loss, density=times), batch=16).model
 
 unseen = sd.to_unit(sd.load_images("digits", split="test").pixels[: 16 if FAST else 256])
 plt.figure(figsize=(6.5, 3), layout="constrained")
@@ -124,7 +124,7 @@ for name, model, grid in (
     drawn[name] = sd.to_uint8(sd.sample(sd.Clipped(model), (COUNT, 1, 28, 28), grid(model.schedule, 18)))
 figure, axes = plt.subplots(3, 1, figsize=(9, 2.2), layout="constrained")
 for axis, (name, pixels) in zip(axes, drawn.items(), strict=True):
-    axis.imshow(sd.grid(pixels[:14], 14))
+    axis.imshow(sd.make_grid(pixels[:14], 14))
     axis.set_ylabel(name, rotation=0, ha="right", va="center", fontsize=9)
     axis.set(xticks=[], yticks=[])
 plt.show()
@@ -143,7 +143,7 @@ print(f"FID[digits-cnn-1, n={COUNT} vs train]: {fids}")
 # ```python
 # edm = sd.Denoiser(net, sd.Karras(), sd.velocity, data_std=images.std)
 # times = sd.LogNormal(math.log(images.std) - 0.5, 1.2)
-# sd.fit(edm, images, STEPS, loss=partial(sd.denoising_loss, times=times))
+# sd.fit(edm, images, STEPS, loss=partial(sd.denoising_loss, density=times))
 # sd.sample(sd.Clipped(edm), (COUNT, 1, 28, 28), sd.karras_grid(edm.schedule, 18))
 # ```
 #

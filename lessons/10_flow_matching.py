@@ -23,7 +23,7 @@ FAST = bool(os.environ.get("FAST"))  # seconds instead of minutes, for the tests
 STEPS, COUNT = (4, 64) if FAST else (800, 512)
 images = sd.load_images("digits")
 s = images.std
-loss = partial(sd.denoising_loss, times=sd.LogNormal(math.log(s) - 0.5, 1.2))
+loss = partial(sd.denoising_loss, density=sd.LogNormal(math.log(s) - 0.5, 1.2))
 
 
 def trained(schedule, target, seed: int = 0) -> sd.Denoiser:
@@ -65,8 +65,8 @@ print(f"two guesses of the clean image, largest difference of a pixel: {(one - o
 
 # %%
 times, shape = sd.karras_grid(flow.schedule, 30), (8, 1, 28, 28)
-noise, *_, by_ddim = sd.states(flow, shape, times, sampler=sd.ddim, batch=8)
-*_, by_edm = sd.states(edm, shape, sd.karras_grid(edm.schedule, 30), sampler=sd.ddim, batch=8)
+noise, *_, by_ddim = sd.trajectory(flow, shape, times, sampler=sd.ddim, batch=8)
+*_, by_edm = sd.trajectory(edm, shape, sd.karras_grid(edm.schedule, 30), sampler=sd.ddim, batch=8)
 
 x = noise
 with torch.no_grad():
@@ -76,7 +76,7 @@ with torch.no_grad():
 apart = [(x - other).abs().max() for other in (by_ddim, by_edm)]
 print("largest difference of a pixel: {:.0e} from ddim on Flow, {:.0e} from ddim on EDM's schedule".format(*apart))
 plt.figure(figsize=(8, 2.3), layout="constrained")
-plt.imshow(sd.grid(sd.to_uint8(torch.cat([by_edm, x])), 8))
+plt.imshow(sd.make_grid(sd.to_uint8(torch.cat([by_edm, x])), 8))
 plt.title("above: ddim on EDM's schedule; below: the three lines, from the same noise", fontsize=10)
 plt.axis("off")
 plt.show()
@@ -86,7 +86,7 @@ plt.show()
 # noise is straight. The path that the mean of all lines makes is not: a sampler still needs steps. Some pixels:
 
 # %%
-*steps, _ = sd.states(flow, shape, sd.uniform_grid(flow.schedule, 20 if FAST else 100), sampler=sd.ddim, batch=8)
+*steps, _ = sd.trajectory(flow, shape, sd.uniform_grid(flow.schedule, 20 if FAST else 100), sampler=sd.ddim, batch=8)
 paths = torch.stack(steps)[:, 0, 0]  # [steps, 28, 28], the first image
 t = sd.uniform_grid(flow.schedule, len(paths))
 figure, axes = plt.subplots(1, 2, figsize=(10, 3.4), layout="constrained", sharey=True)

@@ -82,7 +82,7 @@ sets = {
 }
 figure, axes = plt.subplots(len(sets), 1, figsize=(8, 3.6), layout="constrained")
 for axis, (name, some) in zip(axes, sets.items(), strict=True):
-    axis.imshow(sd.grid(some[:16], 16))
+    axis.imshow(sd.make_grid(some[:16], 16))
     axis.set_ylabel(name, rotation=0, ha="right", va="center", fontsize=9)
     axis.set(xticks=[], yticks=[])
 plt.show()

@@ -3,8 +3,8 @@
 #
 # A diffusion model that is trained long enough on few images draws these images. That is no accident: the denoiser with
 # the lowest training loss knows nothing else (`memorised_error` in
-# [`denoising_error.py`](../src/simple_diffusion/denoising_error.py)). Here we watch a network become it, find its copies,
-# and then keep it from that.
+# [`denoising_error.py`](../src/simple_diffusion/denoising_error.py)). Here we watch a network become it, find its
+# copies, and then keep it from that.
 #
 # Files: [`evaluation/memorization.py`](../src/simple_diffusion/evaluation/memorization.py) finds copies,
 # [`validation.py`](../src/simple_diffusion/validation.py) measures a loss on unseen images,
@@ -28,13 +28,13 @@ STEPS, LOOKS, COUNT = (4, 2, 64) if FAST else (1600, 8, 128)
 
 few = sd.Images("few", sd.load_images("digits").pixels[:50])
 unseen = sd.Images("unseen", sd.load_images("digits", split="test").pixels[:2000])
-loss = partial(sd.denoising_loss, times=sd.LogNormal(math.log(few.std) - 0.5, 1.2))
+loss = partial(sd.denoising_loss, density=sd.LogNormal(math.log(few.std) - 0.5, 1.2))
 
 
 def show(rows: dict[str, torch.Tensor], columns: int = 16) -> None:
     _, axes = plt.subplots(len(rows), 1, figsize=(9, 0.55 * len(rows)), squeeze=False, layout="constrained")
     for axis, (name, pixels) in zip(axes[:, 0], rows.items(), strict=True):
-        axis.imshow(sd.grid(pixels[:columns], columns))
+        axis.imshow(sd.make_grid(pixels[:columns], columns))
         axis.set_ylabel(name, rotation=0, ha="right", va="center", fontsize=9)
         axis.set(xticks=[], yticks=[])
     plt.show()

@@ -76,7 +76,7 @@ def exhibit(name: str, right: torch.Tensor, wrong: torch.Tensor) -> None:
     shown[name] = right, wrong
     pairs = zip(scores(right), scores(wrong), strict=True)
     print(f"| {name} |", " | ".join(f"{good} | {bad}" for good, bad in pairs), "|", flush=True)
-    sheet = sd.grid(torch.cat([right[:10], wrong[:10]]), columns=10)
+    sheet = sd.make_grid(torch.cat([right[:10], wrong[:10]]), columns=10)
     if OUT is not None:
         OUT.mkdir(parents=True, exist_ok=True)
         sheet.save(OUT / f"{name}.png", optimize=True)

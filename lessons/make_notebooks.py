@@ -3,8 +3,8 @@
     python lessons/make_notebooks.py            # those whose lesson has changed since
     python lessons/make_notebooks.py 03 07      # these, changed or not
 
-A lesson, in percent format, is the source. Change it and not its notebook; `tests/project/test_lessons.py` finds a stale one.
-Where only the prose has changed the outputs are kept.
+A lesson, in percent format, is the source. Change it and not its notebook; `tests/project/test_lessons.py` finds a
+stale one. Where only the prose has changed the outputs are kept.
 """
 
 import argparse

@@ -5,7 +5,7 @@ from torch import nn
 
 from simple_diffusion.denoiser import Clipped, Denoiser
 from simple_diffusion.schedules import Cosine, Flow, Karras
-from simple_diffusion.targets import TARGETS, clean, flow, noise, velocity
+from simple_diffusion.targets import TARGETS, flow, noise, v, x0
 
 TIMES = torch.linspace(0.02, 1, 50, dtype=torch.float64)
 X0, EPS = normal(50, 3, seed=1), normal(50, 3, seed=2)
@@ -64,7 +64,7 @@ def test_noise_level_is_a_quarter_of_the_log_of_the_noise_to_signal_ratio(schedu
 @every_std
 def test_velocity_is_what_the_input_does_not_tell(schedule, std):
     """Unit variance, and orthogonal to the input: the other axis of the circle that z0 and eps span."""
-    alpha, sigma, a, b = Denoiser(Affine(), schedule, velocity, std).coefficients(TIMES, X0)
+    alpha, sigma, a, b = Denoiser(Affine(), schedule, v, std).coefficients(TIMES, X0)
     close(a**2 + b**2, torch.ones_like(a))
     close(alpha * a + sigma * b, torch.zeros_like(a), 1e-12 * sigma.max().item())
     assert (b > 0).all()
@@ -73,7 +73,7 @@ def test_velocity_is_what_the_input_does_not_tell(schedule, std):
 def test_velocity_is_that_of_salimans_and_ho():
     for name in VARIANCE_PRESERVING:
         alpha, sigma = ALL[name].levels(TIMES, X0)
-        a, b = velocity(alpha, sigma)
+        a, b = v(alpha, sigma)
         close(a * X0 + b * EPS, alpha * EPS - sigma * X0)
 
 
@@ -86,7 +86,7 @@ def test_flow_is_the_speed_along_the_straight_line():
 
 
 def test_noise_and_clean_are_the_noise_and_the_image():
-    for target, want in ((noise, EPS), (clean, X0)):
+    for target, want in ((noise, EPS), (x0, X0)):
         a, b = target(f64(0.6), f64(0.8))
         close(a * X0 + b * EPS, want)
 
@@ -96,7 +96,7 @@ def test_noise_and_clean_are_the_noise_and_the_image():
 
 def test_velocity_with_data_std_is_the_preconditioning_of_edm():
     std, net = 0.5, Affine()
-    denoiser = Denoiser(net, Karras(), velocity, std)
+    denoiser = Denoiser(net, Karras(), v, std)
     x = 10 * X0
     _, sigma = Karras().levels(TIMES, x)
     c_skip = std**2 / (sigma**2 + std**2)
@@ -118,7 +118,7 @@ def test_velocity_with_data_std_is_the_preconditioning_of_edm():
 
 def test_a_single_time_serves_the_batch_and_labels_reach_the_network():
     net, cond = Affine(gain=0.3), torch.arange(50)
-    denoiser = Denoiser(net, Cosine(), velocity, 0.5)
+    denoiser = Denoiser(net, Cosine(), v, 0.5)
     want = denoiser(X0, TIMES[7].expand(50), cond)
     assert net.seen[2] is cond
     for t in (TIMES[7], TIMES[7:8]):
@@ -128,7 +128,7 @@ def test_a_single_time_serves_the_batch_and_labels_reach_the_network():
 
 
 def test_images_and_rows_meet_their_own_time():
-    denoiser = Denoiser(Affine(gain=0.3), Cosine(), velocity)
+    denoiser = Denoiser(Affine(gain=0.3), Cosine(), v)
     x = normal(4, 2, 3, 5)
     whole = denoiser(x, TIMES[:4])
     for i in range(4):
@@ -146,12 +146,12 @@ def test_network_computes_in_its_dtype_and_the_rest_in_the_images():
             return out
 
     net, x = Net(3, 3), X0.float()
-    exact = Denoiser(net, Cosine(), velocity)(x, TIMES)
+    exact = Denoiser(net, Cosine(), v)(x, TIMES)
     assert net.seen == (torch.float32, torch.float32)
-    rough = Denoiser(net, Cosine(), velocity, dtype=torch.bfloat16)(x, TIMES)
+    rough = Denoiser(net, Cosine(), v, dtype=torch.bfloat16)(x, TIMES)
     assert net.seen == (torch.float32, torch.bfloat16)
     assert rough.dtype == exact.dtype == torch.float32
-    assert Denoiser(net, Cosine(), velocity, dtype=torch.bfloat16).predict(x, TIMES).dtype == torch.float32
+    assert Denoiser(net, Cosine(), v, dtype=torch.bfloat16).predict(x, TIMES).dtype == torch.float32
     assert not torch.equal(rough, exact)
     torch.testing.assert_close(rough, exact, rtol=0, atol=0.05)
 

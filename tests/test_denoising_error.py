@@ -7,7 +7,7 @@ import torch
 from oracles import Gaussian
 
 from simple_diffusion import Karras, Linear
-from simple_diffusion.denoising_error import LEVELS, gaussian_error, memorised_error, model_error
+from simple_diffusion.denoising_error import LEVELS, gaussian_error, ideal_error, model_error
 
 
 def test_gaussian_error_is_the_wiener_filters():
@@ -24,7 +24,7 @@ def test_gaussian_error_is_the_wiener_filters():
 def test_memorised_error_of_two_points_is_known():
     # Points at -1 and 1 on a line: the optimal denoiser is tanh(x / s^2), its error E[1 - tanh^2] under the mixture.
     train = torch.tensor([[-1.0], [1.0]])
-    error = memorised_error(train, torch.arange(20000) % 2)
+    error = ideal_error(train, torch.arange(20000) % 2)
     z = torch.linspace(-8, 8, 4001, dtype=torch.float64)
     density = (-(z**2) / 2).exp() / math.sqrt(2 * math.pi)
     for level, value in zip(LEVELS.tolist(), error.tolist(), strict=True):
@@ -47,9 +47,9 @@ def test_told_the_label_both_bounds_are_those_of_the_label():
     train, labels = torch.cat(parts), torch.tensor([0] * 40 + [1] * 20)
     expected = (40 * gaussian_error(parts[0]) + 20 * gaussian_error(parts[1])) / 60
     torch.testing.assert_close(gaussian_error(train, labels), expected)
-    told = memorised_error(train, torch.arange(60), labels)
+    told = ideal_error(train, torch.arange(60), labels)
     # At the highest level only the label's own mean is left, at the lowest each image by itself.
     spread = sum((part - part.mean(0)).double().square().sum() for part in parts) / train.numel()
     assert told[-1].item() == pytest.approx(spread.item(), rel=0.05)
-    assert (told <= memorised_error(train, torch.arange(60)) + 1e-3).all()
+    assert (told <= ideal_error(train, torch.arange(60)) + 1e-3).all()
     assert told[0] < 1e-6

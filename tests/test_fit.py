@@ -18,7 +18,7 @@ from simple_diffusion.evaluation.metrics import Moments, frechet_distance
 from simple_diffusion.networks.unet import UNet
 from simple_diffusion.optimizers import adamw, muon
 from simple_diffusion.schedules import Cosine
-from simple_diffusion.targets import velocity
+from simple_diffusion.targets import v
 from simple_diffusion.training import fit, train, warmup_linear
 
 STEPS = 7
@@ -31,7 +31,7 @@ def noisy_images(n: int = 40, side: int = 8) -> Images:
 
 def untrained() -> Denoiser:
     torch.manual_seed(0)
-    return Denoiser(UNet(widths=(8, 16), blocks=(1, 1)), Cosine(), velocity)
+    return Denoiser(UNet(widths=(8, 16), blocks=(1, 1)), Cosine(), v)
 
 
 def weights(denoiser: Denoiser) -> torch.Tensor:

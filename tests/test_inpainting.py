@@ -6,9 +6,9 @@ import pytest
 import torch
 from oracles import ALL, Gaussian, close, normal
 
-from simple_diffusion.inpainting import Known, between, repaint
+from simple_diffusion.inpainting import Inpainted, repaint, slerp
 from simple_diffusion.samplers import SAMPLERS, ddim, karras_grid
-from simple_diffusion.sampling import states
+from simple_diffusion.sampling import trajectory
 
 STD, RHO, GIVEN = 0.5, 0.9, 0.6
 
@@ -39,7 +39,7 @@ def drawn(denoiser, sampler, n=4000, steps=60):
 @pytest.mark.parametrize("schedule", ["karras", "cosine", "flow"])
 def test_repaint_draws_the_conditional_law(schedule):
     """Given one pixel the other is N(rho a, (1 - rho^2) std^2). Without repetitions it falls short of that by far."""
-    denoiser = Known(Pair(ALL[schedule]), torch.tensor([GIVEN, 0.0]), torch.tensor([False, True]))
+    denoiser = Inpainted(Pair(ALL[schedule]), torch.tensor([GIVEN, 0.0]), torch.tensor([False, True]))
     away = {}
     for repeats in (1, 10):
         x = drawn(denoiser, partial(repaint, repeats=repeats))
@@ -57,8 +57,8 @@ def test_what_is_known_comes_out_and_what_is_not_is_drawn_as_ever(schedule, samp
     denoiser = Gaussian(ALL[schedule])
     shape, times = (4, 1, 3, 3), karras_grid(denoiser.schedule, 6)
     x0, mask = normal(1, 3, 3).clamp(-1, 1).float(), torch.arange(9).view(3, 3) % 2 == 0
-    *_, free = states(denoiser, shape, times, sampler=sampler)
-    *_, x = states(Known(denoiser, x0, mask), shape, times, sampler=sampler)
+    *_, free = trajectory(denoiser, shape, times, sampler=sampler)
+    *_, x = trajectory(Inpainted(denoiser, x0, mask), shape, times, sampler=sampler)
     assert torch.equal(x[:, :, mask], free[:, :, mask])
     torch.testing.assert_close(x[:, :, ~mask], x0[:, ~mask].expand(4, 1, 4), rtol=0, atol=1e-6)
 
@@ -67,7 +67,9 @@ def test_the_known_part_is_at_its_level_all_the_way():
     """With the noise that it began with, by a solver."""
     denoiser = Gaussian(ALL["cosine"])
     times, x0 = karras_grid(denoiser.schedule, 5), torch.full((1, 2, 2), 0.3)
-    start, *path = states(Known(denoiser, x0, torch.zeros(2, 2, dtype=torch.bool)), (2, 1, 2, 2), times, sampler=ddim)
+    start, *path = trajectory(
+        Inpainted(denoiser, x0, torch.zeros(2, 2, dtype=torch.bool)), (2, 1, 2, 2), times, sampler=ddim
+    )
     level = (denoiser.schedule.alpha(times) ** 2 + denoiser.schedule.sigma(times) ** 2).sqrt()
     for t, x in zip(times[1:], path[:-1], strict=True):
         alpha, sigma = denoiser.schedule.alpha(t), denoiser.schedule.sigma(t)
@@ -97,7 +99,7 @@ def test_repaint_comes_to_the_law_of_the_data_as_steps_grow_finer():
 
 def test_between_two_noises_all_are_as_long():
     one, other = normal(1, 30, 30, seed=1).float(), normal(1, 30, 30, seed=2).float()
-    way = between(one, other, torch.linspace(0, 1, 9).tolist())
+    way = slerp(one, other, torch.linspace(0, 1, 9).tolist())
     assert torch.equal(way[0], one)
     torch.testing.assert_close(way[-1], other, rtol=1e-6, atol=1e-6)
     lengths = way.flatten(1).norm(dim=1) / 30
@@ -109,4 +111,4 @@ def test_between_two_noises_all_are_as_long():
 
 def test_between_a_noise_and_itself():
     one = normal(1, 3, 3).float()
-    assert torch.equal(between(one, one, [0, 0.5, 1]), one.expand(3, 1, 3, 3))
+    assert torch.equal(slerp(one, one, [0, 0.5, 1]), one.expand(3, 1, 3, 3))

@@ -7,7 +7,7 @@ from scipy.stats import norm
 
 from simple_diffusion.denoiser import Denoiser
 from simple_diffusion.losses import (
-    MEASURES,
+    CRITERIA,
     LogNormal,
     MinSNR,
     denoising_loss,
@@ -18,7 +18,7 @@ from simple_diffusion.losses import (
 )
 from simple_diffusion.randomness import Draws
 from simple_diffusion.schedules import SCHEDULES, Cosine, Discrete, Flow, Karras
-from simple_diffusion.targets import TARGETS, clean, flow, noise, velocity
+from simple_diffusion.targets import TARGETS, flow, noise, v, x0
 
 every_schedule = pytest.mark.parametrize("schedule", ALL.values(), ids=ALL)
 every_target = pytest.mark.parametrize("target", TARGETS.values(), ids=TARGETS)
@@ -55,12 +55,12 @@ def expected(denoiser, gain, t):
 @pytest.mark.parametrize("t", [0.1, 0.6])
 def test_loss_of_a_linear_network(schedule, target, t):
     denoiser = Denoiser(Affine(gain=0.4), schedule, target, DATA_STD)
-    assert_mean_is(losses(denoiser, times=always(t)), expected(denoiser, 0.4, f64(t)))
+    assert_mean_is(losses(denoiser, density=always(t)), expected(denoiser, 0.4, f64(t)))
 
 
 @every_schedule
 def test_loss_over_uniform_times(schedule):
-    denoiser = Denoiser(Affine(gain=0.4), schedule, velocity, DATA_STD)
+    denoiser = Denoiser(Affine(gain=0.4), schedule, v, DATA_STD)
     want = expected(denoiser, 0.4, 0.001 + 0.999 * (torch.arange(10_000, dtype=torch.float64) + 0.5) / 10_000)
     found = torch.stack([losses(denoiser, n=64, size=50, step=step).mean() for step in range(1, 41)])
     assert_mean_is(found, want)
@@ -72,7 +72,7 @@ def test_loss_over_uniform_times(schedule):
 def test_the_best_network_reaches_the_bayes_floor_and_no_other_does(schedule, target, t):
     mean, std = MEAN / DATA_STD, STD / DATA_STD
     best, other = (
-        losses(Denoiser(Bayes(target, Gaussian(WIDE, mean, s)), schedule, target, DATA_STD), times=always(t))
+        losses(Denoiser(Bayes(target, Gaussian(WIDE, mean, s)), schedule, target, DATA_STD), density=always(t))
         for s in (std, 3 * std)
     )
     ratio = schedule.ratio(f64(t)) / DATA_STD
@@ -90,8 +90,8 @@ def test_the_best_network_reaches_the_bayes_floor_and_no_other_does(schedule, ta
     ("target", "table"),
     [
         (noise, lambda snr, least: least / snr),
-        (clean, lambda snr, least: least),
-        (velocity, lambda snr, least: least / (snr + 1)),
+        (x0, lambda snr, least: least),
+        (v, lambda snr, least: least / (snr + 1)),
         (flow, lambda snr, least: least / (snr.sqrt() + 1) ** 2),
     ],
 )
@@ -102,7 +102,7 @@ def test_min_snr_is_the_table_of_its_paper(target, table, gamma):
         times.append(uniform(u, schedule))
         return times[-1]
 
-    got = losses(denoiser, times=record, weight=MinSNR(gamma)) / losses(denoiser, times=record)
+    got = losses(denoiser, density=record, weight=MinSNR(gamma)) / losses(denoiser, density=record)
     snr = Cosine().ratio(times[0]) ** -2
     assert (snr < gamma).any()
     assert (snr > gamma).any()
@@ -181,10 +181,10 @@ CLOSED = {  # |e| -> how much it counts
 
 
 def test_every_measure_states_its_closed_form():
-    assert CLOSED.keys() == MEASURES.keys()
+    assert CLOSED.keys() == CRITERIA.keys()
 
 
-@pytest.mark.parametrize("name", MEASURES)
+@pytest.mark.parametrize("name", CRITERIA)
 @pytest.mark.parametrize("weight", [None, MinSNR(5.0)])
 def test_loss_is_the_mean_of_the_measured_error(name, weight):
     """The errors are those of x_t = sqrt(abar) x0 + sqrt(1 - abar) eps at a step of the table, from its betas."""
@@ -198,16 +198,16 @@ def test_loss_is_the_mean_of_the_measured_error(name, weight):
     if weight is not None:
         error = error * (weight(abar / (1 - abar)) * (1 - abar) / abar).sqrt()
     want = [sum(CLOSED[name](abs(e)) for e in row) / 6 for row in error.tolist()]
-    got = denoising_loss(denoiser, x0, None, draws, times=on_steps, weight=weight, measure=MEASURES[name])
+    got = denoising_loss(denoiser, x0, None, draws, density=on_steps, weight=weight, criterion=CRITERIA[name])
     close(got, f64(*want))
     assert (error.abs() < 1).any()
     assert (error.abs() > 1).any()
 
 
 def test_the_square_is_the_measure_unless_told():
-    denoiser = Denoiser(Affine(gain=0.4), Karras(), velocity)
-    assert torch.equal(losses(denoiser), losses(denoiser, measure=MEASURES["l2"]))
-    assert not torch.allclose(losses(denoiser), losses(denoiser, measure=MEASURES["l1"]))
+    denoiser = Denoiser(Affine(gain=0.4), Karras(), v)
+    assert torch.equal(losses(denoiser), losses(denoiser, criterion=CRITERIA["l2"]))
+    assert not torch.allclose(losses(denoiser), losses(denoiser, criterion=CRITERIA["l1"]))
 
 
 # --- samples and their batch -----------------------------------------------------------------------------------------
@@ -215,25 +215,25 @@ def test_the_square_is_the_measure_unless_told():
 
 @pytest.mark.parametrize("times", [uniform, LogNormal()])
 def test_loss_of_a_sample_does_not_depend_on_its_batch(times):
-    denoiser, x0 = Denoiser(Affine(gain=0.4), Karras(), velocity, DATA_STD), normal(8, 1, 3, 3)
-    whole = denoising_loss(denoiser, x0, None, Draws(5, 7, range(8), total=8), times=times)
+    denoiser, x0 = Denoiser(Affine(gain=0.4), Karras(), v, DATA_STD), normal(8, 1, 3, 3)
+    whole = denoising_loss(denoiser, x0, None, Draws(5, 7, range(8), total=8), density=times)
     assert whole.shape == (8,)
     for part in ([3], [6, 1, 4]):
-        close(denoising_loss(denoiser, x0[part], None, Draws(5, 7, part, total=8), times=times), whole[part])
+        close(denoising_loss(denoiser, x0[part], None, Draws(5, 7, part, total=8), density=times), whole[part])
 
 
 def test_labels_reach_the_network():
     net, cond = Affine(), torch.arange(4)
-    denoising_loss(Denoiser(net, Karras(), velocity), normal(4, 2), cond, Draws(0, 1, range(4), total=4))
+    denoising_loss(Denoiser(net, Karras(), v), normal(4, 2), cond, Draws(0, 1, range(4), total=4))
     assert net.seen[2] is cond
 
 
 @every_schedule
 def test_the_loss_by_level_of_a_linear_network_is_its_closed_form(schedule):
     """Of stratified times, sample i is always of the i-th quantile: its mean over steps is the loss at that level."""
-    denoiser, times = Denoiser(Affine(gain=0.4), schedule, velocity, DATA_STD), LogNormal(math.log(DATA_STD), 1.0)
+    denoiser, times = Denoiser(Affine(gain=0.4), schedule, v, DATA_STD), LogNormal(math.log(DATA_STD), 1.0)
     n, steps = 32, 60
-    mean = torch.stack([losses(denoiser, n, 400, step, times=times) for step in range(1, steps + 1)]).mean(0)
+    mean = torch.stack([losses(denoiser, n, 400, step, density=times) for step in range(1, steps + 1)]).mean(0)
     points = loss_by_level(mean, times, schedule, most=8)
     assert len(points) == 8
     ratios = [ratio for ratio, _ in points]
@@ -260,7 +260,7 @@ def test_an_error_of_the_image_as_a_loss_is_the_loss(schedule, target, weight):
     t = f64(0.1, 0.4, 0.8)
     errors, wanted = [], []
     for time in t.tolist():
-        wanted.append(denoising_loss(denoiser, x0, None, draws, times=always(time), weight=weight).mean())
+        wanted.append(denoising_loss(denoiser, x0, None, draws, density=always(time), weight=weight).mean())
         alpha, sigma = schedule.alpha(f64(time)), schedule.sigma(f64(time))
         x_t = alpha * x0 + sigma * draws.normal("noise", (50,)).double()
         errors.append((denoiser(x_t, f64(time)) - x0).square().mean())

@@ -12,7 +12,7 @@ from simple_diffusion.denoiser import Denoiser
 from simple_diffusion.networks.unet import UNet
 from simple_diffusion.randomness import Draws
 from simple_diffusion.schedules import Flow, Karras, Linear
-from simple_diffusion.targets import velocity
+from simple_diffusion.targets import v
 
 every_schedule = pytest.mark.parametrize("schedule", ALL.values(), ids=ALL)
 every_sampler = pytest.mark.parametrize("sampler", samplers.SAMPLERS.values(), ids=samplers.SAMPLERS)
@@ -62,7 +62,7 @@ def test_the_denoiser_hears_times_of_the_kind_of_its_images(sampler):
 
 def test_default_noise_is_fresh():
     torch.manual_seed(0)
-    a, b = samplers.fresh(0, torch.zeros(10_000)), samplers.fresh(0, torch.zeros(10_000))
+    a, b = samplers.unit_noise(0, torch.zeros(10_000)), samplers.unit_noise(0, torch.zeros(10_000))
     assert abs((a * b).mean()) < 0.05
     for x in (a, b):
         assert abs(x.mean()) < 0.05
@@ -96,7 +96,7 @@ def test_images_are_bitwise_the_same_in_any_number(sampler, cond):
     net = UNet(1, classes=3, widths=(32, 32), blocks=(1, 1))
     for p in net.parameters():
         torch.nn.init.normal_(p, std=0.05)
-    denoiser, times = Denoiser(net, Karras(), velocity, 0.5).eval(), samplers.karras_grid(Karras(), 3)
+    denoiser, times = Denoiser(net, Karras(), v, 0.5).eval(), samplers.karras_grid(Karras(), 3)
 
     def draw(n):
         labels = None if cond is None else cond[:n]
@@ -120,7 +120,7 @@ def test_the_number_of_cores_does_not_show_and_is_left_as_it_was():
     torch.manual_seed(0)
     net = UNet(1, 0, widths=(8, 16), blocks=(1, 1))
     torch.nn.init.normal_(net.head.weight, std=0.1)
-    denoiser = Denoiser(net, Karras(), velocity, 0.5).eval()
+    denoiser = Denoiser(net, Karras(), v, 0.5).eval()
     grid, before, drawn = samplers.karras_grid(denoiser.schedule, 4), torch.get_num_threads(), []
     threads = set()
 

@@ -19,14 +19,14 @@ from simple_diffusion.randomness import Draws, permutation
 from simple_diffusion.samplers import karras_grid
 from simple_diffusion.sampling import sample
 from simple_diffusion.schedules import Cosine, Flow, Karras, Linear
-from simple_diffusion.targets import flow, noise, velocity
+from simple_diffusion.targets import flow, noise, v
 from simple_diffusion.training import LEARNING_RATES, train, warmup_constant, warmup_linear
 
 ROWS = {  # what the papers pair: schedule, target, training times
     "ddpm": (Linear(), noise, uniform),
-    "cosine": (Cosine(), velocity, uniform),
+    "cosine": (Cosine(), v, uniform),
     "flow": (Flow(), flow, uniform),
-    "edm": (Karras(), velocity, LogNormal()),
+    "edm": (Karras(), v, LogNormal()),
 }
 
 
@@ -173,7 +173,7 @@ def clusters(start=0, size=128):
 
 
 def objective(row):
-    return drop_labels(partial(denoising_loss, times=ROWS[row][2]), null=2)
+    return drop_labels(partial(denoising_loss, density=ROWS[row][2]), null=2)
 
 
 def learner(row, seed=0):

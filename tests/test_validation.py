@@ -95,7 +95,7 @@ def test_it_is_the_loss_in_closed_form():
     pixels = (128 + 40 * torch.randn(2000, 1, 8, 8, generator=generator)).round().clamp(0, 255).to(torch.uint8)
     images = Images("gaussian", pixels)
     exact, times = Exact(Karras(), images.mean, images.std), LogNormal(-1.0, 0.5)
-    held_out = HeldOut(images, lambda d, x, c, r: denoising_loss(d, x, c, r, times=times), seed=0)
+    held_out = HeldOut(images, lambda d, x, c, r: denoising_loss(d, x, c, r, density=times), seed=0)
     level = times(((torch.arange(4096).double() + 0.5) / 4096), Karras())
     variance = Karras().ratio(level) ** 2
     expected = (variance * images.std**2 / (variance + images.std**2)).mean().item()

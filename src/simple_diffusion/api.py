@@ -41,8 +41,8 @@ from .samplers import heun as heun
 from .samplers import karras_grid as karras_grid
 from .samplers import uniform_grid as uniform_grid
 from .sampling import sample as sample
-from .sampling import samples as samples
-from .sampling import states as states
+from .sampling import sample_batches as sample_batches
+from .sampling import trajectory as trajectory
 from .schedules import Cosine as Cosine
 from .schedules import Discrete as Discrete
 from .schedules import Flow as Flow
@@ -54,12 +54,12 @@ from .schedules import cosine_betas as cosine_betas
 from .schedules import linear_betas as linear_betas
 from .schedules import quadratic_betas as quadratic_betas
 from .schedules import sigmoid_betas as sigmoid_betas
-from .targets import clean as clean
 from .targets import flow as flow
 from .targets import noise as noise
-from .targets import velocity as velocity
+from .targets import v as v
+from .targets import x0 as x0
 from .training import fit as fit
 from .training import train as train
 from .training import warmup_constant as warmup_constant
 from .training import warmup_linear as warmup_linear
-from .viz.grids import grid as grid
+from .viz.grids import make_grid as make_grid

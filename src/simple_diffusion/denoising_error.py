@@ -43,7 +43,7 @@ def model_error(denoiser: Denoiser, x0: Tensor, cond: Tensor | None, batch: int 
     return torch.tensor(errors, dtype=torch.float64)
 
 
-def memorised_error(train: Tensor, chosen: Tensor, labels: Tensor | None = None) -> Tensor:
+def ideal_error(train: Tensor, chosen: Tensor, labels: Tensor | None = None) -> Tensor:
     """Error of the optimal denoiser of the training set on its own images, at each of LEVELS: float64 `[13]`.
 
     The denoiser is sum_i w_i x_i with w = softmax(-|x - x_i|^2 / (2 sigma^2)), in closed form; told the label, the sum
@@ -82,7 +82,7 @@ def gaussian_error(train: Tensor, labels: Tensor | None = None) -> Tensor:
     return (values * square / (values + square)).mean(1)
 
 
-def blur_error(train: Tensor) -> Tensor:
+def wiener_error(train: Tensor) -> Tensor:
     """Error of the best blur about the mean image (Wiener 1949), at each of LEVELS: float64 `[13]`.
 
     Of all filters that do to each pixel the same: the mean over the frequencies of P s^2 / (P + s^2), P the power of

@@ -37,11 +37,11 @@ def power_decay(width: float = 0.05) -> Decay:
     return lambda n: (1 - 1 / n) ** (exponent + 1)
 
 
-Moment = tuple[float, int]
+Profile = tuple[float, int]
 """(width, n): of a power-function average, and the number of updates after which it was kept."""
 
 
-def overlap(one: Moment, other: Moment) -> float:
+def overlap(one: Profile, other: Profile) -> float:
     """The integral of the product of two averages' profiles over the updates (Karras et al. 2024, appendix C.3).
 
     one, other   averages of widths in (0, 0.28), kept after n updates, 1 or more
@@ -53,7 +53,7 @@ def overlap(one: Moment, other: Moment) -> float:
     return (a + 1) * (b + 1) / (a + b + 1) * (first / t) ** a * (first / s) ** b / max(t, s)
 
 
-def mixture(kept: Sequence[Moment], wanted: Moment) -> tuple[list[float], float]:
+def mixture(kept: Sequence[Profile], wanted: Profile) -> tuple[list[float], float]:
     """How averages that were kept along a run are mixed to one that was not (Karras et al. 2024, algorithm 3).
 
     Least squares between the profiles in float64. Unlike there the shares add up to 1, so that weights that stood still

@@ -50,7 +50,7 @@ def inside(interval: Interval, schedule: Schedule, t: Tensor) -> Tensor:
     return (interval[0] <= ratio) & (ratio <= interval[1])
 
 
-def pushed(away_from: Tensor, x0_hat: Tensor, scale: float, acts: Tensor) -> Tensor:
+def extrapolated(away_from: Tensor, x0_hat: Tensor, scale: float, acts: Tensor) -> Tensor:
     """lerp(away_from, x0_hat, scale) where guidance acts `[B]` or `[1]`, x0_hat elsewhere; `[B, ...]`."""
     scales = torch.where(acts, torch.tensor(scale, dtype=torch.float64), 1.0)
     return torch.lerp(away_from, x0_hat, scales.to(x0_hat).reshape(-1, *[1] * (x0_hat.ndim - 1)))
@@ -86,7 +86,7 @@ class Guided:
         t = t.expand(len(x_t))
         both = self.denoiser(torch.cat([x_t, x_t]), torch.cat([t, t]), torch.cat([no_label, cond]))  # [2B, ...]
         x0_null, x0_cond = both.chunk(2)
-        return pushed(x0_null, x0_cond, self.scale, acts)
+        return extrapolated(x0_null, x0_cond, self.scale, acts)
 
 
 class AutoGuided:
@@ -110,4 +110,4 @@ class AutoGuided:
         x0_hat, acts = self.denoiser(x_t, t, cond), inside(self.interval, self.schedule, t)
         if self.scale == 1 or not acts.any():
             return x0_hat
-        return pushed(self.guide(x_t, t, cond), x0_hat, self.scale, acts)
+        return extrapolated(self.guide(x_t, t, cond), x0_hat, self.scale, acts)

@@ -8,10 +8,10 @@ import torch
 from torch import Tensor
 
 from .denoiser import PosteriorMean
-from .samplers import Noise, fresh, intervals, renoised
+from .samplers import Noise, grid_steps, renoised, unit_noise
 
 
-class Known:
+class Inpainted:
     """A posterior mean of images of which a part is known: there the known pixels are its answer.
 
     So any sampler brings that part of x_t to the known pixels, and the network sees it at the right level all the way
@@ -35,7 +35,7 @@ def repaint(
     x: Tensor,
     times: Tensor,
     cond: Tensor | None = None,
-    noise: Noise = fresh,
+    noise: Noise = unit_noise,
     *,
     repeats: int = 4,
 ) -> Iterator[Tensor]:
@@ -53,7 +53,7 @@ def repaint(
     def next_noise(step: int, x: Tensor) -> Tensor:
         return noise(next(numbers), x)
 
-    for i in intervals(denoiser.schedule, times, x):
+    for i in grid_steps(denoiser.schedule, times, x):
         for left in reversed(range(1 if i.s is None else repeats)):
             x_s = renoised(i, x, denoiser(x, i.t, cond), 1.0, next_noise)
             if left:  # back to t: q(x_t | x_s)
@@ -64,7 +64,7 @@ def repaint(
         yield x
 
 
-def between(one: Tensor, other: Tensor, shares: Sequence[float]) -> Tensor:
+def slerp(one: Tensor, other: Tensor, shares: Sequence[float]) -> Tensor:
     """Noises on the great circle from one to another (Shoemake 1985; Song et al. 2021, "DDIM", eq. 67): `[N, *shape]`.
 
     All are as long as noise is, which their mean would not be, so that each of them is drawn to an image by a sampler

@@ -15,13 +15,13 @@ from .denoiser import Denoiser
 from .randomness import Draws
 from .schedules import Discrete, Schedule
 
-Times = Callable[[Tensor, Schedule], Tensor]
+Density = Callable[[Tensor, Schedule], Tensor]
 """A density of training times as its quantile function: u in (0, 1) `[B]` float64 -> t `[B]`."""
 
 Weight = Callable[[Tensor], Tensor]
 """Weight of the squared error of z0_hat, as a function of snr = (alpha/sigma)^2."""
 
-Measure = Callable[[Tensor], Tensor]
+Criterion = Callable[[Tensor], Tensor]
 """How much an error counts, elementwise."""
 
 Loss = Callable[[Denoiser, Tensor, Tensor | None, Draws], Tensor]
@@ -83,7 +83,7 @@ def huber(error: Tensor) -> Tensor:
     return F.huber_loss(error, torch.zeros_like(error), reduction="none")
 
 
-MEASURES: dict[str, Measure] = {"l2": torch.square, "l1": torch.abs, "huber": huber}
+CRITERIA: dict[str, Criterion] = {"l2": torch.square, "l1": torch.abs, "huber": huber}
 """Measures of the error by name. With l2 alone the best network is the posterior mean: l1 learns its median."""
 
 
@@ -93,9 +93,9 @@ def denoising_loss(
     cond: Tensor | None,
     draws: Draws,
     *,
-    times: Times = uniform,
+    density: Density = uniform,
     weight: Weight | None = None,
-    measure: Measure = torch.square,
+    criterion: Criterion = torch.square,
 ) -> Tensor:
     """The mean squared error of the network's output, for each sample: `[B]` (Ho et al. 2020, algorithm 1, eq. 14).
 
@@ -103,12 +103,12 @@ def denoising_loss(
     x0       clean data `[B, ...]` in [-1, 1]
     cond     labels `[B]` int64, or None
     draws    random numbers of these samples: the noise and the times
-    times    density of the training times
+    density  density of the noise levels, as its quantile function
     weight   weight of |z0_hat - z0|^2 as a function of the SNR instead of weight 1 on the output; another measure than
              the square hears its root, as a factor of the error
-    measure  of the error, elementwise, in place of its square
+    criterion  of the error, elementwise, in place of its square
     """
-    t = times(draws.stratified("time"), denoiser.schedule).to(x0)
+    t = density(draws.stratified("time"), denoiser.schedule).to(x0)
     eps = draws.normal("noise", x0.shape[1:]).to(x0)
     alpha, sigma, a, b = denoiser.coefficients(t, x0)
     z0 = x0 / denoiser.data_std
@@ -116,7 +116,7 @@ def denoising_loss(
     if weight is not None:
         # z0_hat - z0 = -sigma / (b alpha - a sigma) * (out - out*), from Denoiser.forward.
         error = error * weight((alpha / sigma) ** 2).sqrt() * sigma / (b * alpha - a * sigma)
-    return measure(error).flatten(1).mean(1)
+    return criterion(error).flatten(1).mean(1)
 
 
 def loss_of_error(denoiser: Denoiser, ratios: Tensor, errors: Tensor, weight: Weight | None = None) -> Tensor:
@@ -132,14 +132,14 @@ def loss_of_error(denoiser: Denoiser, ratios: Tensor, errors: Tensor, weight: We
     return factor * errors / denoiser.data_std**2
 
 
-def loss_by_level(losses: Tensor, times: Times, schedule: Schedule, most: int = 16) -> list[tuple[float, float]]:
+def loss_by_level(losses: Tensor, density: Density, schedule: Schedule, most: int = 16) -> list[tuple[float, float]]:
     """(sigma/alpha, mean loss) by rising noise, for stratified times: sample i of B has the i-th quantile of B.
 
     losses  of the samples `[B]`, a mean over steps
-    times   the density that they were trained with
+    density the one that they were trained with
     most    points; as many neighbouring samples go into each
     """
     parts = losses.detach().cpu().double().tensor_split(min(most, len(losses)))
     middles = torch.arange(len(parts), dtype=torch.float64).add(0.5).div(len(parts))
-    ratios = schedule.ratio(times(middles, schedule).double())
+    ratios = schedule.ratio(density(middles, schedule).double())
     return sorted(zip(ratios.tolist(), (part.mean().item() for part in parts), strict=True))

@@ -22,7 +22,7 @@ Noise = Callable[[int, Tensor], Tensor]
 Sampler = Callable[[PosteriorMean, Tensor, Tensor, Tensor | None, Noise], Iterator[Tensor]]
 
 
-def fresh(step: int, x: Tensor) -> Tensor:
+def unit_noise(step: int, x: Tensor) -> Tensor:
     """Unit noise like x, of any shape, from torch's global generator, whatever the number of the step."""
     return torch.randn_like(x)
 
@@ -59,7 +59,7 @@ GRIDS: dict[str, Callable[..., Tensor]] = {"karras": karras_grid, "uniform": uni
 
 
 @dataclass(frozen=True)
-class Interval:
+class GridStep:
     """One step of the grid, from time t to the next one, s; at the end s is None and the level clean: (1, 0).
 
     number             of the step, from 0
@@ -82,17 +82,17 @@ def levels_along(schedule: Schedule, times: Tensor) -> tuple[list[float], list[f
     return [*schedule.alpha(times.double()).tolist(), 1.0], [*schedule.sigma(times.double()).tolist(), 0.0]
 
 
-def intervals(schedule: Schedule, times: Tensor, x: Tensor) -> Iterator[Interval]:
+def grid_steps(schedule: Schedule, times: Tensor, x: Tensor) -> Iterator[GridStep]:
     """The steps along `times` `[n]` on a schedule, for images like x."""
     alphas, sigmas = levels_along(schedule, times)
     ts: list[Tensor | None] = [*times.to(x), None]
     for i in range(len(times)):
         t = ts[i]
         assert t is not None
-        yield Interval(i, t, ts[i + 1], alphas[i], sigmas[i], alphas[i + 1], sigmas[i + 1])
+        yield GridStep(i, t, ts[i + 1], alphas[i], sigmas[i], alphas[i + 1], sigmas[i + 1])
 
 
-VARIANCES: dict[str, Callable[[Interval], float]] = {
+VARIANCES: dict[str, Callable[[GridStep], float]] = {
     "posterior": lambda i: (i.sigma_s / i.sigma_t) ** 2,
     "beta": lambda i: (i.alpha_s**2 + i.sigma_s**2) / (i.alpha_t**2 + i.sigma_t**2),  # 1 where variance is preserved
 }
@@ -105,7 +105,7 @@ def ddpm(
     x: Tensor,
     times: Tensor,
     cond: Tensor | None = None,
-    noise: Noise = fresh,
+    noise: Noise = unit_noise,
     *,
     variance: str = "posterior",
 ) -> Iterator[Tensor]:
@@ -122,7 +122,7 @@ def ddpm(
     """
     if variance not in VARIANCES:
         raise ValueError(f"the variance of a ddpm step is one of {', '.join(VARIANCES)}, not {variance!r}")
-    for i in intervals(denoiser.schedule, times, x):
+    for i in grid_steps(denoiser.schedule, times, x):
         x0_hat = denoiser(x, i.t, cond)
         alpha_ts = i.alpha_t / i.alpha_s  # sqrt(1 - beta) between s and t
         beta = i.sigma_t**2 - (alpha_ts * i.sigma_s) ** 2
@@ -132,7 +132,7 @@ def ddpm(
         yield x
 
 
-def renoised(i: Interval, x: Tensor, x0_hat: Tensor, eta: float, noise: Noise) -> Tensor:
+def renoised(i: GridStep, x: Tensor, x0_hat: Tensor, eta: float, noise: Noise) -> Tensor:
     """x at the level of s: x0_hat, and the noise that it implies in x at t, of which eta exchanges a share for fresh
     noise (Song et al. 2021, eq. 12 and 16). x, x0_hat `[B, ...]`; eta in [0, 1], at 1 the noise of `ddpm`."""
     eps_hat = (x - i.alpha_t * x0_hat) / i.sigma_t
@@ -146,7 +146,7 @@ def ddim(
     x: Tensor,
     times: Tensor,
     cond: Tensor | None = None,
-    noise: Noise = fresh,
+    noise: Noise = unit_noise,
     *,
     eta: float = 0.0,
 ) -> Iterator[Tensor]:
@@ -156,19 +156,19 @@ def ddim(
 
     Takes and yields what `ddpm` does: x `[B, ...]`, times `[n]`, cond `[B]`; noise is drawn where eta is above 0.
     """
-    for i in intervals(denoiser.schedule, times, x):
+    for i in grid_steps(denoiser.schedule, times, x):
         x = renoised(i, x, denoiser(x, i.t, cond), eta, noise)
         yield x
 
 
 def heun(
-    denoiser: PosteriorMean, x: Tensor, times: Tensor, cond: Tensor | None = None, noise: Noise = fresh
+    denoiser: PosteriorMean, x: Tensor, times: Tensor, cond: Tensor | None = None, noise: Noise = unit_noise
 ) -> Iterator[Tensor]:
     """Heun's method on d(x/alpha)/d(sigma/alpha) = eps_hat (Karras et al. 2022, algorithm 1): two evaluations a step.
 
     A solver of the ODE: draws no noise. Takes and yields what `ddpm` does: x `[B, ...]`, times `[n]`, cond `[B]`.
     """
-    for i in intervals(denoiser.schedule, times, x):
+    for i in grid_steps(denoiser.schedule, times, x):
         x0_hat = denoiser(x, i.t, cond)
         eps_hat = (x - i.alpha_t * x0_hat) / i.sigma_t
         x_s = i.alpha_s * x0_hat + i.sigma_s * eps_hat
@@ -185,7 +185,7 @@ def dpmpp(
     x: Tensor,
     times: Tensor,
     cond: Tensor | None = None,
-    noise: Noise = fresh,
+    noise: Noise = unit_noise,
     *,
     eta: float = 0.0,
 ) -> Iterator[Tensor]:
@@ -198,7 +198,7 @@ def dpmpp(
     Takes and yields what `ddpm` does: x `[B, ...]`, times `[n]`, cond `[B]`; noise is drawn where eta is above 0.
     """
     before: tuple[Tensor, float] | None = None
-    for i in intervals(denoiser.schedule, times, x):
+    for i in grid_steps(denoiser.schedule, times, x):
         x0_hat = denoiser(x, i.t, cond)
         lam = math.log(i.alpha_t / i.sigma_t)
         ahead = x0_hat

@@ -32,7 +32,7 @@ def distance(x: Tensor, fine: Tensor) -> float:
     return (x - fine).clamp(-2, 2).square().mean().sqrt().item()
 
 
-def states(
+def trajectory(
     denoiser: PosteriorMean,
     shape: Sequence[int],
     times: Tensor,
@@ -74,7 +74,7 @@ def states(
     return on_one_core(run()) if torch.device(device).type == "cpu" else run()
 
 
-def samples(
+def sample_batches(
     denoiser: PosteriorMean,
     shape: Sequence[int],
     times: Tensor,
@@ -105,7 +105,9 @@ def samples(
     """
 
     def drawn(first: int) -> Tensor:
-        path = states(denoiser, shape, times, cond, sampler=sampler, seed=seed, batch=batch, device=device, first=first)
+        path = trajectory(
+            denoiser, shape, times, cond, sampler=sampler, seed=seed, batch=batch, device=device, first=first
+        )
         (x,) = deque(path, maxlen=1)  # the last state is the image
         return x
 
@@ -136,5 +138,5 @@ def sample(
 
     Raises ValueError where there is not a label for each image.
     """
-    drawn = samples(denoiser, shape, times, cond, sampler=sampler, seed=seed, batch=batch, device=device)
+    drawn = sample_batches(denoiser, shape, times, cond, sampler=sampler, seed=seed, batch=batch, device=device)
     return torch.cat([x.cpu() for x in drawn])

@@ -15,7 +15,7 @@ def noise(alpha: Tensor, sigma: Tensor) -> tuple[float, float]:
     return 0.0, 1.0
 
 
-def clean(alpha: Tensor, sigma: Tensor) -> tuple[float, float]:
+def x0(alpha: Tensor, sigma: Tensor) -> tuple[float, float]:
     """out* = z0, the clean image (Salimans & Ho 2022, section 4): (1, 0), at levels alpha and sigma of any shape."""
     return 1.0, 0.0
 
@@ -28,7 +28,7 @@ def flow(alpha: Tensor, sigma: Tensor) -> tuple[float, float]:
     return -1.0, 1.0
 
 
-def velocity(alpha: Tensor, sigma: Tensor) -> tuple[Tensor, Tensor]:
+def v(alpha: Tensor, sigma: Tensor) -> tuple[Tensor, Tensor]:
     """out* = (alpha eps - sigma z0) / sqrt(alpha^2 + sigma^2) (Salimans & Ho 2022, section 4, at any scale).
 
     a and b have the shape of alpha and sigma. Network input and output then have unit variance at every level, and with
@@ -39,4 +39,4 @@ def velocity(alpha: Tensor, sigma: Tensor) -> tuple[Tensor, Tensor]:
     return -sigma / norm, alpha / norm
 
 
-TARGETS: dict[str, Target] = {"noise": noise, "clean": clean, "velocity": velocity, "flow": flow}
+TARGETS: dict[str, Target] = {"noise": noise, "x0": x0, "v": v, "flow": flow}

@@ -19,7 +19,7 @@ from .losses import Loss, denoising_loss
 from .networks.dropout import dropout_seed
 from .optimizers import adamw
 from .run.cuda_graphs import Record, Replayed
-from .system.distributed import rank, summed, world
+from .system.distributed import all_sum, rank, world_size
 from .system.threads import on_all_cores
 
 LearningRate = Callable[[int], float]
@@ -87,7 +87,7 @@ def backward(loss: Loss, denoiser: Denoiser, batch: Batch, accumulate: int = 1) 
 
     cores = torch.get_num_threads() if batch.x0.device.type == "cpu" else 1
     each = cores * accumulate
-    everyone = batch.split(world() * each)
+    everyone = batch.split(world_size() * each)
     before, mine = everyone[: rank() * each], everyone[rank() * each : (rank() + 1) * each]
     parts = list(map(of_part, mine) if cores == 1 else on_all_cores(of_part, mine))
     losses = batch.x0.new_zeros(len(batch.x0))
@@ -98,9 +98,11 @@ def backward(loss: Loss, denoiser: Denoiser, batch: Batch, accumulate: int = 1) 
     gradients: list[Tensor | None] = []
     for parameter, *of_parts in zip(parameters, *(grads for _, grads in parts), strict=True):
         known = [gradient for gradient in of_parts if gradient is not None]
-        absent = torch.zeros_like(parameter) if world() > 1 else None  # every process sends a number for each weight
+        absent = (
+            torch.zeros_like(parameter) if world_size() > 1 else None
+        )  # every process sends a number for each weight
         gradients.append(sum(known[1:], known[0]) if known else absent)
-    losses, *there = summed([losses, *(gradient for gradient in gradients if gradient is not None)])
+    losses, *there = all_sum([losses, *(gradient for gradient in gradients if gradient is not None)])
     rest = iter(there)
     for parameter, gradient in zip(parameters, gradients, strict=True):
         parameter.grad = None if gradient is None else next(rest)
@@ -117,7 +119,7 @@ def train(
     clip: float = 1.0,
     start: int = 0,
     accumulate: int = 1,
-    tolerate: int = 0,
+    max_skipped: int = 0,
     bad: int = 0,
     record: Record | None = None,
 ) -> Iterator[Step]:
@@ -131,7 +133,7 @@ def train(
     clip        largest Euclidean norm of the gradient of all weights together
     start       steps that were done already
     accumulate  parts of a batch that are computed one after another
-    tolerate    how many steps in a row may have a loss or gradient that is not finite; such a step changes nothing
+    max_skipped    how many steps in a row may have a loss or gradient that is not finite; such a step changes nothing
     bad         how many the last steps before `start` were
     record      `cuda_graph`, for work that a GPU can replay: batches of one size, in one process and one part, and a
                 loss and an optimiser that leave nothing to the CPU; None launches each step anew
@@ -158,7 +160,7 @@ def train(
         bad = 0 if finite else bad + 1
         rate = lr(n)
         step = Step(n, losses, rate, grad_norm, batch, finite)
-        if bad > tolerate:
+        if bad > max_skipped:
             raise NotFiniteError(step)
         if finite:
             for group in optimizer.param_groups:

@@ -11,7 +11,7 @@ from .denoiser import Denoiser
 from .errors import DataError
 from .losses import Loss
 from .randomness import Draws, permutation
-from .system.distributed import rank, reduced, world
+from .system.distributed import all_reduce, rank, world_size
 from .system.threads import on_all_cores
 
 ROWS = 256  # draws of noise behind each measurement: images are repeated, or left out, to come to so many
@@ -54,12 +54,12 @@ class HeldOut:
             draws = Draws(self.seed, 0, range(first, first + BATCH), total=ROWS)
             return self.loss(denoiser, x0, cond, draws).sum().item()
 
-        firsts = range(0, ROWS, BATCH)[rank() :: world()]
+        firsts = range(0, ROWS, BATCH)[rank() :: world_size()]
         sums = torch.zeros(ROWS // BATCH, dtype=torch.float64)
         measured = on_all_cores(of_batch, firsts) if device.type == "cpu" else map(of_batch, firsts)
         for first, total in zip(firsts, measured, strict=True):
             sums[first // BATCH] = total
-        return sum(reduced(sums).tolist()) / ROWS
+        return sum(all_reduce(sums).tolist()) / ROWS
 
     def check(self, denoiser: Denoiser, progress: float) -> float:
         """Measure, and keep the weights if the loss is the lowest so far."""

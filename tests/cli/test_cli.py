@@ -17,7 +17,7 @@ from faults import ends, forked
 from PIL import Image
 
 import simple_diffusion
-from simple_diffusion import load, samples
+from simple_diffusion import load, sample_batches
 from simple_diffusion.cli.main import COMMANDS, main
 from simple_diffusion.data.sources import load_images
 from simple_diffusion.model.build import build_loss, build_sampler
@@ -116,16 +116,16 @@ def test_epochs_are_passes_over_the_data(squares, tmp_path, capsys):
     assert result["images"] == 192
 
 
-DDPM = ("timesteps=50", "times=steps", "target=noise", "grid=uniform")
+DDPM = ("timesteps=50", "density=steps", "target=noise", "grid=uniform")
 
 
 @pytest.mark.parametrize(
     "settings",
     [
-        ("network=annotated", "measure=l1", "schedule=linear", "sampler=ddpm", *DDPM),
+        ("network=annotated", "criterion=l1", "schedule=linear", "sampler=ddpm", *DDPM),
         ("network=double-conv", "schedule=sigmoid", "sampler=ddpm-beta", "ema_decay=0.9", "ema_warmup=2", *DDPM),
-        ("augment=symmetries", "dropout=0.2", "held_out=0.1", "lr_shape=constant", "measure=huber"),
-        ("augment=mirror", "tell_augment=no", "schedule=quadratic", "times=uniform", "weight=min-snr"),
+        ("augment=symmetries", "dropout=0.2", "held_out=0.1", "lr_schedule=constant", "criterion=huber"),
+        ("augment=mirror", "augment_conditioning=no", "schedule=quadratic", "density=uniform", "weight=min-snr"),
     ],
     ids=lambda settings: settings[0],
 )
@@ -164,7 +164,7 @@ def test_a_view_comes_only_when_it_is_asked_for(squares, tmp_path, capsys):
 
 def test_a_run_stops_when_the_held_out_loss_stops_falling_and_keeps_the_best_weights(squares, tmp_path, capsys):
     # At a learning rate this high the loss soon rises; the averaged weights of the best check are what is kept.
-    settings = ("held_out=0.2", "patience=0.1", "lr=0.3", "lr_shape=constant", "warmup=0.0001", "ema_decay=0.01")
+    settings = ("held_out=0.2", "patience=0.1", "lr=0.3", "lr_schedule=constant", "warmup=0.0001", "ema_decay=0.01")
     options = [*TINY, *(f"--set={pair}" for pair in settings)]
     main(["train", str(squares), "--steps", "80", "--out", str(tmp_path / "run"), "--json", *options])
     result, said = json.loads(capsys.readouterr().out), tmp_path / "run" / "log.csv"
@@ -173,7 +173,7 @@ def test_a_run_stops_when_the_held_out_loss_stops_falling_and_keeps_the_best_wei
     assert result["held_out_loss"] == pytest.approx(min(losses), rel=1e-5)
     model, images = read(tmp_path / "run"), load_images(str(squares))
     _, kept = keep_out(images, 0.2, seed=0)
-    assert HeldOut(kept, build_loss(model.config, model.card), 0).measure(model.denoiser) == result["held_out_loss"]
+    assert HeldOut(kept, build_loss(model.config, model.info), 0).measure(model.denoiser) == result["held_out_loss"]
 
 
 def test_the_last_word_on_the_length_of_a_run_counts(squares, capsys):
@@ -226,9 +226,9 @@ def test_sample_options_reach_the_sampler(run_folder, tmp_path):
     main([*argv, "--sampler", "ddpm", "--seed", "9", "--out", str(tmp_path / "s.npz")])
     model = read(run_folder)
     config = type(model.config)(**{**vars(model.config), "guidance": 3.0, "sampler_steps": 6, "sampler": "ddpm"})
-    denoiser, times, sampler = build_sampler(config, model.card, model.denoiser)
+    denoiser, times, sampler = build_sampler(config, model.info, model.denoiser)
     labels = torch.tensor([2, 0, 2, 0])
-    (x,) = samples(denoiser, (4, 3, 12, 16), times, labels, sampler=sampler, seed=9)
+    (x,) = sample_batches(denoiser, (4, 3, 12, 16), times, labels, sampler=sampler, seed=9)
     expected = ((x + 1) * 127.5).round().clamp(0, 255).to(torch.uint8).permute(0, 2, 3, 1).numpy()
     assert np.array_equal(arrays(tmp_path / "s.npz")["images"], expected)
     assert arrays(tmp_path / "s.npz")["labels"].tolist() == labels.tolist()
@@ -273,7 +273,7 @@ def test_a_dry_run_of_sample_says_what_it_would_draw(run_folder, tmp_path, capsy
 def test_samples_can_be_trained_on(run_folder, tmp_path):
     main(["sample", str(run_folder), "--n", "9", "--out", str(tmp_path / "s.npz")])
     main(["train", str(tmp_path / "s.npz"), "--steps", "2", "--out", str(tmp_path / "run"), *TINY])
-    assert read(tmp_path / "run").card.classes == 3
+    assert read(tmp_path / "run").info.classes == 3
 
 
 def test_a_folder_of_images_trains_without_set_up(tmp_path):
@@ -285,9 +285,9 @@ def test_a_folder_of_images_trains_without_set_up(tmp_path):
                 tmp_path / "pets" / kind / f"{i}.JPEG"
             )
     main(["train", str(tmp_path / "pets"), "--steps", "2", "--out", str(tmp_path / "run"), *TINY])
-    card = read(tmp_path / "run").card
-    assert card.class_names == ("cats", "dogs")
-    assert card.shape == (3, 32, 32)
+    info = read(tmp_path / "run").info
+    assert info.class_names == ("cats", "dogs")
+    assert info.shape == (3, 32, 32)
     main(["sample", str(tmp_path / "run"), "--label", "dogs", "--n", "2", "--out", str(tmp_path / "dogs.npz")])
     assert arrays(tmp_path / "dogs.npz")["labels"].tolist() == [1, 1]
 
@@ -303,11 +303,11 @@ def test_a_sheet_of_data_without_classes_shows_each_image_once(squares, tmp_path
 
 def test_data_and_schedules(squares, tmp_path, capsys):
     main(["data", str(squares), "--out", str(tmp_path / "sheet.png"), "--json"])
-    card = json.loads(capsys.readouterr().out)
-    assert card["classes"] == {"0": 32, "1": 32, "2": 32}
+    info = json.loads(capsys.readouterr().out)
+    assert info["classes"] == {"0": 32, "1": 32, "2": 32}
     data = arrays(squares)["images"] / 127.5 - 1
-    assert card["mean"] == pytest.approx(data.mean(), abs=1e-9)
-    assert card["std"] == pytest.approx(data.std(), abs=1e-9)
+    assert info["mean"] == pytest.approx(data.mean(), abs=1e-9)
+    assert info["std"] == pytest.approx(data.std(), abs=1e-9)
     assert pixels(tmp_path / "sheet.png").shape == (2 + 3 * (12 * 4 + 2), 2 + 10 * (16 * 4 + 2), 3)
     main(["schedules", "cosine", "flow", "--data", str(squares), "--out", str(tmp_path / "curves.png"), "--json"])
     curves = json.loads(capsys.readouterr().out)
@@ -384,7 +384,7 @@ ABSENT = "cuda" if torch.backends.mps.is_available() else "mps"  # no machine ha
         (["train", "--set", "seconds=0"], 2, ["length"]),
         (["train", "--set", "patience=0.3"], 2, ["patience", "held_out"]),
         (["train", "--set", "ema_warmup=100"], 2, ["ema_warmup", "ema_decay"]),
-        (["train", "--set", "times=steps"], 2, ["times=steps", "timesteps=1000"]),
+        (["train", "--set", "density=steps"], 2, ["density=steps", "timesteps=1000"]),
         (["train", "--set", "timesteps=100"], 2, ["karras", "cosine"]),
         (["train", "--set", "timesteps=9", "--set", "schedule=linear"], 2, ["9", "linear"]),
         (["train", "--set", "network=annotated", "--set", "widths=16,24"], 2, ["annotated", "(16, 24)"]),

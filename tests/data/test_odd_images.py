@@ -26,7 +26,7 @@ from conftest import TINY
 from PIL import Image
 
 from simple_diffusion.cli.main import main
-from simple_diffusion.cli.options import labels_of, say
+from simple_diffusion.cli.options import parse_labels, say
 from simple_diffusion.data import folder
 from simple_diffusion.data.folder import load_folder, read_image
 from simple_diffusion.data.sources import load_images
@@ -680,7 +680,7 @@ def test_names_of_classes_are_escaped_where_they_are_printed(tmp_path, capsys):
     assert out.replace("\n", "").isprintable()
     assert ESCAPED in fails(capsys, ["data", f"{data}[fish]"], 3)
     with pytest.raises(UsageError) as error:  # a model file may hold what no loader lets through
-        labels_of("fish", (HOSTILE, "dogs"))
+        parse_labels("fish", (HOSTILE, "dogs"))
     assert str(error.value).isprintable()
     say(Namespace(json=False), f"two\nlines of {HOSTILE}")
     assert capsys.readouterr().out == "two\nlines of \\x1b[2Jcats\n\\u202e\n"

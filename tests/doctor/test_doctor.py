@@ -14,9 +14,9 @@ from faults import ends
 
 from simple_diffusion.data.images import Images
 from simple_diffusion.data.sources import load_images
-from simple_diffusion.denoising_error import LEVELS, blur_error, gaussian_error
-from simple_diffusion.doctor.examine import DIAGNOSES, examined
-from simple_diffusion.doctor.patient import MOST, Finding, attach, gathered
+from simple_diffusion.denoising_error import LEVELS, gaussian_error, wiener_error
+from simple_diffusion.doctor.examine import DIAGNOSES, examine
+from simple_diffusion.doctor.patient import MOST, Finding, attach, load_patient
 from simple_diffusion.doctor.samples import label_share
 from simple_diffusion.doctor.weights import diverged
 from simple_diffusion.errors import DataError
@@ -31,7 +31,7 @@ PAGE = (ROOT / "docs" / "doctor.md").read_text()
 
 @pytest.fixture
 def patient(run_folder, squares):
-    return attach(gathered(run_folder), load_images(str(squares)), None)
+    return attach(load_patient(run_folder), load_images(str(squares)), None)
 
 
 # --- the parts
@@ -46,14 +46,14 @@ def test_the_best_blur_of_white_noise_is_the_best_denoiser():
     """Of pixels that know nothing of each other a blur can use nothing: l s^2 / (l + s^2), the variance l."""
     x = 0.5 * torch.randn(4000, 1, 6, 6, generator=torch.Generator().manual_seed(0))
     expected = 0.25 * LEVELS**2 / (0.25 + LEVELS**2)
-    assert torch.allclose(blur_error(x), expected, rtol=0.02)
-    assert torch.allclose(blur_error(x), gaussian_error(x.flatten(1)), rtol=0.03)
+    assert torch.allclose(wiener_error(x), expected, rtol=0.02)
+    assert torch.allclose(wiener_error(x), gaussian_error(x.flatten(1)), rtol=0.03)
 
 
 def test_the_best_blur_knows_less_than_the_covariance():
     images, _ = cases.shapes()
     x = torch.from_numpy(images).permute(0, 3, 1, 2)[:, :1].float() / 127.5 - 1
-    assert (blur_error(x) > gaussian_error(x.flatten(1))).all()
+    assert (wiener_error(x) > gaussian_error(x.flatten(1))).all()
 
 
 def test_what_labels_say_is_nothing_where_they_are_shuffled():
@@ -79,7 +79,7 @@ def test_weights_that_all_ran_away_say_the_learning_rate_and_one_damaged_layer_d
     with torch.no_grad():
         for weight in weights[1:]:
             weight.mul_(1e20)
-    report = examined(patient)
+    report = examine(patient)
     assert next(iter(report.findings)) == "learning rate too high"
     assert report.unknown["first layer that is not finite"] == report.unknown["over-fitting"] == "its weights ran away"
 
@@ -98,7 +98,7 @@ def test_the_age_of_the_average_is_its_place_on_the_way(patient):
     from simple_diffusion.doctor.weights import ema_age
     from simple_diffusion.run.steps import learner
 
-    start, _ = learner(patient.config, patient.card, torch.device("cpu"))
+    start, _ = learner(patient.config, patient.info, torch.device("cpu"))
     for share in (0.0, 0.25, 0.5, 1.0):
         with torch.no_grad():
             weights = zip(patient.average.parameters(), patient.raw.parameters(), start.parameters(), strict=True)
@@ -115,13 +115,13 @@ def test_other_shapes_are_refused(patient):
 
 def test_a_number_of_the_checkpoint_that_is_not_finite_is_seen(patient):
     patient.checkpoint.tensors["model.net.stem.weight"][0] = math.nan
-    report = examined(patient)
+    report = examine(patient)
     assert next(iter(report.findings)) == "first layer that is not finite"
     assert report.unknown["too few steps"] == "its weights are not finite"
 
 
 def test_data_with_other_labels_leaves_the_labels_open(patient, squares):
-    report = examined(attach(patient, load_images(str(squares) + "[0,1]"), None))
+    report = examine(attach(patient, load_images(str(squares) + "[0,1]"), None))
     assert next(iter(report.findings)) == "other data"
     assert "labels ignored" in report.unknown
 
@@ -137,7 +137,7 @@ def test_labels_of_other_data_are_not_shown_to_the_model(tmp_path, capsys):
 
 
 def test_the_checkpoint_of_another_network_is_not_used(patient):
-    report = examined(replace(patient, config=replace(patient.config, widths=(8, 24))))
+    report = examine(replace(patient, config=replace(patient.config, widths=(8, 24))))
     assert report.unknown["EMA age"] == "the checkpoint beside it is of another network"
 
 

@@ -58,8 +58,8 @@ def spoiled(monkeypatch, steps: range, spoil: Callable) -> None:
     """Spoil the loss of these steps."""
     real = run.build_training_loss
 
-    def build(config, card):
-        loss = real(config, card)
+    def build(config, info):
+        loss = real(config, info)
 
         def spoilt(denoiser, x0, cond, draws):
             losses = loss(denoiser, x0, cond, draws)
@@ -108,7 +108,7 @@ def test_the_first_one_ends_the_run_and_is_named(photos, tmp_path, monkeypatch, 
 @pytest.mark.parametrize(("spoil", "what"), KINDS.values(), ids=KINDS)
 def test_so_many_in_a_row_are_left_out_and_change_nothing(photos, tmp_path, monkeypatch, capsys, spoil, what):
     folder, good = tmp_path / "run", tmp_path / "good"
-    more = "--set=tolerate=2"
+    more = "--set=max_skipped=2"
     stopped_after(5, command(photos, good, more))
     spoiled(monkeypatch, range(6, 8), spoil)
     capsys.readouterr()
@@ -128,14 +128,14 @@ def test_one_more_ends_the_run(photos, tmp_path, monkeypatch, capsys):
     folder = tmp_path / "run"
     spoiled(monkeypatch, range(3, 9), loss_of(0, math.nan))
     with after_step(2, lambda: None):
-        fails(capsys, command(photos, folder, "--set=tolerate=2"), 4, "loss of step 5", shown(photos, 5)[0])
-    stopped_after(2, command(photos, tmp_path / "good", "--set=tolerate=2"))
+        fails(capsys, command(photos, folder, "--set=max_skipped=2"), 4, "loss of step 5", shown(photos, 5)[0])
+    stopped_after(2, command(photos, tmp_path / "good", "--set=max_skipped=2"))
     assert_equal(read(folder).denoiser.state_dict(), read(tmp_path / "good").denoiser.state_dict())
 
 
 def test_good_steps_between_begin_the_count_anew(photos, tmp_path, monkeypatch):
     spoiled(monkeypatch, [2, 3, 5, 6, 8, 9], loss_of(0, math.nan))
-    assert ends(command(photos, tmp_path / "run", "--set=tolerate=2")) == 0
+    assert ends(command(photos, tmp_path / "run", "--set=max_skipped=2")) == 0
     assert all(p.isfinite().all() for p in read(tmp_path / "run").denoiser.parameters())
 
 

@@ -212,7 +212,7 @@ def test_no_false_alarm_on_100_good_files(pair, tmp_path):
     for number in range(100):
         generator = torch.Generator().manual_seed(number)
         tensors = {name: torch.randn(t.shape, generator=generator) for name, t in found.tensors.items()}
-        about = {"config": vars(found.config), "card": vars(found.card), "made_by": found.made_by}
+        about = {"config": vars(found.config), "info": vars(found.info), "made_by": found.made_by}
         write_tensors(tmp_path / "good.safetensors", tensors, {**about, "numbers": vars(found.numbers)})
         assert_equal(read_checkpoint(tmp_path / "good.safetensors").tensors, tensors)
 
@@ -271,7 +271,7 @@ def test_nan_in_a_file_is_refused_by_its_name(squares, pair, capsys):
     folder, found = newest.parent.parent, latest(newest.parent.parent)
     name = "model.net.head.weight"
     found.tensors[name].view(-1)[5] = float("nan")
-    about = {"config": vars(found.config), "card": vars(found.card), "made_by": found.made_by}
+    about = {"config": vars(found.config), "info": vars(found.info), "made_by": found.made_by}
     write_tensors(newest, found.tensors, {**about, "numbers": vars(found.numbers)})
     before = tree(folder)
     fails(capsys, [*command(squares, folder), "--resume"], 5, name, "not finite")

@@ -13,7 +13,7 @@ from conftest import TINY
 from faults import assert_equal, tree
 from PIL import Image
 
-from simple_diffusion.model.generate import draw
+from simple_diffusion.model.generate import generate
 from simple_diffusion.model.model_file import read
 from simple_diffusion.run.checkpoint import latest
 
@@ -29,8 +29,8 @@ def test_a_model_file_of_format_2_draws_its_images():
     A new format gets a new file beside it; this one stays as it is.
     """
     model = read(GOLDEN / "digits.safetensors", device="cpu", precision="fp32")
-    assert (model.step, model.card.name, model.card.shape, model.card.classes) == (30, "digits", (1, 28, 28), 10)
-    drawn = draw(model, 4, torch.arange(4), seed=0)[:, 0].int().numpy()
+    assert (model.step, model.info.name, model.info.shape, model.info.classes) == (30, "digits", (1, 28, 28), 10)
+    drawn = generate(model, 4, torch.arange(4), seed=0)[:, 0].int().numpy()
     for i, pixels in enumerate(drawn):
         with Image.open(GOLDEN / f"digits-{i}.png") as image:
             kept = np.asarray(image.convert("L")).astype(int)

@@ -250,17 +250,17 @@ WRONG: dict[Callable, list[tuple[str, object]]] = {
         ("config.data", 1),
         ("config.evil", 1),
         ("config.__class__", "x"),
-        *(("card", value) for value in (None, [], "Card", {})),
-        *(("card.height", value) for value in (0, -8, 10**6, 10**18, "8", 8.0, True, None)),
-        ("card.width", 10**6),
-        *(("card.channels", value) for value in (0, 2, 3, 10**9)),
-        *(("card.count", value) for value in (0, -1, "9", 1.5)),
-        *(("card.std", value) for value in (0, -0.5, 5, float("nan"), float("inf"), BASE, "0.5", None)),
-        *(("card.mean", value) for value in (2, float("nan"), "0")),
-        *(("card.class_names", value) for value in ("ab", ["a"], ["a", "b", "c"], ["a", 1], [["a"], "b"], None)),
-        ("card.class_names", ["a", "b"] * 50_000),
-        ("card.name", None),
-        ("card.evil", 1),
+        *(("info", value) for value in (None, [], "Card", {})),
+        *(("info.height", value) for value in (0, -8, 10**6, 10**18, "8", 8.0, True, None)),
+        ("info.width", 10**6),
+        *(("info.channels", value) for value in (0, 2, 3, 10**9)),
+        *(("info.count", value) for value in (0, -1, "9", 1.5)),
+        *(("info.std", value) for value in (0, -0.5, 5, float("nan"), float("inf"), BASE, "0.5", None)),
+        *(("info.mean", value) for value in (2, float("nan"), "0")),
+        *(("info.class_names", value) for value in ("ab", ["a"], ["a", "b", "c"], ["a", 1], [["a"], "b"], None)),
+        ("info.class_names", ["a", "b"] * 50_000),
+        ("info.name", None),
+        ("info.evil", 1),
     ],
     extractors.read_extractor: [
         *(("format", value) for value in (3, 0, "1", None)),
@@ -283,7 +283,7 @@ WRONG: dict[Callable, list[tuple[str, object]]] = {
         *(("numbers.best", value) for value in ("1", float("nan"))),
         *(("made_by", value) for value in (None, [], {"torch": [1]})),
         *(("config.batch", value) for value in (0, 10**9, "64")),
-        ("card.height", 10**6),
+        ("info.height", 10**6),
         ("sha256", None),
         ("sha256", "0"),
     ],
@@ -324,8 +324,8 @@ def test_a_path_in_a_model_is_never_opened(good, tmp_path, monkeypatch):
     """Words of a model file name what it was trained on; reading and sampling touch none of it."""
     parts, path = apart(good[checkpoint.read]), tmp_path / "m.safetensors"
     about = parts.about
-    about["config"]["data"] = about["card"]["name"] = "../../secret"
-    about["card"]["class_names"] = ["/etc/passwd", "\x1b[31mred\n"]
+    about["config"]["data"] = about["info"]["name"] = "../../secret"
+    about["info"]["class_names"] = ["/etc/passwd", "\x1b[31mred\n"]
     path.write_bytes(parts.record(json.dumps(about)))
     opened = []
     monkeypatch.setattr("simple_diffusion.data.sources.load_images", lambda *a, **k: opened.append(a))

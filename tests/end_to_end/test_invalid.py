@@ -142,7 +142,7 @@ PAIRS = {
     "steps=5 seconds=5": ["seconds", "steps"],
     "patience=0.3": ["patience", "held_out=0.1"],
     "ema_warmup=100": ["ema_warmup", "ema_decay=0.995"],
-    "times=steps": ["times=steps", "timesteps=1000"],
+    "density=steps": ["density=steps", "timesteps=1000"],
     "timesteps=100": ["karras", "cosine", "timesteps=0"],
     "timesteps=9 schedule=linear": ["linear", "9"],
     "schedule=linear-unscaled": ["linear-unscaled", "timesteps=1000"],

@@ -203,12 +203,12 @@ def test_steps_that_were_left_out_are_counted_across_a_stop(squares, tmp_path, m
     """Two in a row may be left out. The run stops after the second: the third is one too many all the same."""
     real = run.build_training_loss
 
-    def poisoned(config, card):
-        loss = real(config, card)
+    def poisoned(config, info):
+        loss = real(config, info)
         return lambda d, x0, cond, draws: loss(d, x0, cond, draws) * (float("nan") if draws.step > 5 else 1.0)
 
     monkeypatch.setattr(run, "build_training_loss", poisoned)
-    argv = [*command(squares, tmp_path / "run"), "--set=tolerate=2"]
+    argv = [*command(squares, tmp_path / "run"), "--set=max_skipped=2"]
     stopped_after(7, argv)
     fails(capsys, [*argv, "--resume"], 4, "step 8")
     assert os.listdir(tmp_path / "run" / "checkpoints")[-1]

@@ -11,19 +11,19 @@ from conftest import TINY
 from faults import ends
 
 from simple_diffusion.cli.main import main
-from simple_diffusion.cli.race import written
+from simple_diffusion.cli.race import save_if_unchanged
 from simple_diffusion.data.images import to_uint8
 from simple_diffusion.errors import BusyError
 from simple_diffusion.evaluation.features import Featured, fid_of
-from simple_diffusion.evaluation.sweep import RACERS, Lap, choice, cost_of, drawn, drawn_by, entrants, front
-from simple_diffusion.model.generate import draw
+from simple_diffusion.evaluation.sweep import RACERS, SweepPoint, choice, cost_of, drawn, drawn_by, entrants, front
+from simple_diffusion.model.generate import generate
 from simple_diffusion.model.model_file import model_file, read, save
 from simple_diffusion.run.folder import hold
 from simple_diffusion.samplers import SAMPLERS, SOLVERS
 
 
 def lap(cost, fid, sampler="ddim", side=None):
-    return Lap(sampler, cost, fid, 0.0, 0.0, None, side)
+    return SweepPoint(sampler, cost, fid, 0.0, 0.0, None, side)
 
 
 def test_every_racer_is_a_sampler_and_pays_for_its_evaluations():
@@ -107,17 +107,17 @@ def test_what_was_trained_meanwhile_is_not_overwritten(run_folder, tmp_path):
     model = read(run)
     save(model_file(run), replace(model, step=model.step + 1))
     with pytest.raises(BusyError, match="race it again"):
-        written(str(run), model)
+        save_if_unchanged(str(run), model)
     assert read(run).step == model.step + 1
 
 
 def test_a_race_draws_what_sample_draws(run_folder):
     """To the bit, before it becomes bytes; and the fine solution is none of another sampler."""
     model = read(run_folder)
-    labels = torch.arange(70) % model.card.classes
+    labels = torch.arange(70) % model.info.classes
     changes = drawn_by("dpmpp", 4)
     x = drawn(model, changes, 70, labels, 3)
-    assert torch.equal(to_uint8(x), draw(replace(model, config=replace(model.config, **changes)), 70, labels, 3))
+    assert torch.equal(to_uint8(x), generate(replace(model, config=replace(model.config, **changes)), 70, labels, 3))
     assert not torch.equal(x, drawn(model, drawn_by("ddim", 4), 70, labels, 3))
 
 

@@ -210,7 +210,7 @@ def assert_same_run(folder: Path, unbroken: Path) -> None:
     a, b = latest(folder), latest(unbroken)
     assert_equal(a.tensors, b.tensors)
     a.numbers.seconds = b.numbers.seconds
-    assert (a.path.name, a.numbers, a.config, a.card) == (b.path.name, b.numbers, b.config, b.card)
+    assert (a.path.name, a.numbers, a.config, a.info) == (b.path.name, b.numbers, b.config, b.info)
     assert rows(folder) == rows(unbroken)
     assert (folder / "config.toml").read_bytes() == (unbroken / "config.toml").read_bytes()
     a, b = read(folder), read(unbroken)

@@ -12,7 +12,7 @@ import torch
 from safetensors.torch import load
 from safetensors.torch import save as packed
 
-from simple_diffusion.data.info import Card
+from simple_diffusion.data.info import DataInfo
 from simple_diffusion.ema import EMA
 from simple_diffusion.evaluation import extractors
 from simple_diffusion.model import model_file as checkpoint
@@ -77,13 +77,15 @@ def apart(path: Path) -> Parts:
 def good_files(folder: Path) -> dict[Callable, Path]:
     """For each reader of weights a small file that it reads."""
     config = Config(widths=(8, 8), blocks=(1, 1), precision="fp32")
-    card = Card("photos", 9, 1, 8, 8, ("a", "b"), 0.1, 0.5, "0" * 64)
-    denoiser = build(config, card)
-    checkpoint.save(folder / "model.safetensors", checkpoint.Model(denoiser, config, card, 5, 1.5))
+    info = DataInfo("photos", 9, 1, 8, 8, ("a", "b"), 0.1, 0.5, "0" * 64)
+    denoiser = build(config, info)
+    checkpoint.save(folder / "model.safetensors", checkpoint.Model(denoiser, config, info, 5, 1.5))
     training = state.State(denoiser, adamw(denoiser), EMA(denoiser), None)
-    saved = state.save_checkpoint(folder, config, card, training)
+    saved = state.save_checkpoint(folder, config, info, training)
     net = Classifier(1, 3, 8, layers=2, start=4)
-    record = extractors.Record("cnn", "photos", "0" * 64, 3, net.architecture, 0, 1, 0.5, None, "simple-diffusion", "2")
+    record = extractors.ExtractorInfo(
+        "cnn", "photos", "0" * 64, 3, net.architecture, 0, 1, 0.5, None, "simple-diffusion", "2"
+    )
     extractors.save_extractor(folder / "cnn.safetensors", extractors.Extractor(record, net))
     weights = {checkpoint.read: folder / "model.safetensors", extractors.read_extractor: folder / "cnn.safetensors"}
     return weights | {state.read_checkpoint: saved}

@@ -10,7 +10,7 @@ from model_files import good_files
 from safetensors.torch import load_file, save_file
 
 from simple_diffusion import load
-from simple_diffusion.data.info import Card
+from simple_diffusion.data.info import DataInfo
 from simple_diffusion.errors import CheckpointError, ResourceError, UsageError
 from simple_diffusion.model.build import build
 from simple_diffusion.model.config import Config
@@ -30,9 +30,9 @@ def test_what_is_saved_comes_back(run_folder, tmp_path):
     model = read(run_folder)
     save(tmp_path / "copy.safetensors", model)
     copy = read(tmp_path / "copy.safetensors")
-    assert (copy.config, copy.card, copy.step) == (model.config, model.card, model.step)
+    assert (copy.config, copy.info, copy.step) == (model.config, model.info, model.step)
     assert (tmp_path / "copy.safetensors").read_bytes() == (run_folder / "model.safetensors").read_bytes()
-    x = torch.randn(2, *model.card.shape)
+    x = torch.randn(2, *model.info.shape)
     t, labels = torch.tensor([0.3, 0.9]), torch.tensor([0, 3])
     assert torch.equal(copy.denoiser(x, t, labels), load(run_folder)(x, t, labels))
 
@@ -40,18 +40,18 @@ def test_what_is_saved_comes_back(run_folder, tmp_path):
 @pytest.mark.parametrize("layout", ["channels_last", "contiguous"])
 def test_every_part_of_a_model_comes_back_ready_to_sample(tmp_path, layout):
     config = Config(widths=(8, 8), blocks=(1, 1), precision="fp32", memory_format=layout)
-    card, path = Card("photos", 9, 1, 8, 8, ("a", "b"), 0.1, 0.5, "0" * 64), tmp_path / "model.safetensors"
-    denoiser, guide = build(config, card), build(config, card)
-    save(path, Model(denoiser, config, card, 5, 61.26, guide))
+    info, path = DataInfo("photos", 9, 1, 8, 8, ("a", "b"), 0.1, 0.5, "0" * 64), tmp_path / "model.safetensors"
+    denoiser, guide = build(config, info), build(config, info)
+    save(path, Model(denoiser, config, info, 5, 61.26, guide))
     model = read(path, precision="fp32")
-    assert (model.config, model.card, model.step, model.seconds) == (config, card, 5, 61.3)  # to a tenth
+    assert (model.config, model.info, model.step, model.seconds) == (config, info, 5, 61.3)  # to a tenth
     assert model.guide is not None
     for got, want in ((model.denoiser, denoiser), (model.guide, guide), (load(path), denoiser)):
         assert_equal(got.state_dict(), want.state_dict())
         assert [p.stride() for p in got.parameters()] == [p.stride() for p in want.parameters()]
         assert not any(module.training for module in got.modules())
         assert not any(p.requires_grad for p in got.parameters())
-    save(path, Model(denoiser, config, card, 0, 0.0))
+    save(path, Model(denoiser, config, info, 0, 0.0))
     again = read(tmp_path, precision="bf16")  # the folder is as good as the file
     assert (again.guide, again.step, again.seconds) == (None, 0, 0)
     assert (again.config.precision, again.denoiser.dtype) == ("bf16", torch.bfloat16)
@@ -94,8 +94,8 @@ def test_every_cut_and_foreign_file_is_refused(run_folder, tmp_path):
         (lambda about: about["config"].update(widths="os.system"), "widths"),
         (lambda about: about["config"].update(schedule="__class__"), "schedule"),
         (lambda about: about["config"].update(extra=1), "extra"),
-        (lambda about: about["card"].pop("std"), "std"),
-        (lambda about: about["card"].update(channels=1), "net"),
+        (lambda about: about["info"].pop("std"), "std"),
+        (lambda about: about["info"].update(channels=1), "net"),
         (lambda about: about.update(format=3), "newer"),
         (lambda about: about.pop("step"), "step"),
     ],

@@ -11,7 +11,7 @@ from simple_diffusion.cli.main import main
 from simple_diffusion.errors import CheckpointError, UsageError
 from simple_diffusion.model.config import Config
 from simple_diffusion.model.model_file import read
-from simple_diffusion.model.posthoc_ema import averaged, forget_after, keep, kept, widths_of
+from simple_diffusion.model.posthoc_ema import forget_after, keep, kept, posthoc_model, widths_of
 from simple_diffusion.system.files import read_tensors, write_tensors
 
 STEPS = 100
@@ -38,21 +38,21 @@ def test_a_run_keeps_its_averages_at_each_fifth(run):
     assert [*kept(run)] == [20, 40, 60, 80, 100]
     model = read(run)
     for width in (0.05, 0.1):
-        assert (averaged(run, model, width).step, averaged(run, model, width).config) == (100, model.config)
-    assert away(averaged(run, model, 0.05), model) < 1e-6  # it is what the run was drawn from
-    assert away(averaged(run, model, 0.1), model) > 1e-3
+        assert (posthoc_model(run, model, width).step, posthoc_model(run, model, width).config) == (100, model.config)
+    assert away(posthoc_model(run, model, 0.05), model) < 1e-6  # it is what the run was drawn from
+    assert away(posthoc_model(run, model, 0.1), model) > 1e-3
 
 
 @pytest.mark.parametrize("width", [0.08, 0.1, 0.15])
 def test_it_is_the_average_of_a_run_that_was_made_with_that_width(squares, tmp_path, run, width):
     """Of the same training, which does not depend on its average."""
-    main(command(squares, tmp_path / "other", f"--set=ema={width}"))
+    main(command(squares, tmp_path / "other", f"--set=ema_length={width}"))
     wanted, model = read(tmp_path / "other"), read(run)
-    assert away(averaged(run, model, width), wanted) < 0.1 * away(model, wanted)
+    assert away(posthoc_model(run, model, width), wanted) < 0.1 * away(model, wanted)
 
 
 def test_sample_draws_with_it(squares, tmp_path, run):
-    main(command(squares, tmp_path / "other", "--set=ema=0.1"))
+    main(command(squares, tmp_path / "other", "--set=ema_length=0.1"))
     for folder, more in ((tmp_path / "other", []), (run, ["--ema", "0.1"]), (run, [])):
         out = tmp_path / f"{folder.name}{len(more)}.npz"
         assert ends(["sample", str(folder), "--n", "3", "--out", str(out), *more]) == 0
@@ -69,7 +69,7 @@ def test_what_cannot_be_mixed_is_refused(squares, tmp_path, run, capsys, run_fol
         assert not (folder / "averages").exists()
         fails(capsys, ["sample", str(folder), "--ema", "0.08"], 2, "keeps no averages")
     with pytest.raises(UsageError, match="make none of width"):
-        averaged(run_folder, read(run_folder), 0.27)
+        posthoc_model(run_folder, read(run_folder), 0.27)
 
 
 @pytest.mark.parametrize("stop", [15, 60, 99])
@@ -85,7 +85,7 @@ def test_what_a_killed_run_left_behind_is_forgotten_and_made_again(squares, tmp_
     argv, folder = command(squares, tmp_path / "run"), tmp_path / "run"
     stopped_after(45, argv)
     model = read(folder)
-    keep(folder, 48, {0.05: model.denoiser, 0.1: averaged(folder, model, 0.1).denoiser})
+    keep(folder, 48, {0.05: model.denoiser, 0.1: posthoc_model(folder, model, 0.1).denoiser})
     assert [*kept(folder)] == [20, 40, 48]
     assert ends([*argv, "--resume"]) == 0
     assert tree(folder / "averages") == tree(run / "averages")
@@ -131,12 +131,12 @@ def test_files_that_lie_are_refused(tmp_path, run, lie):
     path = tmp_path / "averages" / "step-00000020.safetensors"
     write_tensors(path, tensors, {key: value for key, value in (record | lie).items() if value is not None})
     with pytest.raises(CheckpointError, match=str(path)):
-        averaged(tmp_path, model, 0.05)
+        posthoc_model(tmp_path, model, 0.05)
 
 
 def test_the_widths_that_are_kept():
     assert widths_of(Config()) == (0.05, 0.1)
-    assert widths_of(replace(Config(), ema=0.2)) == (0.2, 0.1)
+    assert widths_of(replace(Config(), ema_length=0.2)) == (0.2, 0.1)
     assert widths_of(replace(Config(), ema_decay=0.99)) == ()
 
 
@@ -151,8 +151,8 @@ def test_the_race_of_widths(tmp_path, capsys):
     main(["race", str(run), "--n", "400", "--ema", "0.05,0.15", "--out", str(out), "--write", "--json"])
     answer = json.loads(capsys.readouterr().out)
     assert [lap["width"] for lap in answer["widths"]] == [0.05, 0.15]
-    best = answer["choice"]["ema"]
+    best = answer["choice"]["ema_length"]
     assert best == min(answer["widths"], key=lambda lap: lap["fid"])["width"]
     assert out.read_bytes().startswith(b"\x89PNG")
-    assert away(read(run), averaged(run, model, best)) == 0
-    assert read(run).config == replace(model.config, ema=best)
+    assert away(read(run), posthoc_model(run, model, best)) == 0
+    assert read(run).config == replace(model.config, ema_length=best)

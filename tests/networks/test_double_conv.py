@@ -373,7 +373,7 @@ def waves_of_step(n, width=256):
 
 
 def our_loss(denoiser, x0, cond, draws):
-    return denoising_loss(denoiser, x0, cond, draws, times=our_time)
+    return denoising_loss(denoiser, x0, cond, draws, density=our_time)
 
 
 def test_its_loss_is_the_published_one():

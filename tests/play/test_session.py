@@ -12,16 +12,16 @@ from faults import ends
 
 from simple_diffusion.cli.main import main
 from simple_diffusion.errors import UsageError
-from simple_diffusion.model.generate import draw
+from simple_diffusion.model.generate import generate
 from simple_diffusion.model.model_file import read
-from simple_diffusion.play.session import FRAMES, MOST_IMAGES, Ask, Studio
+from simple_diffusion.play.session import FRAMES, MOST_IMAGES, SampleRequest, Session
 
-ASK = Ask(seed=5, n=4, labels=(2, 0, 3), guidance=1.5, sampler="dpmpp", steps=4)
+ASK = SampleRequest(seed=5, n=4, labels=(2, 0, 3), guidance=1.5, sampler="dpmpp", steps=4)
 
 
 @pytest.fixture
-def studio(run_folder) -> Studio:
-    return Studio(str(run_folder))
+def studio(run_folder) -> Session:
+    return Session(str(run_folder))
 
 
 @cache
@@ -48,7 +48,7 @@ def test_the_last_frame_is_what_sample_draws(studio, run_folder):
     assert last["distance"] is None
     model = read(run_folder)
     changed = replace(model, config=replace(model.config, guidance=1.5, sampler="dpmpp", sampler_steps=4))
-    drawn = draw(changed, 4, torch.tensor([2, 0, 3, 2]), 5)
+    drawn = generate(changed, 4, torch.tensor([2, 0, 3, 2]), 5)
     assert (pixels_of(frames[-1]).int() - drawn.int()).abs().max() <= 1
     assert torch.equal(pixels_of(frames[-1]), pixels_of(frames[-1], "guess"))  # the last step ends at its guess
 
@@ -63,7 +63,7 @@ ASKS = {
 @pytest.mark.parametrize("ask", ASKS.values(), ids=ASKS)
 @pytest.mark.parametrize("ema", [None, 0.08])
 def test_the_lines_of_python_draw_the_same(run_folder, ask, ema):
-    studio = Studio(str(run_folder), ema)
+    studio = Session(str(run_folder), ema)
     first, *frames, _ = studio.draw(ask)
     found: dict = {}
     exec(first["code"], found)  # as a user does who copies them
@@ -75,7 +75,7 @@ def test_the_command_draws_the_same(run_folder, tmp_path, ema, monkeypatch):
     import shlex
 
     monkeypatch.chdir(tmp_path)
-    first, *frames, _ = Studio(str(run_folder), ema).draw(ASK)
+    first, *frames, _ = Session(str(run_folder), ema).draw(ASK)
     program, *argv = shlex.split(first["command"])
     assert program == "simple-diffusion"
     assert argv[-2:] == ["--out", "grid.png"]
@@ -89,13 +89,13 @@ def test_the_label_that_means_none_has_its_name_in_the_command(studio):
 
 
 def test_a_class_whose_number_is_the_name_of_another_has_its_name_in_the_command(studio):
-    studio.model = replace(studio.model, card=replace(studio.model.card, class_names=("1", "2", "7")))
+    studio.model = replace(studio.model, info=replace(studio.model.info, class_names=("1", "2", "7")))
     words = studio.command(ASK).split()  # of the labels 2, 0, 3; "1" is the name of class 0, and "2" of class 1
     assert words[words.index("--label") + 1] == "7,0,none"
 
 
 def test_the_lines_say_where_and_in_what_precision_it_draws(run_folder):
-    studio = Studio(str(run_folder), None, "cpu", "bf16")
+    studio = Session(str(run_folder), None, "cpu", "bf16")
     first, *frames, _ = studio.draw(ASK)
     found: dict = {}
     exec(first["code"], found)
@@ -143,7 +143,7 @@ def test_of_many_steps_some_are_shown(studio):
 def test_a_model_without_classes(squares, tmp_path):
     run = tmp_path / "one"
     main(["train", f"{squares}[0]", "--steps", "2", "--out", str(run), *TINY])
-    studio = Studio(str(run))
+    studio = Session(str(run))
     assert studio.facts()["classes"] == ()
     ask = replace(ASK, labels=())
     studio.check(ask)

@@ -219,7 +219,7 @@ def test_few_such_steps_leave_more_noise_than_the_level_has(museum):
 
     def excess(sampler, n):
         times = sd.uniform_grid(exact.schedule, n)
-        *_, x, _ = sd.states(exact, (64, 400), times, sampler=sampler)
+        *_, x, _ = sd.trajectory(exact, (64, 400), times, sampler=sampler)
         return (x.std() / exact.marginal_std(times[-1:], x[:1])).item() - 1
 
     assert excess(museum["beta"], 10) > 0.2

@@ -366,7 +366,7 @@ REGISTERED = {
         "grid": samplers.GRIDS,
         "sampler": samplers.SAMPLERS,
         "target": targets.TARGETS,
-        "measure": {name: measure for name, measure in losses.MEASURES.items() if ours(measure)},
+        "measure": {name: measure for name, measure in losses.CRITERIA.items() if ours(measure)},
         "metric": {name: public()[name] for name in PUBLIC if re.fullmatch(r"evaluation\.metrics\.[a-z_]+", name)},
         "guidance": {n: getattr(guidance, n) for n in ("drop_labels", "Guided", "AutoGuided")},
         "loss": {n: getattr(losses, n) for n in ("denoising_loss", "uniform", "on_steps", "LogNormal", "MinSNR")},

@@ -25,7 +25,7 @@ import simple_diffusion
 import simple_diffusion.run.steps as steps_of_a_run
 import simple_diffusion.run.trainer as running
 from simple_diffusion.cli.main import parser
-from simple_diffusion.data.info import Card
+from simple_diffusion.data.info import DataInfo
 from simple_diffusion.data.sources import load_images
 from simple_diffusion.denoiser import Denoiser
 from simple_diffusion.errors import UsageError
@@ -128,8 +128,8 @@ def test_its_files_are_there(run_folder):
 # --- T1, D3, U6: the presets -----------------------------------------------------------------------------------------
 
 
-def card(count: int, channels: int, size: int, classes: int) -> Card:
-    return Card("x", count, channels, size, size, tuple(map(str, range(classes))), 0.0, 0.5, "")
+def info(count: int, channels: int, size: int, classes: int) -> DataInfo:
+    return DataInfo("x", count, channels, size, size, tuple(map(str, range(classes))), 0.0, 0.5, "")
 
 
 @pytest.mark.parametrize(
@@ -144,14 +144,14 @@ def test_the_presets_are_the_published_set_ups(name, count, channels, sizes, cla
     assert config.size == sizes[0]
     for size in sizes:  # the width is not the size
         with torch.device("meta"):
-            net = network_of(config, card(count, channels, size, classes))
+            net = network_of(config, info(count, channels, size, classes))
         assert sum(p.numel() for p in net.parameters()) == parameters
     assert schedule_of(config) == Discrete(betas)
-    assert (config.target, config.times, config.grid) == ("noise", "steps", "uniform")
+    assert (config.target, config.density, config.grid) == ("noise", "steps", "uniform")
     assert config.sampler_steps == config.timesteps == len(betas)
     assert config.steps == epochs * math.ceil(count / config.batch)
-    views = views_of(config, card(count, channels, sizes[0], classes))
-    assert (config.measure, config.batch, config.lr, len(views)) == told
+    views = views_of(config, info(count, channels, sizes[0], classes))
+    assert (config.criterion, config.batch, config.lr, len(views)) == told
     if classes:
         assert (config.guidance, config.drop_labels) == (3.0, 0.1)
         assert (config.ema_decay, config.ema_warmup) == (0.995, 2000)
@@ -190,7 +190,7 @@ def test_the_model_of_a_run_is_its_averaged_weights(squares, tmp_path):
     config = fitted(Config(steps=6, ema_decay=0.3, ema_warmup=2, **TINY), CPU)
     running.train_run(config, images, tmp_path / "run", CPU, 0.0, quiet=True)
     budget = running.Budget(config, 0.0)
-    denoiser, steps = steps_of_a_run.start_training(config, Card.of(images), images, CPU, budget.lr)
+    denoiser, steps = steps_of_a_run.start_training(config, DataInfo.of(images), images, CPU, budget.lr)
     average: dict[str, Any] = {}
     for step in itertools.islice(steps, 6):
         later = max(step.n - 3, 0)  # updates after the two of the warm-up, of which the next is copied too
@@ -232,7 +232,7 @@ def test_levels_take_nothing_from_the_device(target):
 
 
 def test_a_model_draws_on_the_schedule_it_was_trained_on(squares, tmp_path):
-    about = Card.of(load_images(str(squares)))
+    about = DataInfo.of(load_images(str(squares)))
     config = fitted(Config(schedule="sigmoid", timesteps=50, steps=1, **TINY), CPU)
     save(tmp_path / "m.safetensors", Model(build(config, about), config, about, 1, 0.0))
     assert load(tmp_path / "m.safetensors").schedule == Discrete(sigmoid_betas(50))

@@ -73,7 +73,7 @@ def test_the_loss_is_the_librarys(ddpm, pair):
     net, denoiser = pair
     draws, x0 = Draws(0, 1, range(6), total=6), torch.rand(6, 1, 28, 28) * 2 - 1
     t = sd.on_steps(draws.stratified("time"), denoiser.schedule)
-    theirs = sd.denoising_loss(denoiser, x0, None, draws, times=sd.on_steps).mean()
+    theirs = sd.denoising_loss(denoiser, x0, None, draws, density=sd.on_steps).mean()
     ours = ddpm.denoising_loss(net, x0, (t * 1000).round().long(), draws.normal("noise", (1, 28, 28)).float())
     torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=0)
 

@@ -11,12 +11,12 @@ import torch
 from faults import assert_equal
 
 from simple_diffusion.data.images import Images
-from simple_diffusion.data.info import Card
+from simple_diffusion.data.info import DataInfo
 from simple_diffusion.ema import EMA
 from simple_diffusion.errors import CheckpointError, DataError, ResourceError, UsageError
 from simple_diffusion.model.build import build_loss
 from simple_diffusion.model.config import Config
-from simple_diffusion.model.posthoc_ema import MOMENTS, keep
+from simple_diffusion.model.posthoc_ema import SHARES, keep
 from simple_diffusion.run.checkpoint import (
     Checkpoint,
     Numbers,
@@ -31,7 +31,7 @@ from simple_diffusion.run.checkpoint import (
 from simple_diffusion.run.steps import learner, updates
 from simple_diffusion.validation import HeldOut
 
-CARD = Card("photos", 9, 1, 8, 8, ("a", "b"), 0.1, 0.5, "0" * 64)
+CARD = DataInfo("photos", 9, 1, 8, 8, ("a", "b"), 0.1, 0.5, "0" * 64)
 CONFIG = Config(widths=(8, 8), blocks=(1, 1), batch=4, precision="fp32", optimizer="adamw")
 
 
@@ -80,7 +80,7 @@ def test_a_state_comes_back_and_goes_on_as_if_it_had_never_stopped(tmp_path, opt
     path = save_checkpoint(tmp_path, config, CARD, state)
     assert path == tmp_path / "checkpoints" / "step-00000003.safetensors"
     found = latest(tmp_path)
-    assert (found.path, found.config, found.card, found.numbers) == (path, config, CARD, state.numbers)
+    assert (found.path, found.config, found.info, found.numbers) == (path, config, CARD, state.numbers)
     assert (found.made_by, found.damaged) == (made_by(), ())
     again = fresh(replace(config, seed=5), measures)  # other weights, all of which go
     again.restore(found.tensors, found.numbers)
@@ -224,7 +224,7 @@ def test_the_room_asked_for_is_what_a_run_will_keep(tmp_path, monkeypatch, measu
     taken += 2 * weights
     if two:
         keep(tmp_path, 1, {0.05: state.denoiser, 0.1: state.ema.model})
-        taken += len(MOMENTS) * (tmp_path / "averages" / "step-00000001.safetensors").stat().st_size
+        taken += len(SHARES) * (tmp_path / "averages" / "step-00000001.safetensors").stat().st_size
     asked = taken // weights * weights  # the headers are less than the weights
     assert asked > 0.9 * taken
 

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from simple_diffusion.data.batches import batches
 from simple_diffusion.data.images import Images
-from simple_diffusion.data.info import Card
+from simple_diffusion.data.info import DataInfo
 from simple_diffusion.model.build import build_training_loss
 from simple_diffusion.model.config import Config
 from simple_diffusion.randomness import Draws
@@ -43,9 +43,9 @@ def images(count: int = 64) -> Images:
 def trained(optimizer: str, record, steps: int = 6) -> tuple[list[Tensor], list[float]]:
     """The weights after some steps, and the losses."""
     config = Config(widths=(32, 32), blocks=(1, 1), optimizer=optimizer, batch=8, precision="fp32")
-    data, card = images(), Card.of(images())
-    denoiser, chosen = learner(config, card, torch.device("cpu"))
-    loss = build_training_loss(config, card)
+    data, info = images(), DataInfo.of(images())
+    denoiser, chosen = learner(config, info, torch.device("cpu"))
+    loss = build_training_loss(config, info)
     stream = train(denoiser, batches(data, 8), chosen, loss=loss, lr=lambda n: 1e-2 / n, record=record)
     losses = [step.losses for step in islice(stream, steps)]
     return list(denoiser.parameters()), torch.cat(losses).tolist()

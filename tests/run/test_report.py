@@ -117,10 +117,10 @@ def test_the_loss_by_level_has_its_bounds(squares, tmp_path):
     page = Page(tmp_path / "run")
     assert "the best blur" in page.text
     assert "96 images by heart" in page.text
-    main(["train", str(squares), "--steps", "2", "--out", str(tmp_path / "l1"), *TINY, "--set=measure=l1"])
+    main(["train", str(squares), "--steps", "2", "--out", str(tmp_path / "l1"), *TINY, "--set=criterion=l1"])
     assert "the best blur" not in Page(tmp_path / "l1").text
 
-    config, images = Config(data=str(squares), measure="l2"), load_images(str(squares))
+    config, images = Config(data=str(squares), criterion="l2"), load_images(str(squares))
     denoiser = read(tmp_path / "run").denoiser
     above, below = bounds_of_loss(config, images, denoiser).values()
     learned = model_error(denoiser, to_unit(images.pixels), images.labels)
@@ -134,9 +134,9 @@ def test_the_loss_by_level_has_its_bounds(squares, tmp_path):
 def test_names_are_text_and_nothing_else(run):
     model = read(run)
     evil = '<script>alert("1")</script>&amp;'
-    card = replace(model.card, name=evil, class_names=(evil, "b", "c"))
+    info = replace(model.info, name=evil, class_names=(evil, "b", "c"))
     before = Page(run)
-    write_report(run, replace(model.config, data=evil), card, f"simple-diffusion train '{evil}'")
+    write_report(run, replace(model.config, data=evil), info, f"simple-diffusion train '{evil}'")
     page = Page(run)
     assert "script" not in page.tags
     assert page.text.count(evil) >= 3
@@ -168,7 +168,7 @@ def test_a_damaged_file_is_left_out_with_a_sentence(run, wrong):
     (run / "evaluation" / "scores.json").write_text(wrong)
     (run / "levels.json").write_text(wrong)
     (run / "log.csv").write_bytes(b"step,images\n\xff\n1,2,3,4\n" + (run / "log.csv").read_bytes())
-    write_report(run, model.config, model.card, "x")
+    write_report(run, model.config, model.info, "x")
     page = Page(run)
     assert "evaluate" in page.text
     assert "simple-diffusion report" in page.text

@@ -11,7 +11,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from simple_diffusion.cli.main import main
 from simple_diffusion.data.images import Images
-from simple_diffusion.data.info import Card
+from simple_diffusion.data.info import DataInfo
 from simple_diffusion.model.config import Config
 from simple_diffusion.model.presets import PRESETS
 from simple_diffusion.run import estimate as sizing
@@ -22,7 +22,7 @@ from simple_diffusion.system.device import PRECISIONS, pick_precision
 CPU = torch.device("cpu")
 PIXELS = torch.randint(0, 256, (64, 1, 28, 28), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
 IMAGES = Images("noise", PIXELS, torch.arange(64) % 10, tuple("0123456789"))
-CARD = Card.of(IMAGES)
+CARD = DataInfo.of(IMAGES)
 
 
 def at(speed: float):

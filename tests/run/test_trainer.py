@@ -6,7 +6,7 @@ import torch
 import simple_diffusion.run.budget as budget
 import simple_diffusion.run.estimate as forecast
 import simple_diffusion.run.trainer as run
-from simple_diffusion.data.info import Card
+from simple_diffusion.data.info import DataInfo
 from simple_diffusion.data.sources import load_images
 from simple_diffusion.errors import DivergedError
 from simple_diffusion.model.config import Config, fitted
@@ -72,8 +72,8 @@ def test_divergence_keeps_the_last_good_weights(squares, tmp_path, monkeypatch):
     config = fitted(Config(seconds=0.0, steps=10, **TINY), torch.device("cpu"))
     real = run.build_training_loss
 
-    def poisoned(config, card):
-        loss = real(config, card)
+    def poisoned(config, info):
+        loss = real(config, info)
         return lambda d, x0, cond, draws: loss(d, x0, cond, draws) * (float("nan") if draws.step == 6 else 1.0)
 
     monkeypatch.setattr(run, "build_training_loss", poisoned)
@@ -85,8 +85,8 @@ def test_divergence_keeps_the_last_good_weights(squares, tmp_path, monkeypatch):
 
 
 def test_the_card_is_read_from_the_data(squares):
-    card = Card.of(load_images(str(squares)))
-    assert (card.shape, card.classes, card.count) == ((3, 12, 16), 3, 96)
+    info = DataInfo.of(load_images(str(squares)))
+    assert (info.shape, info.classes, info.count) == ((3, 12, 16), 3, 96)
 
 
 def test_a_forecast_on_a_machine_that_stalls_is_of_one_step(squares, monkeypatch):

@@ -80,12 +80,12 @@ def training(squares, folder, *more, steps=8):
 
 def test_messages(tmp_path):
     def work(me):
-        with ranks.joined():
-            assert (ranks.rank(), ranks.world()) == (me, 2)
-            assert ranks.largest(me, -me, 5) == [1, 0, 5]
-            assert ranks.of_first(10 + me, True, -me) == [10, 1, 0]
+        with ranks.process_group():
+            assert (ranks.rank(), ranks.world_size()) == (me, 2)
+            assert ranks.all_max(me, -me, 5) == [1, 0, 5]
+            assert ranks.broadcast(10 + me, True, -me) == [10, 1, 0]
             a = torch.arange(24.0).view(1, 2, 3, 4).contiguous(memory_format=torch.channels_last)
-            b, c = ranks.summed([a * (me + 1), torch.tensor(2.0 + me)])
+            b, c = ranks.all_sum([a * (me + 1), torch.tensor(2.0 + me)])
             assert torch.equal(b, 3 * a)
             assert b.stride() == a.stride()
             assert c == 5
@@ -116,10 +116,10 @@ def test_what_the_first_does_alone(tmp_path):
         def fails():
             raise ResourceError("the disk is full")
 
-        with ranks.joined():
-            ranks.on_first(writes)
+        with ranks.process_group():
+            ranks.on_rank0(writes)
             with pytest.raises(ResourceError, match="process 0" if me else "full") as caught:
-                ranks.on_first(fails)
+                ranks.on_rank0(fails)
             assert caught.value.exit_code == 6
 
     codes, said = together(tmp_path, work)
@@ -238,8 +238,8 @@ def poisoned():
     """A loss that is not finite in the steps 3 and 4, for one sample."""
     real = run.build_training_loss
 
-    def build(config, card):
-        loss = real(config, card)
+    def build(config, info):
+        loss = real(config, info)
 
         def spoilt(denoiser, x0, cond, draws):
             losses = loss(denoiser, x0, cond, draws)
@@ -260,7 +260,7 @@ def test_a_loss_that_is_not_finite_in_one_stops_all_in_the_same_step(squares, tm
 
 
 def test_a_step_that_is_left_out_in_one_is_left_out_in_all(squares, tmp_path):
-    argv = training(squares, tmp_path / "run", "--set=tolerate=2", "--set=save_seconds=0")
+    argv = training(squares, tmp_path / "run", "--set=max_skipped=2", "--set=save_seconds=0")
     codes, said = together(tmp_path, command(argv, only(1, poisoned)))
     assert codes == [0, 0], said  # and after every step they held the same weights
     assert said[0].count("was left out") == 2
@@ -365,7 +365,10 @@ def test_without_the_others_the_sentence_says_so(tmp_path):
 
         def work():
             os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "RANK": "0", "WORLD_SIZE": "2"}
-            with pytest.raises(ResourceError, match="it can't join the other processes of this run: "), ranks.joined():
+            with (
+                pytest.raises(ResourceError, match="it can't join the other processes of this run: "),
+                ranks.process_group(),
+            ):
                 raise AssertionError
 
         assert forked(work, tmp_path / "said") == 0, (tmp_path / "said").read_text()

@@ -12,7 +12,7 @@ from simple_diffusion.networks.unet import UNet
 from simple_diffusion.randomness import Draws
 from simple_diffusion.schedules import Karras
 from simple_diffusion.system.threads import on_all_cores, on_one_core
-from simple_diffusion.targets import velocity
+from simple_diffusion.targets import v
 from simple_diffusion.training import backward
 
 
@@ -24,7 +24,7 @@ def _one_thread_after():
 
 def denoiser(dropout=0.0):
     torch.manual_seed(0)
-    model = Denoiser(UNet(1, 3, (8, 16), (1, 1), dropout=dropout), Karras(), velocity).double().train()
+    model = Denoiser(UNet(1, 3, (8, 16), (1, 1), dropout=dropout), Karras(), v).double().train()
     for parameter in model.parameters():  # no branch that starts at 0
         torch.nn.init.normal_(parameter, std=0.2)
     return model

@@ -20,11 +20,11 @@ from simple_diffusion.errors import DivergedError
 from simple_diffusion.model.model_file import read, save
 from simple_diffusion.networks.unet import UNet
 from simple_diffusion.samplers import SAMPLERS, ddim, karras_grid, uniform_grid
-from simple_diffusion.sampling import sample, states
+from simple_diffusion.sampling import sample, trajectory
 from simple_diffusion.schedules import Cosine, Flow, Karras, Linear
-from simple_diffusion.targets import velocity
+from simple_diffusion.targets import v
 from simple_diffusion.viz.film import SHARES, film, noising, steps_shown
-from simple_diffusion.viz.grids import animation, frames, grid, png, strips, webp
+from simple_diffusion.viz.grids import animation, frames, make_grid, png, strips, webp
 
 SHAPE = (3, 1, 4, 6)
 
@@ -77,7 +77,7 @@ def test_the_last_panel_is_the_image_bit_for_bit(name):
     net = UNet(1, classes=3, widths=(8, 16), blocks=(1, 1))
     for p in net.parameters():
         torch.nn.init.normal_(p, std=0.05)
-    denoiser, cond = Denoiser(net, Karras(), velocity, 0.5).eval(), torch.arange(5) % 4
+    denoiser, cond = Denoiser(net, Karras(), v, 0.5).eval(), torch.arange(5) % 4
     times, given = karras_grid(Karras(), 4), {"sampler": SAMPLERS[name], "seed": 3}
     x_t, x0_hat = film(denoiser, (5, 1, 8, 8), times, cond, **given)
     image = sample(denoiser, (5, 1, 8, 8), times, cond, **given)
@@ -92,7 +92,7 @@ def test_the_last_panel_is_the_image_bit_for_bit(name):
 def test_x0_hat_is_the_posterior_mean_that_the_step_was_given(name):
     oracle, times = Gaussian(Cosine(), mean=0.1), uniform_grid(Cosine(), 20)
     _, x0_hat = film(oracle, SHAPE, times, sampler=SAMPLERS[name], shares=[0, 0.25, 0.5, 1])
-    path = list(states(oracle, SHAPE, times, sampler=SAMPLERS[name]))
+    path = list(trajectory(oracle, SHAPE, times, sampler=SAMPLERS[name]))
     for panel, step in zip(x0_hat, [1, 5, 10, 20], strict=True):
         assert torch.equal(panel, to_uint8(oracle(path[step - 1], times[step - 1])))
     assert len(x0_hat.unique()) > 20
@@ -214,8 +214,8 @@ def test_nothing_wraps_round_on_any_way_to_a_file(channels, size):
     for sheet, rows, columns in (
         (picture(png(strips(*films))), 2, 3),
         (picture(png(strips(noised))), 1, 2),
-        (picture(png(grid(drawn, 1))), 1, 1),
-        (picture(webp(grid(drawn, 1))), 1, 1),
+        (picture(png(make_grid(drawn, 1))), 1, 1),
+        (picture(webp(make_grid(drawn, 1))), 1, 1),
         *((frame, 1, 2) for frame in moving(animation(frames(*films), "WEBP"))),
         *((frame, 1, 2) for frame in moving(animation(frames(*films), "GIF"))),
     ):
@@ -224,7 +224,7 @@ def test_nothing_wraps_round_on_any_way_to_a_file(channels, size):
         assert (sheet.shape[1] - 2) // 66 == columns
         assert set(np.unique(sheet)) <= {0, 128, 255}
         assert np.array_equal(sheet[2:50:8, 2:66:8], cell)
-    assert np.array_equal(picture(png(grid(drawn, 1, gap=0, scale=1))), cell)
+    assert np.array_equal(picture(png(make_grid(drawn, 1, gap=0, scale=1))), cell)
     with np.load(io.BytesIO(npz(drawn, None))) as file:
         assert np.array_equal(file["images"][0], want.permute(1, 2, 0).numpy())
 

@@ -11,7 +11,7 @@ from PIL import Image, ImageSequence
 from simple_diffusion import to_uint8, to_unit
 from simple_diffusion.data.arrays import npz
 from simple_diffusion.schedules import SCHEDULES
-from simple_diffusion.viz.grids import WEBP_SIDE, animation, extent, frames, grid, png, strips, webp
+from simple_diffusion.viz.grids import WEBP_SIDE, animation, extent, frames, make_grid, png, strips, webp
 from simple_diffusion.viz.plots import uniform_density
 
 
@@ -28,7 +28,7 @@ def test_nothing_wraps_round():
 @pytest.mark.parametrize("channels", [1, 3])
 def test_a_grid_reads_back_pixel_by_pixel(channels):
     pixels = torch.randint(0, 256, (5, channels, 6, 9), dtype=torch.uint8)
-    sheet = np.asarray(Image.open(io.BytesIO(png(grid(pixels, columns=3, gap=1, scale=2)))))
+    sheet = np.asarray(Image.open(io.BytesIO(png(make_grid(pixels, columns=3, gap=1, scale=2)))))
     assert sheet.shape == (1 + 2 * 13, 1 + 3 * 19, 3)
     for i, image in enumerate(pixels):
         top, left = 1 + i // 3 * 13, 1 + i % 3 * 19
@@ -40,9 +40,9 @@ def test_a_grid_reads_back_pixel_by_pixel(channels):
 
 def test_a_grid_refuses_what_it_can_not_draw():
     with pytest.raises(ValueError, match="float32"):
-        grid(torch.zeros(1, 1, 4, 4), 1)
+        make_grid(torch.zeros(1, 1, 4, 4), 1)
     with pytest.raises(ValueError, match="channels"):
-        grid(torch.zeros(1, 2, 4, 4, dtype=torch.uint8), 1)
+        make_grid(torch.zeros(1, 2, 4, 4, dtype=torch.uint8), 1)
 
 
 def test_npz_needs_no_pickle():
@@ -57,7 +57,7 @@ def test_npz_needs_no_pickle():
     ("n", "columns", "size"), [(1, 1, (28, 28)), (5, 3, (6, 9)), (12, 4, (64, 33)), (2, 2, (130, 70))]
 )
 def test_the_extent_of_a_grid_is_known_before_it_is_drawn(n, columns, size):
-    sheet = grid(torch.zeros(n, 1, *size, dtype=torch.uint8), columns)
+    sheet = make_grid(torch.zeros(n, 1, *size, dtype=torch.uint8), columns)
     assert extent(n, columns, *size) == (sheet.height, sheet.width)
 
 
@@ -83,7 +83,9 @@ def test_strips_and_frames_put_every_panel_in_its_place(channels):
 
 def test_webp_loses_nothing_and_says_what_it_can_not_hold():
     noise = torch.randint(0, 256, (2, 3, 40, 50), dtype=torch.uint8)
-    assert np.array_equal(np.asarray(Image.open(io.BytesIO(webp(grid(noise, 2))))), np.asarray(grid(noise, 2)))
+    assert np.array_equal(
+        np.asarray(Image.open(io.BytesIO(webp(make_grid(noise, 2))))), np.asarray(make_grid(noise, 2))
+    )
     assert Image.open(io.BytesIO(webp(Image.new("RGB", (WEBP_SIDE, 1))))).width == WEBP_SIDE
     with pytest.raises(ValueError, match="WebP limit"):
         webp(Image.new("RGB", (WEBP_SIDE + 1, 1)))

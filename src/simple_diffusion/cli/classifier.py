@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import UsageError
-from .options import STARTED, card_text, command, count, data_options, load, path, say, seed
+from .options import STARTED, command, count, data_options, info_text, load, path, say, seed
 
 
 def add(commands: Any) -> None:
@@ -31,7 +31,7 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
     images = load(args, args.data, args.size, args.skip_bad)
     test = held_out(args.data, root=args.data_root, size=args.size, skip_bad=args.skip_bad)
     out = args.out or Path(f"{name_of(images, args.seed)}.safetensors")
-    say(args, card_text(images))
+    say(args, info_text(images))
     made = make_extractor(images, out.stem, test=test, seed=args.seed, epochs=args.epochs, device=args.device)
     save_extractor(out, made)
     record = made.record

@@ -45,20 +45,20 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
     from ..evaluation.paired import check_count, conclusion, differences
     from ..evaluation.scores import labels_for
     from ..model.config import parse_settings
-    from ..model.generate import draw
+    from ..model.generate import generate
     from ..model.model_file import read
     from ..system.files import write_atomic
-    from ..viz.grids import grid, png
+    from ..viz.grids import make_grid, png
 
     changes = parse_settings(args.set)
     a, b = (read(path, args.device, args.precision) for path in (args.a, args.b or args.a))
     b = replace(b, config=replace(b.config, **changes))
-    if a.card.shape != b.card.shape or a.card.class_names != b.card.class_names:
+    if a.info.shape != b.info.shape or a.info.class_names != b.info.class_names:
         raise DataError(
             f"{args.a} and {args.b} draw images of other shapes or classes: compare models of the same data"
         )
     images, n = data_of(args, a, args.n)
-    labels = labels_for(a.card, images, n, args.seed)
+    labels = labels_for(a.info, images, n, args.seed)
     changed = {
         key: (before, after)
         for (key, before), after in zip(asdict(a.config).items(), asdict(b.config).values(), strict=True)
@@ -74,10 +74,10 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
     for name, model in (("A", a), ("B", b)):
         say(args, f"{name}: {sampling_text(model, n)}")
         began = time.perf_counter()
-        drawn.append(draw(model, n, labels, args.seed, quiet=args.json))
+        drawn.append(generate(model, n, labels, args.seed, quiet=args.json))
         seconds.append(time.perf_counter() - began)
         sides.append(Featured(*extractor(drawn[-1])))
-    known = images.classes and images.class_names == a.card.class_names
+    known = images.classes and images.class_names == a.info.class_names
     asked = labels if known and sides[0].logits.shape[1] == images.classes else None
     found = differences(sides[0], sides[1], real, asked)
     say(args, f"{extractor.name}, {n:,} pairs, seed {args.seed}:")
@@ -89,7 +89,7 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
     say(args, f"By FID: {answer}.{said}")
     first = min(PAIRS, n)
     rows = zip(*(side[:first].split(10) for side in drawn), strict=True)
-    write_atomic(args.out, png(grid(torch.cat([half for row in rows for half in row]), 10)))
+    write_atomic(args.out, png(make_grid(torch.cat([half for row in rows for half in row]), 10)))
     say(args, f"Pairs, A's images above B's: {args.out}")
     return {
         "a": args.a,

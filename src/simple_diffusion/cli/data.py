@@ -4,7 +4,7 @@ import argparse
 from typing import Any
 
 from ..errors import UsageError
-from .options import card_text, command, data_options, load, path, png_only, say
+from .options import command, data_options, info_text, load, path, png_only, say
 
 PANELS = 8
 """Moments of `--noised`."""
@@ -34,17 +34,17 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
     if schedule not in SCHEDULES:
         raise UsageError(f"no schedule is called {schedule!r}: choose among {', '.join(SCHEDULES)}")
     images = load(args, args.data, args.size, args.skip_bad)
-    say(args, card_text(images))
+    say(args, info_text(images))
     counts: dict[str, int] = {}
     if images.labels is not None:
         counts = dict(zip(images.class_names, images.labels.bincount(minlength=images.classes).tolist(), strict=True))
         say(args, "\n".join(f"  {count:>7,}  {name}" for name, count in counts.items()))
     if args.out is not None:
         from ..system.files import write_atomic
-        from ..viz.grids import grid, png
+        from ..viz.grids import make_grid, png
 
         chosen = some(images, 64) if images.labels is None else some(images, 10, 20)
-        write_atomic(args.out, png(grid(images.pixels[chosen], 8 if images.labels is None else 10)))
+        write_atomic(args.out, png(make_grid(images.pixels[chosen], 8 if images.labels is None else 10)))
         say(args, f"Picture: {args.out}")
     if args.noised is not None:
         from ..data.images import to_unit

@@ -6,7 +6,17 @@ from dataclasses import asdict, replace
 from typing import Any
 
 from ..errors import SimpleDiffusionError
-from .options import command, data_options, device_options, drawn_as, load, path, read_as, sampling_options, say
+from .options import (
+    command,
+    data_options,
+    device_options,
+    load,
+    path,
+    read_as,
+    sampling_options,
+    say,
+    with_sampling_options,
+)
 
 
 def add(commands: Any) -> None:
@@ -20,12 +30,12 @@ def add(commands: Any) -> None:
 
 def run(args: argparse.Namespace) -> dict[str, Any]:
     from ..data.sources import held_out
-    from ..doctor.examine import examined
-    from ..doctor.patient import attach, gathered
+    from ..doctor.examine import examine
+    from ..doctor.patient import attach, load_patient
 
-    patient = gathered(args.model, args.device, args.precision)
-    patient = replace(patient, config=drawn_as(args, patient.config), seed=args.seed)
-    source = args.data or patient.card.name
+    patient = load_patient(args.model, args.device, args.precision)
+    patient = replace(patient, config=with_sampling_options(args, patient.config), seed=args.seed)
+    source = args.data or patient.info.name
     size, skip_bad = read_as(args, patient.config)
     images = test = None
     try:
@@ -37,7 +47,7 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
             raise
         say(args, f"Without its data ({error}) there is less to look at; name it with --data.")
     patient = attach(patient, images, test)
-    report = examined(patient)
+    report = examine(patient)
 
     if report.findings:
         say(args, f"{len(report.findings)} of {len(report.findings) + len(report.sound)} checks found something:\n")

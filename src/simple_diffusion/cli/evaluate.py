@@ -14,7 +14,7 @@ from .options import (
     device_options,
     ema_option,
     load,
-    opened,
+    open_model,
     path,
     read_as,
     sampling_options,
@@ -62,7 +62,7 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
     from ..evaluation.features import check
     from ..evaluation.scores import evaluate as score
     from ..evaluation.scores import labels_for, pictures
-    from ..model.generate import draw
+    from ..model.generate import generate
     from ..system.files import write_atomic
 
     model, samples = None, None
@@ -71,13 +71,13 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
         source, out = args.data, Path(args.what).with_suffix("")
     else:
         args.model = args.what
-        model = opened(args)
-        source = args.data or model.card.name
+        model = open_model(args)
+        source = args.data or model.info.name
         out = Path(args.what) if Path(args.what).is_dir() else Path(args.what).with_suffix("")
     out = args.out or out / "evaluation"
     size, skip_bad = read_as(args, None if model is None else model.config)
     train = load(args, source, size, skip_bad)
-    if model is not None and args.data is None and train.fingerprint != model.card.fingerprint:
+    if model is not None and args.data is None and train.fingerprint != model.info.fingerprint:
         raise DataError(f"{source} is not what the model was trained on any more: name the data with --data")
     if samples is not None:
         check(samples, train)  # before minutes go into an extractor
@@ -88,15 +88,15 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
     if samples is None:
         assert model is not None
         n = args.n or min(10000, 2 * len(train))
-        labels = labels_for(model.card, train, n, args.seed)
+        labels = labels_for(model.info, train, n, args.seed)
         began = time.perf_counter()
         few = min(n, 128)
-        draw(model, few, None if labels is None else labels[:few], args.seed)
+        generate(model, few, None if labels is None else labels[:few], args.seed)
         estimate = (time.perf_counter() - began) * n / few
         say(args, f"Drawing {sampling_text(model, n)}: about {estimate:.0f} s.")
         began = time.perf_counter()
-        pixels = draw(model, n, labels, args.seed, quiet=args.json)
-        known = train.class_names == model.card.class_names  # else the labels mean something else to the data
+        pixels = generate(model, n, labels, args.seed, quiet=args.json)
+        known = train.class_names == model.info.class_names  # else the labels mean something else to the data
         samples = Images(train.name, pixels, labels if known else None, train.class_names)
         seconds = time.perf_counter() - began
     elif args.n is not None:
@@ -138,7 +138,7 @@ def searched_views(train: Any, model: Any) -> list:
     _, height, width = train.shape
     if len(train) <= FEW_IMAGES:
         return symmetries(height == width)
-    return [identity] if model is None else views_of(model.config, model.card)
+    return [identity] if model is None else views_of(model.config, model.info)
 
 
 def spread_text(results: list) -> str:

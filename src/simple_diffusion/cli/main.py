@@ -69,9 +69,9 @@ def main(argv: list[str] | None = None) -> None:
         else:
             result: dict[str, Any] = {}
             if SHARED and args.command in SEVERAL:
-                from ..system.distributed import joined
+                from ..system.distributed import process_group
 
-                with joined():
+                with process_group():
                     result = args.run(args)
             elif FIRST:  # the other commands are work for one
                 result = args.run(args)

@@ -154,12 +154,12 @@ def data_of(args: argparse.Namespace, model: Any, n: int):
 
     config = model.config
     images = load(args, args.data or config.data, *read_as(args, config))
-    if images.shape != model.card.shape:
+    if images.shape != model.info.shape:
         raise DataError(f"the images of {images.name} have another shape than the model's: name its data with --data")
     return images, min(n, 2 * len(images))
 
 
-def card_text(images) -> str:
+def info_text(images) -> str:
     """What is in a data set, in a paragraph."""
     channels, height, width = images.shape
     kind = {1: "grey", 3: "colour"}[channels]
@@ -169,7 +169,7 @@ def card_text(images) -> str:
     return printable(" ".join([text, *images.notes]))
 
 
-def labels_of(text: str, class_names: tuple[str, ...]) -> list[int]:
+def parse_labels(text: str, class_names: tuple[str, ...]) -> list[int]:
     """`3,5` or `Bag,Sneaker` -> numbers of classes; `none` -> the label that means none. Raises UsageError."""
     from ..data.images import class_number
 
@@ -185,20 +185,20 @@ def labels_of(text: str, class_names: tuple[str, ...]) -> list[int]:
     return labels
 
 
-def opened(args: argparse.Namespace):
+def open_model(args: argparse.Namespace):
     """The model of the command line, with its config as the options change it."""
     from dataclasses import replace
 
     from ..model.model_file import read
-    from ..model.posthoc_ema import averaged
+    from ..model.posthoc_ema import posthoc_model
 
     model = read(args.model, args.device, args.precision)
     if args.ema is not None:
-        model = averaged(args.model, model, args.ema)
-    return replace(model, config=drawn_as(args, model.config))
+        model = posthoc_model(args.model, model, args.ema)
+    return replace(model, config=with_sampling_options(args, model.config))
 
 
-def drawn_as(args: argparse.Namespace, config):
+def with_sampling_options(args: argparse.Namespace, config):
     """The config with what `sampling_options` say of the drawing."""
     from dataclasses import replace
 
@@ -210,5 +210,5 @@ def drawn_as(args: argparse.Namespace, config):
 def sampling_text(model, n: int) -> str:
     """What is drawn, and how."""
     config = model.config
-    guidance = f", guidance {config.guidance:g}" if model.card.classes else ""
-    return f"{n:,} images of {printable(model.card.name)}, {config.sampler} in {config.sampler_steps} steps{guidance}"
+    guidance = f", guidance {config.guidance:g}" if model.info.classes else ""
+    return f"{n:,} images of {printable(model.info.name)}, {config.sampler} in {config.sampler_steps} steps{guidance}"

@@ -27,7 +27,7 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
         from ..play.server import app_of
     except ImportError as error:
         raise UsageError(f"play needs a package ({error}): pip install 'simple-diffusion[play]'") from error
-    from ..play.session import Studio
+    from ..play.session import Session
 
     with socket.socket() as listener:
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # another one may have ended just now
@@ -39,7 +39,7 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
                 f"port {args.port} can't be used ({error.strerror}): add --port 0 for any free one"
             ) from None
         port = listener.getsockname()[1]
-        app = app_of(Studio(args.model, args.ema, args.device, args.precision), port)
+        app = app_of(Session(args.model, args.ema, args.device, args.precision), port)
         say(args, f"{args.model} is at http://{HOST}:{port} until Ctrl-C.")
         settings = uvicorn.Config(
             app,

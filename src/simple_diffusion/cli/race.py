@@ -81,14 +81,14 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
     from ..model.model_file import read
 
     model = read(args.model, args.device, args.precision)
-    if args.guidance and not model.card.classes:
+    if args.guidance and not model.info.classes:
         raise UsageError(f"{args.model} knows no classes, and guidance is towards one: leave --guidance out")
     images, n = data_of(args, model, args.n)
-    labels = labels_for(model.card, images, n, args.seed)
+    labels = labels_for(model.info, images, n, args.seed)
     extractor = extractor_for(images, quiet=args.json)
     real = featured(images, extractor, extractor.name)
     check_count(n, real)
-    known = images.class_names == model.card.class_names and extractor.classes == images.classes
+    known = images.class_names == model.info.class_names and extractor.classes == images.classes
     course = Course(n, labels, args.seed, extractor, real, known)
     if args.guidance:
         return strengths(args, model, course)
@@ -129,7 +129,7 @@ def samplers(args: argparse.Namespace, model, course) -> dict[str, Any]:
     write_atomic(args.out, race_curves(quality, distance, line, f"FID, {extractor.name}, n = {n:,}"))
     say(args, f"Picture: {args.out}")
     if args.write:
-        written(args.model, replace(model, config=replace(config, **best.settings())))
+        save_if_unchanged(args.model, replace(model, config=replace(config, **best.settings())))
         before = f"{config.sampler} in {config.sampler_steps}"
         say(args, f"{args.model} now draws with {best.sampler} in {best.steps} steps; before: {before}.")
     rows = [
@@ -137,10 +137,10 @@ def samplers(args: argparse.Namespace, model, course) -> dict[str, Any]:
         | {"evaluations": lap.cost, "on_front": lap in on_front}
         for lap in laps
     ]
-    return answered(args, course) | {"laps": rows, "choice": best.settings()}
+    return result(args, course) | {"laps": rows, "choice": best.settings()}
 
 
-def written(path: str, model) -> None:
+def save_if_unchanged(path: str, model) -> None:
     """Write the model where it was read. Raises BusyError where a run is at work in its folder, or was meanwhile."""
     from ..model.model_file import model_file, read, save
 
@@ -163,38 +163,38 @@ def strengths(args: argparse.Namespace, model, course) -> dict[str, Any]:
     for (low, high), strength, marks in guidance_race(model, args.guidance, course):
         laps.append(("at every level" if (low, high) == (0, 1e4) else f"from {low:g} to {high:g}", strength, marks))
         pushes.append({"scale": strength, "interval": (low, high)} | asdict(marks))
-        say(args, told("guidance", *laps[-1]))
+        say(args, format_point("guidance", *laps[-1]))
     drawn_sweep(args, laps, course, "scale of guidance", "sigma/alpha")
     best = min(range(len(laps)), key=lambda i: laps[i][2].fid)
     name, strength, _ = laps[best]
     settings = dict(zip(GUIDANCE, (strength, *pushes[best]["interval"]), strict=True))
     say(args, f"Lowest FID: guidance {strength:g} {name}. Recall falls as guidance grows.")
     if args.write:
-        written(args.model, replace(model, config=replace(model.config, **settings)))
+        save_if_unchanged(args.model, replace(model, config=replace(model.config, **settings)))
         say(args, f"{args.model} now draws with guidance {strength:g} {name}.")
-    return answered(args, course) | {"pushes": pushes, "choice": settings}
+    return result(args, course) | {"pushes": pushes, "choice": settings}
 
 
 def averages(args: argparse.Namespace, model, course) -> dict[str, Any]:
     """The race of widths of the averaged weights."""
-    from ..model.posthoc_ema import averaged
+    from ..model.posthoc_ema import posthoc_model
 
-    made = {each: averaged(args.model, model, each) for each in args.ema}  # it is seen at once whether each can be
+    made = {each: posthoc_model(args.model, model, each) for each in args.ema}  # it is seen at once whether each can be
     laps: list[Lap] = []
     for each, changed in made.items():
         laps.append(("", each, course.marks(changed)))
-        say(args, told("ema", *laps[-1]))
+        say(args, format_point("ema", *laps[-1]))
     drawn_sweep(args, laps, course, "width of the average", "")
     _, best, _ = min(laps, key=lambda lap: lap[2].fid)
-    say(args, f"Lowest FID: an average of width {best:g}; the run was drawn from with {model.config.ema:g}.")
+    say(args, f"Lowest FID: an average of width {best:g}; the run was drawn from with {model.config.ema_length:g}.")
     if args.write:
-        written(args.model, replace(made[best], config=replace(model.config, ema=best)))
+        save_if_unchanged(args.model, replace(made[best], config=replace(model.config, ema_length=best)))
         say(args, f"{args.model} now draws with an average of width {best:g}.")
     widths = [{"width": each} | asdict(marks) for _, each, marks in laps]
-    return answered(args, course) | {"widths": widths, "choice": {"ema": best}}
+    return result(args, course) | {"widths": widths, "choice": {"ema_length": best}}
 
 
-def told(word: str, name: str, value: float, marks: Any) -> str:
+def format_point(word: str, name: str, value: float, marks: Any) -> str:
     """A lap of a sweep, in a line."""
     seen = "" if marks.accuracy is None else f", accuracy {marks.accuracy:.3f}"
     score = f"FID {marks.fid:.4g} ± {1.96 * marks.error:.2g}, recall {marks.recall:.3f}{seen}"
@@ -218,6 +218,6 @@ def drawn_sweep(args: argparse.Namespace, laps: list[Lap], course, axis: str, le
     say(args, f"Picture: {args.out}")
 
 
-def answered(args: argparse.Namespace, course) -> dict[str, Any]:
+def result(args: argparse.Namespace, course) -> dict[str, Any]:
     """What the result of any race says."""
     return {"n": course.n, "extractor": course.extractor.name, "written": args.write, "out": str(args.out)}

@@ -39,7 +39,7 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
     from .sample import film_file
 
     model = read(folder, args.device, args.precision)
-    config, card = model.training_config, model.card
+    config, info = model.training_config, model.info
     try:
         refuse_held(folder)
         live = False
@@ -49,14 +49,14 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
     ended = 1.0 if config.steps else 1 - MOST_RESERVE
     if not live and (progress >= ended or config.patience):
         progress = 1.0
-    labels = torch.arange(min(card.classes, FILMS)) if card.classes else None
+    labels = torch.arange(min(info.classes, FILMS)) if info.classes else None
     n = FILMS if labels is None else len(labels)
     write_atomic(folder / FILM, film_file(model, n, labels, 0, None, ".png"))
     size, skip_bad = read_as(args, config)
     images = test = None
     try:
         images = load(args, config.data, size, skip_bad)
-        if images.fingerprint != card.fingerprint:
+        if images.fingerprint != info.fingerprint:
             raise DataError(f"{config.data} is not what the model was trained on any more")
         with suppress(SimpleDiffusionError):
             test = held_out(config.data, root=args.data_root, size=size or None, skip_bad=skip_bad)
@@ -67,6 +67,6 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
         errors = {name: error.tolist() for name, error in level_errors(model.denoiser, images, test).items()}
         write_atomic(folder / LEVELS_FILE, json.dumps({"levels": LEVELS.tolist(), "errors": errors}).encode())
     repeats = command_of(config, 0 if config.steps or progress < 1 else model.step)
-    write_report(folder, config, card, repeats, images=images, progress=min(progress, 1.0), live=live)
+    write_report(folder, config, info, repeats, images=images, progress=min(progress, 1.0), live=live)
     say(args, f"Report: {folder / FILE}")
     return {"run": str(folder), "report": str(folder / FILE)}

@@ -13,8 +13,8 @@ from .options import (
     count,
     device_options,
     ema_option,
-    labels_of,
-    opened,
+    open_model,
+    parse_labels,
     path,
     sampling_options,
     sampling_text,
@@ -87,24 +87,24 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
 
     from ..data.arrays import npz
     from ..model.build import views_told
-    from ..model.generate import draw
+    from ..model.generate import generate
     from ..system.files import write_atomic
     from ..viz.film import MOST
-    from ..viz.grids import WEBP_SIDE, extent, grid, png, rows_of, webp
+    from ..viz.grids import WEBP_SIDE, extent, make_grid, png, rows_of, webp
 
     n = args.n or (4 if args.film else 100)
     if args.film and n > MOST:
         raise UsageError(f"a film shows at most {MOST} images, not {n}: use a smaller --n")
-    model = opened(args)
-    card = model.card
-    chosen = labels_of(args.label, card.class_names) if args.label is not None else list(range(card.classes))
+    model = open_model(args)
+    info = model.info
+    chosen = parse_labels(args.label, info.class_names) if args.label is not None else list(range(info.classes))
     labels = torch.tensor([chosen[i % len(chosen)] for i in range(n)]) if chosen else None
     if args.view:
-        views = views_told(model.config, card)
+        views = views_told(model.config, info)
         if args.view >= views:
             raise UsageError(f"the model has no view {args.view}: it was told {views} (0 is plain)")
-        plain = torch.full((n,), card.classes) if labels is None else labels
-        asked = plain + args.view * (card.classes + 1)
+        plain = torch.full((n,), info.classes) if labels is None else labels
+        asked = plain + args.view * (info.classes + 1)
     else:
         asked = labels
     one_class_a_row = not args.film and 1 < len(chosen) <= n
@@ -113,9 +113,9 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
     if out is None:
         folder = Path(args.model) / "samples" if Path(args.model).is_dir() else Path()
         out = folder / ("film.png" if args.film else f"n{n}-seed{args.seed}.png")
-    if out.suffix == ".webp" and (1 + args.film) * max(extent(n, columns, card.height, card.width)) > WEBP_SIDE:
+    if out.suffix == ".webp" and (1 + args.film) * max(extent(n, columns, info.height, info.width)) > WEBP_SIDE:
         raise UsageError(f"--out {out} would be larger than WebP allows, {WEBP_SIDE:,} pixels: use .png")
-    if out.suffix == ".png" and not args.film and math.prod(extent(n, columns, card.height, card.width)) > MOST_PIXELS:
+    if out.suffix == ".png" and not args.film and math.prod(extent(n, columns, info.height, info.width)) > MOST_PIXELS:
         raise UsageError(f"--out {out} would have more than {MOST_PIXELS:,} pixels: use .npz, or a folder's name")
     what = f"{'a film of ' if args.film else ''}{sampling_text(model, n)}"
     if args.dry_run:
@@ -130,20 +130,20 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
         seconds = time.perf_counter() - began
         say(args, f"Drew {what}, in {seconds:.1f} s: {out}")
         return {"n": n, "seconds": round(seconds, 2), "out": str(out)}
-    pixels = draw(model, n, asked, args.seed, quiet=args.json)
+    pixels = generate(model, n, asked, args.seed, quiet=args.json)
     if not FIRST:
         return {}
     seconds = time.perf_counter() - began
     if out.suffix == ".npz":
-        named = labels is not None and (labels < card.classes).all()
+        named = labels is not None and (labels < info.classes).all()
         write_atomic(out, npz(pixels, labels if named else None))
     elif out.suffix:
-        sheet = grid(rows_of(pixels, len(chosen)) if one_class_a_row else pixels, columns)
+        sheet = make_grid(rows_of(pixels, len(chosen)) if one_class_a_row else pixels, columns)
         write_atomic(out, webp(sheet) if out.suffix == ".webp" else png(sheet))
     else:
         for i, image in enumerate(pixels):
             name = f"{i:06d}.png" if labels is None else f"{i:06d}-{labels[i]}.png"
-            write_atomic(out / name, png(grid(image[None], 1, gap=0, scale=1)))
+            write_atomic(out / name, png(make_grid(image[None], 1, gap=0, scale=1)))
     say(args, f"Drew {what}, in {seconds:.1f} s ({n / seconds:,.0f} images/s): {out}")
     return {"n": n, "seconds": round(seconds, 2), "out": str(out)}
 
@@ -159,8 +159,8 @@ def film_file(model: Any, n: int, labels: Any, seed: int, shares: tuple[float, .
     elif shares is None:
         moments = PANELS if ending == ".png" else FRAMES
         shares = tuple((i + 1) / moments for i in range(moments))
-    denoiser, times, sampler = build_sampler(model.config, model.card, model.denoiser, model.guide)
+    denoiser, times, sampler = build_sampler(model.config, model.info, model.denoiser, model.guide)
     device = next(model.denoiser.parameters()).device
-    shape = (n, *model.card.shape)
+    shape = (n, *model.info.shape)
     films = film(denoiser, shape, times, labels, sampler=sampler, seed=seed, shares=shares, device=device)
     return png(strips(*films)) if ending == ".png" else animation(frames(*films), ending[1:].upper())

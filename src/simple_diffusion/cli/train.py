@@ -10,12 +10,12 @@ from ..run.folder import refuse_held
 from .options import (
     FIRST,
     STARTED,
-    card_text,
     command,
     count,
     data_options,
     device_options,
     duration,
+    info_text,
     load,
     path,
     say,
@@ -84,53 +84,53 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
             values |= {"steps": 0, "seconds": 0.0}
         values |= layer
     if args.resume:
-        return resumed(args, values)
+        return resume(args, values)
     device = pick_device(args.device)
     config = fitted(Config(**values), device)
 
-    from ..data.info import Card
+    from ..data.info import DataInfo
     from ..run.estimate import forecast, size_for
     from ..run.folder import free_folder, refuse_taken
 
     if args.out is not None:
         refuse_taken(args.out)  # before the data is loaded
-    images = loaded(args, config)
+    images = load_data(args, config)
     config = in_steps(args, config, images)
     if args.preset is None and config.seconds and not SHAPE & values.keys():
-        size, why = size_for(config, Card.of(images), device)
+        size, why = size_for(config, DataInfo.of(images), device)
         config = fitted(Config(**PRESETS[size][1] | values), device)
         say(args, f"The size that suits {config.seconds:g} s on this machine is {size}: {why}.")
     if args.dry_run:
         result = forecast(config, images, device)
         say(args, result["text"])
         return result
-    return trained(args, config, images, args.out or free_folder(Path("runs"), images.stem))
+    return train(args, config, images, args.out or free_folder(Path("runs"), images.stem))
 
 
-def resumed(args: argparse.Namespace, values: dict[str, Any]) -> dict[str, Any]:
+def resume(args: argparse.Namespace, values: dict[str, Any]) -> dict[str, Any]:
     """Go on with a run, whose settings may be said again but not changed."""
     from dataclasses import replace
 
-    from ..data.info import Card
+    from ..data.info import DataInfo
     from ..run.checkpoint import latest
 
     checkpoint = latest(args.out)
     config = replace(checkpoint.config, **values)
-    images = loaded(args, config)
+    images = load_data(args, config)
     config = in_steps(args, config, images)
-    checkpoint.refuse_changes(config, Card.of(images))
+    checkpoint.refuse_changes(config, DataInfo.of(images))
     for remark in checkpoint.remarks():
         say(args, f"Note: {remark}.")
     if args.dry_run:
         say(args, f"Would go on from step {checkpoint.numbers.n:,} of {args.out}.")
         return {"step": checkpoint.numbers.n}
-    return trained(args, config, images, args.out, checkpoint.numbers.n)
+    return train(args, config, images, args.out, checkpoint.numbers.n)
 
 
-def loaded(args: argparse.Namespace, config: Any) -> Any:
+def load_data(args: argparse.Namespace, config: Any) -> Any:
     """The images of the config; says what they are."""
     images = load(args, config.data, config.size, config.skip_bad == "yes")
-    say(args, card_text(images))
+    say(args, info_text(images))
     return images
 
 
@@ -141,9 +141,7 @@ def in_steps(args: argparse.Namespace, config: Any, images: Any) -> Any:
     return replace(config, steps=math.ceil(args.epochs * len(images) / config.batch)) if args.epochs else config
 
 
-def trained(
-    args: argparse.Namespace, config: Any, images: Any, folder: Path, step: int | None = None
-) -> dict[str, Any]:
+def train(args: argparse.Namespace, config: Any, images: Any, folder: Path, step: int | None = None) -> dict[str, Any]:
     """Train, from the beginning or on from a step, and say how it went."""
     import torch
 

@@ -10,7 +10,7 @@ MAX_SIDE = 4096
 
 
 @dataclass(frozen=True)
-class Card:
+class DataInfo:
     """What a model knows of the data it was made for. Raises DataError for what no network can be made for."""
 
     name: str
@@ -38,7 +38,7 @@ class Card:
             )
 
     @classmethod
-    def of(cls, images: Images) -> "Card":
+    def of(cls, images: Images) -> "DataInfo":
         channels, height, width = images.shape
         return cls(
             images.name,

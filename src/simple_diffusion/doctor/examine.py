@@ -51,7 +51,7 @@ DIAGNOSES: dict[str, Diagnosis] = {
 
 
 @dataclass(frozen=True)
-class Report:
+class Examination:
     """What the doctor says.
 
     findings   name -> what is wrong, the likeliest cause first; empty for a healthy run
@@ -64,7 +64,7 @@ class Report:
     unknown: dict[str, str]
 
 
-def examined(patient: Patient) -> Report:
+def examine(patient: Patient) -> Examination:
     """Every diagnosis of DIAGNOSES, ranked."""
     measured: dict[str, Finding] = {}
     unknown: dict[str, str] = {}
@@ -81,7 +81,7 @@ def examined(patient: Patient) -> Report:
             if name == "first layer that is not finite" and finding.excess > 1 and patient.model is not None:
                 patient = replace(patient, model=None)  # there is no answer to look at
     ranked = sorted(measured, key=lambda name: (not DIAGNOSES[name].cause, -measured[name].excess))
-    return Report(
+    return Examination(
         {name: measured[name] for name in ranked if measured[name].excess > 1},
         {name: measured[name] for name in measured if measured[name].excess <= 1},
         unknown,

@@ -10,14 +10,15 @@ import torch
 from torch import Tensor
 
 from ..data.images import Images, to_unit
-from ..data.info import Card
+from ..data.info import DataInfo
 from ..denoiser import Denoiser
-from ..denoising_error import LEVELS, blur_error, model_error
+from ..denoising_error import LEVELS, model_error, wiener_error
 from ..errors import CheckpointError, DataError, SimpleDiffusionError
 from ..evaluation.scores import labels_like
 from ..model.build import build
 from ..model.config import Config
-from ..model.generate import draw
+from ..model.generate import generate
+from ..model.migrate import migrated
 from ..model.model_file import Model, model_file, read
 from ..randomness import permutation
 from ..run.checkpoint import Checkpoint, latest
@@ -71,7 +72,7 @@ class Patient:
 
     path: Path
     config: Config
-    card: Card
+    info: DataInfo
     model: Model | None
     bad: tuple[str, ...] = ()
     images: Images | None = None
@@ -109,7 +110,7 @@ class Patient:
 
     def _of_checkpoint(self, part: str) -> Denoiser:
         assert self.checkpoint is not None
-        denoiser = build(self.config, self.card)
+        denoiser = build(self.config, self.info)
         weights = {n.removeprefix(part): t for n, t in self.checkpoint.tensors.items() if n.startswith(part)}
         try:
             denoiser.load_state_dict(weights)
@@ -120,7 +121,7 @@ class Patient:
     def probe(self, images: Images) -> tuple[Tensor, Tensor | None]:
         """PROBE of the images in [-1, 1] with their labels, on the device."""
         some = images[permutation(len(images), 0, "doctor")[:PROBE]]
-        labels = None if some.labels is None or not self.card.classes else some.labels.to(self.device)
+        labels = None if some.labels is None or not self.info.classes else some.labels.to(self.device)
         return to_unit(some.pixels).to(self.device), labels
 
     @cached_property
@@ -132,7 +133,7 @@ class Patient:
     def blur(self) -> Tensor:
         """What the best blur leaves of them, at each of LEVELS."""
         train = self.split[0]
-        return blur_error(to_unit(train.pixels[permutation(len(train), 0, "doctor")[:MEASURED]]))
+        return wiener_error(to_unit(train.pixels[permutation(len(train), 0, "doctor")[:MEASURED]]))
 
     @cached_property
     def against_blur(self) -> float:
@@ -144,17 +145,17 @@ class Patient:
     @cached_property
     def labels(self) -> Tensor | None:
         """Of DRAWN samples, in the frequencies of the data where they are known."""
-        if not self.card.classes:
+        if not self.info.classes:
             return None
         if self.images is not None and self.images.labels is not None:
             return labels_like(self.images, DRAWN, 0)
-        return torch.arange(DRAWN) % self.card.classes
+        return torch.arange(DRAWN) % self.info.classes
 
     def drawn(self, **changed) -> Tensor:
         """DRAWN samples in [-1, 1], with some settings changed: always of the same noise."""
         assert self.model is not None
         model = replace(self.model, config=replace(self.config, **changed))
-        return to_unit(draw(model, DRAWN, self.labels, self.seed))
+        return to_unit(generate(model, DRAWN, self.labels, self.seed))
 
     @cached_property
     def samples(self) -> Tensor:
@@ -164,7 +165,7 @@ class Patient:
     @cached_property
     def start(self) -> Denoiser:
         """The weights before the first step, which follow from the seed, on the CPU."""
-        denoiser, _ = learner(self.config, self.card, torch.device("cpu"))
+        denoiser, _ = learner(self.config, self.info, torch.device("cpu"))
         return denoiser
 
     @cached_property
@@ -191,7 +192,7 @@ class Patient:
             "data": "the data could not be had" if self.images is None else None,
             "unseen images": None if self.images is not None and self.split[1] is not None else "no images are unseen",
             "checkpoint": None if self.checkpoint is not None else "there is no checkpoint of its training",
-            "labels": None if self.card.classes > 1 else "it knows no labels",
+            "labels": None if self.info.classes > 1 else "it knows no labels",
         }[need]
 
 
@@ -200,12 +201,12 @@ def ratio(one: Tensor, other: Tensor) -> float:
     return (one[MIDDLE] / other[MIDDLE].clamp(min=1e-12)).clamp(0.01, 100).log().mean().exp().item()
 
 
-def gathered(path: Path, device: str = "auto", precision: str = "auto") -> Patient:
+def load_patient(path: Path, device: str = "auto", precision: str = "auto") -> Patient:
     """What a run folder or a lone model file holds. Raises CheckpointError if it is neither."""
     bad: tuple[str, ...] = ()
     try:
         model = read(path, device, precision)
-        config, card = model.config, model.card
+        config, info = model.config, model.info
     except CheckpointError:
         model = None
         file = model_file(path)
@@ -216,12 +217,13 @@ def gathered(path: Path, device: str = "auto", precision: str = "auto") -> Patie
         if not bad:
             raise  # something else is wrong with it
         try:
-            config, card = from_json(Config, record["config"]), from_json(Card, record["card"])
+            record = migrated(record)
+            config, info = from_json(Config, record["config"]), from_json(DataInfo, record["info"])
         except (KeyError, TypeError, ValueError):
             raise CheckpointError(f"{file} is damaged: it does not say what it is") from None
         config = replace(config, precision="fp32")
         with torch.device("meta"):
-            order = {name: place for place, name in enumerate(build(config, card).state_dict())}
+            order = {name: place for place, name in enumerate(build(config, info).state_dict())}
         bad = tuple(sorted(bad, key=lambda name: order.get(name, len(order))))
     checkpoint, log = None, []
     if path.is_dir():
@@ -230,15 +232,15 @@ def gathered(path: Path, device: str = "auto", precision: str = "auto") -> Patie
         with suppress(OSError):
             rows = map(row_of, (path / FILE).read_text(errors="replace").splitlines())
             log = [(step, loss) for step, loss, _ in filter(None, rows)]
-    return Patient(path, config, card, model, bad, checkpoint=checkpoint, log=log)
+    return Patient(path, config, info, model, bad, checkpoint=checkpoint, log=log)
 
 
 def attach(patient: Patient, images: Images | None, test: Images | None) -> Patient:
     """The patient with its data, and unseen images of the same kind. Raises DataError where the shapes differ."""
-    if images is not None and images.shape != patient.card.shape:
-        given, wanted = (" x ".join(map(str, shape)) for shape in (images.shape, patient.card.shape))
+    if images is not None and images.shape != patient.info.shape:
+        given, wanted = (" x ".join(map(str, shape)) for shape in (images.shape, patient.info.shape))
         raise DataError(f"the images are {given} (channels, height, width) and the model's {wanted}: name its data")
-    images, test = (None if one is None else patient.card.in_own_classes(one) for one in (images, test))
+    images, test = (None if one is None else patient.info.in_own_classes(one) for one in (images, test))
     return replace(patient, images=images, test=test)
 
 

@@ -26,7 +26,7 @@ def copies(patient: Patient) -> Finding:
     if len(train) < NEIGHBOUR + 2:
         raise Unknown(f"{len(train)} images are too few to tell near from far")
     pixels = train.pixels[permutation(len(train), 0, "doctor")[:MEASURED]]
-    views = [to_unit(view(pixels)).flatten(1) for view in views_of(patient.config, patient.card)]
+    views = [to_unit(view(pixels)).flatten(1) for view in views_of(patient.config, patient.info)]
     found = find_copies(patient.samples.flatten(1), views, None)
     return Finding(
         found.share / 0.2,
@@ -50,7 +50,7 @@ def labels_ignored(patient: Patient) -> Finding:
     x0, cond = patient.probe(patient.split[0])
     if cond is None:
         raise Unknown("the data does not have the labels that it knows")
-    classes = patient.card.classes
+    classes = patient.info.classes
 
     def of(labels: Tensor) -> Tensor:
         return model_error(patient.denoiser, x0, labels)[LEVELS > 0.5].log().mean()
@@ -104,7 +104,7 @@ def guidance_saturating(patient: Patient) -> Finding:
     x0, cond = x0.to(patient.device), cond.to(patient.device)
     x = schedule.alpha(t).to(x0) * noised(x0, level, 0)
     with torch.no_grad():
-        each = [Guided(plain, scale, patient.card.classes)(x, t.float(), cond) for scale in (1.0, config.guidance)]
+        each = [Guided(plain, scale, patient.info.classes)(x, t.float(), cond) for scale in (1.0, config.guidance)]
     before, after = ((x.abs() - 1).clamp(min=0).square().mean().sqrt().item() for x in each)
     return Finding(
         (after - before) / 0.1,
@@ -147,9 +147,9 @@ def too_few_steps(patient: Patient) -> Finding:
 def exact(patient: Patient) -> Tensor:
     """DRAWN samples of the same noise in FINE steps of dpmpp on the Karras grid, in [-1, 1]."""
     assert patient.model is not None
-    denoiser, _, _ = build_sampler(patient.config, patient.card, patient.denoiser, patient.model.guide)
+    denoiser, _, _ = build_sampler(patient.config, patient.info, patient.denoiser, patient.model.guide)
     times = karras_grid(patient.denoiser.schedule, FINE)
-    shape = (DRAWN, *patient.card.shape)
+    shape = (DRAWN, *patient.info.shape)
     given = {"sampler": SAMPLERS["dpmpp"], "seed": patient.seed, "device": patient.device}
     return sample(denoiser, shape, times, patient.labels, **given).clamp(-1, 1)
 
@@ -175,5 +175,5 @@ def drifting(patient: Patient) -> Finding:
     return Finding(
         beyond / 0.1,
         f"means of {DRAWN} samples less those of the data, in [-1, 1]: {said} (± {2 * error.max():.2f} by chance)",
-        "see the causes above; without one, train for longer, or with --set target=velocity",
+        "see the causes above; without one, train for longer, or with --set target=v",
     )

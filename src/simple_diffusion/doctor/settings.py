@@ -4,7 +4,7 @@ import math
 
 import torch
 
-from ..model.build import build_times
+from ..model.build import build_density
 from ..model.config import schedule_of
 from ..samplers import GRIDS
 from .patient import MOST, Finding, Patient
@@ -15,7 +15,7 @@ from .patient import MOST, Finding, Patient
 def data_changed(patient: Patient) -> Finding | None:
     """Are the images still those that it was trained on?"""
     assert patient.images is not None
-    same = patient.images.fingerprint == patient.card.fingerprint
+    same = patient.images.fingerprint == patient.info.fingerprint
     return Finding(
         0.0 if same else MOST,
         f"the images of {patient.images.name} are {'' if same else 'not '}those that the model was trained on",
@@ -28,7 +28,7 @@ def pixel_range(patient: Patient) -> Finding:
 
     A loader that scales twice, or not at all, leaves half the range or 1/255 of it.
     """
-    low, high = patient.card.mean - 1.7 * patient.card.std, patient.card.mean + 1.7 * patient.card.std
+    low, high = patient.info.mean - 1.7 * patient.info.std, patient.info.mean + 1.7 * patient.info.std
     how = "by the mean and deviation on its card"
     if patient.images is not None:
         counts = torch.bincount(patient.images.pixels.flatten(), minlength=256).double()
@@ -38,10 +38,10 @@ def pixel_range(patient: Patient) -> Finding:
     span = max(high - low, 1e-3)
     return Finding(
         1.0 / span,
-        f"pixels lie from {low:.2f} to {high:.2f} of [-1, 1], {how}: mean {patient.card.mean:.2f}, deviation "
-        f"{patient.card.std:.3f}",
+        f"pixels lie from {low:.2f} to {high:.2f} of [-1, 1], {how}: mean {patient.info.mean:.2f}, deviation "
+        f"{patient.info.std:.3f}",
         "save the images as uint8 from 0 to 255, or floats that use all of [0, 1] or [-1, 1], and train anew; "
-        f"look at them with: simple-diffusion data {patient.card.name}",
+        f"look at them with: simple-diffusion data {patient.info.name}",
     )
 
 
@@ -55,7 +55,7 @@ def terminal_snr(patient: Patient) -> Finding:
     """
     schedule = schedule_of(patient.config)
     start = GRIDS[patient.config.grid](schedule, patient.config.sampler_steps)[:1]
-    left = schedule.alpha(start).item() / schedule.sigma(start).item() * math.hypot(patient.card.mean, patient.card.std)
+    left = schedule.alpha(start).item() / schedule.sigma(start).item() * math.hypot(patient.info.mean, patient.info.std)
     return Finding(
         left / 0.05,
         f"the sampler starts from pure noise where the {patient.config.schedule} schedule leaves images at "
@@ -70,9 +70,9 @@ def trained_levels(patient: Patient) -> Finding:
 
     Three bands that decide shape, parts and grain each get 10 % of the draws in every preset: the bound is 2 %.
     """
-    schedule, times = schedule_of(patient.config), build_times(patient.config, patient.card)
+    schedule, times = schedule_of(patient.config), build_density(patient.config, patient.info)
     u = (torch.arange(2000, dtype=torch.float64) + 0.5) / 2000
-    level = schedule.ratio(times(u, schedule)) / patient.card.std
+    level = schedule.ratio(times(u, schedule)) / patient.info.std
     bands = {"above 1.5": level > 1.5, "from 0.3 to 1.5": (level >= 0.3) & (level <= 1.5), "below 0.3": level < 0.3}
     name, share = min(((name, band.double().mean().item()) for name, band in bands.items()), key=lambda pair: pair[1])
     return Finding(

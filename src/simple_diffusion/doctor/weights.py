@@ -35,8 +35,8 @@ def non_finite(patient: Patient) -> Finding:
     handles = [module.register_forward_hook(hook(name)) for name, module in layers]
     try:
         images = patient.images
-        x0 = torch.zeros(8, *patient.card.shape) if images is None else to_unit(images.pixels[:8])
-        cond = torch.arange(len(x0)) % patient.card.classes if patient.card.classes else None
+        x0 = torch.zeros(8, *patient.info.shape) if images is None else to_unit(images.pixels[:8])
+        cond = torch.arange(len(x0)) % patient.info.classes if patient.info.classes else None
         for number, level in enumerate(LEVELS):
             t = patient.denoiser.schedule.time_of(level[None])
             alpha = patient.denoiser.schedule.alpha(t).item()
@@ -73,7 +73,7 @@ def ema_age(patient: Patient) -> Finding:
     return Finding(
         3 * share / max(1 - share, 1e-9),
         f"{share:.0%} of the averaged weights are those from before the first step",
-        "let the average forget: --set ema_decay=0 --set ema=0.05, or train for longer",
+        "let the average forget: --set ema_decay=0 --set ema_length=0.05, or train for longer",
     )
 
 
@@ -84,8 +84,8 @@ def ema_bad(patient: Patient) -> Finding:
     return Finding(
         (worse - 1) / 0.25,
         f"the averaged weights err {worse:.2f} times as much as the weights themselves",
-        "the training is sound and its average is not: --set ema=0.05 --set ema_decay=0, or look at the code of the "
-        "average",
+        "the training is sound and its average is not: --set ema_length=0.05 --set ema_decay=0, or look at the code of "
+        "the average",
     )
 
 

@@ -30,7 +30,7 @@ K is the number of classes that the logits stand for, 0 if they stand for none.
 
 
 @dataclass(frozen=True)
-class Record:
+class ExtractorInfo:
     """What is known of an extractor: it stands in its file beside the weights.
 
     name                 that numbers are printed with
@@ -66,7 +66,7 @@ class Extractor:
     Raises DataError for images of another kind.
     """
 
-    record: Record
+    record: ExtractorInfo
     net: Classifier
 
     @property
@@ -163,7 +163,7 @@ def make_extractor(
     """Train an extractor on a training set; `test` is looked at once, when all is done. Raises DataError."""
     net, report = train_classifier(images, seed=seed, epochs=epochs, device=device)
     words = ["simple-diffusion", "classifier", images.name, "--seed", str(seed)]
-    record = Record(
+    record = ExtractorInfo(
         name=name,
         data=images.name,
         fingerprint=images.fingerprint,
@@ -188,7 +188,7 @@ def read_extractor(path: Path) -> Extractor:
     """The extractor in a file. Raises CheckpointError, naming the path, if there is none."""
     tensors, about = read_tensors(path)
     try:
-        record = from_json(Record, about["extractor"])
+        record = from_json(ExtractorInfo, about["extractor"])
         if record.classes not in (0, record.architecture["classes"]):
             raise ValueError(f"its logits do not stand for {record.classes} classes")
         if Path(record.name).name != record.name or not record.name.strip("."):  # names of files begin with it

@@ -13,12 +13,12 @@ from torch import Tensor
 
 from ..augmentation import Augmentation, identity
 from ..data.images import Images, to_unit
-from ..data.info import Card
+from ..data.info import DataInfo
 from ..denoiser import Denoiser
-from ..denoising_error import LEVELS, gaussian_error, memorised_error, model_error
+from ..denoising_error import LEVELS, gaussian_error, ideal_error, model_error
 from ..model.model_file import Model
 from ..randomness import permutation
-from ..viz.grids import grid, png
+from ..viz.grids import make_grid, png
 from ..viz.plots import level_curves
 from .extractors import Features
 from .features import (
@@ -295,11 +295,11 @@ def labels_like(train: Images, n: int, seed: int) -> Tensor:
     return labels[permutation(n, seed, "labels")]
 
 
-def labels_for(card: Card, images: Images, n: int, seed: int) -> Tensor | None:
+def labels_for(info: DataInfo, images: Images, n: int, seed: int) -> Tensor | None:
     """Labels to ask a model for: as in the data, if its classes are the model's, else in turn; None without classes."""
-    if card.in_own_classes(images).labels is not None:
+    if info.in_own_classes(images).labels is not None:
         return labels_like(images, n, seed)
-    return torch.arange(n) % card.classes if card.classes else None
+    return torch.arange(n) % info.classes if info.classes else None
 
 
 def pictures(
@@ -310,9 +310,9 @@ def pictures(
     for space, copies in evaluation.copies.items():
         closest = copies.score.argsort()[:30]
         rows = zip(samples.pixels[closest].split(10), train.pixels[copies.nearest[closest]].split(10), strict=True)
-        files[f"closest-in-{space}.png"] = png(grid(torch.cat([half for row in rows for half in row]), 10))
+        files[f"closest-in-{space}.png"] = png(make_grid(torch.cat([half for row in rows for half in row]), 10))
     if model is not None:
-        told = model.card.in_own_classes
+        told = model.info.in_own_classes
         errors = level_errors(model.denoiser, told(train), None if test is None else told(test))
         files["levels.png"] = level_curves(LEVELS, errors)
     return files
@@ -331,7 +331,7 @@ def level_errors(denoiser: Denoiser, train: Images, test: Images | None, n: int 
     errors = {
         "mean and covariance only": gaussian_error(flat, train.labels),
         "model, training images": of_model(train, chosen),
-        "training set by heart": memorised_error(flat, chosen, train.labels),
+        "training set by heart": ideal_error(flat, chosen, train.labels),
     }
     if test is not None:
         errors["model, unseen images"] = of_model(test, permutation(len(test), 0, "levels")[:n])

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from ..data.images import to_uint8
 from ..guidance import Interval
-from ..model.generate import pieces
+from ..model.generate import generate_batches
 from ..model.model_file import Model
 from ..samplers import FINE, SOLVERS
 from ..sampling import distance
@@ -34,7 +34,7 @@ def cost_of(sampler: str, steps: int) -> int:
 
 
 @dataclass(frozen=True, eq=False)
-class Lap:
+class SweepPoint:
     """What one sampler made of so many steps.
 
     sampler, steps
@@ -75,7 +75,7 @@ def entrants(costs: Iterable[int]) -> list[tuple[str, int]]:
 def drawn(model: Model, changes: dict[str, Any], n: int, labels: Tensor | None, seed: int) -> Tensor:
     """n samples with other settings, from the same noise: float `[n, C, H, W]` about [-1, 1], on the CPU."""
     model = replace(model, config=replace(model.config, **changes))
-    return torch.cat([x.cpu() for _, x in pieces(model, n, labels, seed)])
+    return torch.cat([x.cpu() for _, x in generate_batches(model, n, labels, seed)])
 
 
 def kid_of(real: Featured, side: Featured) -> float:
@@ -126,7 +126,7 @@ class Course:
         return Marks(*fid_and_error(self.real, side), near.precision, near.recall, accuracy)
 
 
-def race(model: Model, costs: Iterable[int], course: Course) -> Iterator[Lap]:
+def race(model: Model, costs: Iterable[int], course: Course) -> Iterator[SweepPoint]:
     """Run every sampler at every cost, one lap after the other.
 
     costs   evaluations of the network by image
@@ -137,19 +137,19 @@ def race(model: Model, costs: Iterable[int], course: Course) -> Iterator[Lap]:
         x = drawn(model, drawn_by(name, steps), *on)
         side = Featured(*course.extractor(to_uint8(x)))
         away = distance(x, fine) if name in SOLVERS else None
-        yield Lap(name, steps, *fid_and_error(course.real, side), kid_of(course.real, side), away, side)
+        yield SweepPoint(name, steps, *fid_and_error(course.real, side), kid_of(course.real, side), away, side)
 
 
-def front(laps: list[Lap]) -> list[Lap]:
+def front(laps: list[SweepPoint]) -> list[SweepPoint]:
     """The laps that no cheaper or equally cheap one beats in FID, by rising cost (Pareto)."""
-    best: list[Lap] = []
+    best: list[SweepPoint] = []
     for lap in sorted(laps, key=lambda lap: (lap.cost, lap.fid)):
         if not best or lap.fid < best[-1].fid:
             best.append(lap)
     return best
 
 
-def choice(laps: list[Lap], real: Featured) -> Lap:
+def choice(laps: list[SweepPoint], real: Featured) -> SweepPoint:
     """The cheapest lap whose FID can't be told from the lowest, by the interval of their difference in pairs."""
     lowest = min(laps, key=lambda lap: lap.fid)
     for lap in front(laps):

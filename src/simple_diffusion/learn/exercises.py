@@ -259,14 +259,14 @@ EXERCISES: tuple[Exercise, ...] = (
     ),
     Exercise(
         x0_from_velocity,
-        targets.velocity,
+        targets.v,
         {f"at t = {t}": (X, Y, *level(t)) for t in (0.1, 0.3, 1.0)},
         {
             "out has the wrong sign": lambda x, out, a, s: x0_from_velocity(x, -out, a, s),
             "alpha and sigma are swapped": lambda x, out, a, s: x0_from_velocity(x, out, s, a),
             "it is eps_hat, not the clean image": lambda x, out, a, s: x0_from_velocity(x, -out, s, a),
             "out is taken for the noise": partial(denoised, targets.noise),
-            "out is taken for the clean image": partial(denoised, targets.clean),
+            "out is taken for the clean image": partial(denoised, targets.x0),
             "out is taken for eps - x0, the target of flow matching": partial(denoised, targets.flow),
             "x_t is not scaled by alpha": lambda x, out, a, s: x - s * out,
             "out is not scaled by sigma": lambda x, out, a, s: a * x - out,

@@ -169,11 +169,11 @@ ENTRIES: dict[str, tuple[Entry, ...]] = {
         Entry("target", targets.flow, "out* = ε - z₀", "ε z₀ out*", (("Rectified flow", "eq. 1"),)),
     ),
     "noise": (Entry("target", targets.noise, "out* = ε", "ε out*", (("DDPM", "eq. 14"),)),),
-    "clean": (Entry("target", targets.clean, "out* = z₀", "z₀ out*", (("Progressive distillation", "section 4"),)),),
+    "clean": (Entry("target", targets.x0, "out* = z₀", "z₀ out*", (("Progressive distillation", "section 4"),)),),
     "velocity": (
         Entry(
             "target",
-            targets.velocity,
+            targets.v,
             "out* = (α ε - σ z₀) / √(α² + σ²)",
             "out* α σ ε z₀",
             (("Progressive distillation", "section 4"), ("EDM", "table 1, c_skip, c_out and c_in, up to the sign")),

@@ -127,7 +127,7 @@ def guided(x0_null: Tensor, x0_cond: Tensor, scale: float) -> Tensor:
     scale             0 unconditional, 1 no guidance, above 1 stronger
     returns           the guided guess, float `[B, C, H, W]`
     """
-    return guidance.pushed(x0_null, x0_cond, scale, torch.tensor([True]))
+    return guidance.extrapolated(x0_null, x0_cond, scale, torch.tensor([True]))
 
 
 def ema_update(average: Tensor, weight: Tensor, decay: float) -> Tensor:
@@ -165,7 +165,7 @@ def x0_from_velocity(x_t: Tensor, out: Tensor, alpha: float, sigma: float) -> Te
     alpha, sigma  the level of x_t; alpha^2 + sigma^2 = 1
     returns       x0_hat, float `[B, C, H, W]`
     """
-    return denoised(targets.velocity, x_t, out, alpha, sigma)
+    return denoised(targets.v, x_t, out, alpha, sigma)
 
 
 def karras_levels(n: int, sigma_min: float, sigma_max: float, rho: float) -> Tensor:

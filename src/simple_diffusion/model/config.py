@@ -9,15 +9,16 @@ import torch
 
 from ..augmentation import AUGMENTATIONS
 from ..errors import UsageError
-from ..losses import MEASURES
+from ..losses import CRITERIA
 from ..optimizers import OPTIMIZERS
 from ..samplers import GRIDS, SAMPLERS
 from ..schedules import BETAS, SCHEDULES, Discrete, Schedule
 from ..system.device import PRECISIONS, pick_precision
 from ..targets import TARGETS
 from ..training import LEARNING_RATES
+from .migrate import RENAMED, RENAMED_TARGETS
 
-TIMES = ("lognormal", "uniform", "steps")
+DENSITIES = ("lognormal", "uniform", "steps")
 WEIGHTS = ("none", "min-snr")
 NETWORKS = ("unet", "annotated", "double-conv")
 
@@ -40,7 +41,7 @@ class Config:
     seed: int = setting(0, "of the weights, the order of the data, and all noise", low=0, high=2**63 - 1)
 
     augment: str = setting("none", "views of each image that are trained on", among=AUGMENTATIONS)
-    tell_augment: str = setting(
+    augment_conditioning: str = setting(
         "yes", "tell the network which view it sees, so that samples show the plain one", among=("yes", "no")
     )
     held_out: float = setting(
@@ -56,18 +57,18 @@ class Config:
     accumulate: int = setting(
         1, "parts of a batch that are computed one after another, to save memory", low=1, high=65536
     )
-    tolerate: int = setting(0, "steps in a row that may not be finite, and are left out", low=0, high=1000)
+    max_skipped: int = setting(0, "steps in a row that may not be finite, and are left out", low=0, high=1000)
     save_seconds: float = setting(300.0, "seconds between checkpoints; 0 after every step", low=0, high=1e8)
     optimizer: str = setting("muon", "the optimiser", among=OPTIMIZERS)
     lr: float = setting(3e-3, "peak learning rate", low=1e-8, high=10)
-    lr_shape: str = setting("linear", "after the warm-up: linear to 0, or constant", among=LEARNING_RATES)
+    lr_schedule: str = setting("linear", "after the warm-up: linear to 0, or constant", among=LEARNING_RATES)
     warmup: float = setting(0.03, "share of the run over which the learning rate rises", low=1e-6, high=0.99)
     beta2: float = setting(0.99, "AdamW's memory of squared gradients", low=0, high=0.99999)
     clip: float = setting(1.0, "largest norm of the gradient", low=1e-6, high=1e6)
-    ema: float = setting(
+    ema_length: float = setting(
         0.05, "memory of the averaged weights, relative to the length of the run", low=0.001, high=0.27
     )
-    ema_decay: float = setting(0.0, "constant decay of the averaged weights; 0 uses ema", low=0, high=0.999999)
+    ema_decay: float = setting(0.0, "constant decay of the averaged weights; 0 uses ema_length", low=0, high=0.999999)
     ema_warmup: int = setting(0, "updates before the constant decay begins", low=0, high=10**9)
 
     network: str = setting("unet", "the network", among=NETWORKS)
@@ -85,9 +86,9 @@ class Config:
     timesteps: int = setting(
         0, "steps of the schedule's table of betas (DDPM); 0 for continuous time", low=0, high=10**5
     )
-    target: str = setting("velocity", "what the network predicts", among=TARGETS)
-    measure: str = setting("l2", "what the loss makes of an error", among=MEASURES)
-    times: str = setting("lognormal", "density of the training times", among=TIMES)
+    target: str = setting("v", "what the network predicts", among=TARGETS)
+    criterion: str = setting("l2", "error measure of the loss", among=CRITERIA)
+    density: str = setting("lognormal", "density of the noise levels in training", among=DENSITIES)
     level_mean: float = setting(-0.5, "lognormal: mean of ln(noise / deviation of the data)", low=-10, high=10)
     level_std: float = setting(1.2, "lognormal: standard deviation of the same", low=0.01, high=10)
     weight: str = setting("none", "weight of the noise levels in the loss", among=WEIGHTS)
@@ -140,8 +141,8 @@ class Config:
             raise UsageError("autoguidance needs a snapshot of the training: train with snapshot=0.1")
         if self.ema_warmup and not self.ema_decay:
             raise UsageError("ema_warmup belongs to a constant decay: set ema_decay=0.995")
-        if self.times == "steps" and not self.timesteps:
-            raise UsageError("times=steps needs a table of betas: set timesteps=1000")
+        if self.density == "steps" and not self.timesteps:
+            raise UsageError("density=steps needs a table of betas: set timesteps=1000")
         schedule_of(self)
 
     @property
@@ -194,6 +195,12 @@ def parse_settings(pairs: list[str]) -> dict[str, Any]:
     values: dict[str, Any] = {}
     for pair in pairs:
         key, _, text = pair.partition("=")
+        if key in RENAMED:
+            raise UsageError(f"{key} is now called {RENAMED[key]}: use --set {RENAMED[key]}={text}")
+        if key == "target" and text in RENAMED_TARGETS:
+            raise UsageError(
+                f"target {text} is now called {RENAMED_TARGETS[text]}: use --set target={RENAMED_TARGETS[text]}"
+            )
         if key not in defaults:
             near = get_close_matches(key, defaults, n=1)
             hint = f"did you mean {near[0]!r}?" if near else "--set help lists the keys"

@@ -9,13 +9,14 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from ..data.info import Card
+from ..data.info import DataInfo
 from ..denoiser import Denoiser
 from ..errors import CheckpointError, SimpleDiffusionError
 from ..system.device import pick_device
 from ..system.files import adopt, damaged, fits, from_json, read_tensors, write_tensors
 from .build import build
 from .config import Config, fitted, memory_format
+from .migrate import migrated
 
 MODEL_FILE = "model.safetensors"
 
@@ -33,7 +34,7 @@ class Model:
 
     denoiser: Denoiser
     config: Config
-    card: Card
+    info: DataInfo
     step: int
     seconds: float
     guide: Denoiser | None = None
@@ -47,7 +48,7 @@ class Model:
 
 def save(path: Path, model: Model) -> None:
     """Write the model to one file, whole or not at all. Raises ResourceError."""
-    record = {"config": asdict(model.training_config), "card": asdict(model.card)}
+    record = {"config": asdict(model.training_config), "info": asdict(model.info)}
     record |= {"step": model.step, "seconds": round(model.seconds, 1)}
     guide = {} if model.guide is None else model.guide.state_dict()
     write_tensors(path, model.denoiser.state_dict() | {GUIDE + name: w for name, w in guide.items()}, record)
@@ -69,24 +70,25 @@ def read(path: str | Path, device: str = "auto", precision: str = "auto") -> Mod
     where = pick_device(device)
     tensors, record = read_tensors(file)
     try:
+        record = migrated(record)
         config = fitted(replace(from_json(Config, record["config"]), precision=precision), where)
-        card, step, seconds = from_json(Card, record["card"]), record["step"], record["seconds"]
+        info, step, seconds = from_json(DataInfo, record["info"]), record["step"], record["seconds"]
         if type(step) is not int or not fits(seconds, float) or min(step, seconds) < 0:
             raise ValueError(f"it says that it trained for {step!r} steps in {seconds!r} s")
         weights = {name: w for name, w in tensors.items() if not name.startswith(GUIDE)}
-        denoiser = denoiser_of(weights, config, card, where)
+        denoiser = denoiser_of(weights, config, info, where)
         guide = {name.removeprefix(GUIDE): w for name, w in tensors.items() if name.startswith(GUIDE)}
-        early = denoiser_of(guide, config, card, where) if guide else None
-        model = Model(denoiser, config, card, step, seconds, early, record["config"]["precision"])
+        early = denoiser_of(guide, config, info, where) if guide else None
+        model = Model(denoiser, config, info, step, seconds, early, record["config"]["precision"])
     except (KeyError, TypeError, ValueError, RuntimeError, SimpleDiffusionError) as error:
         raise damaged(file, error) from error
     return model
 
 
-def denoiser_of(weights: dict[str, Tensor], config: Config, card: Card, device: torch.device) -> Denoiser:
+def denoiser_of(weights: dict[str, Tensor], config: Config, info: DataInfo, device: torch.device) -> Denoiser:
     """The denoiser with these weights, ready to sample. Raises ValueError where they are not those of the config."""
     with torch.device("meta"):  # shapes are compared before a byte is spent on them
-        denoiser = build(config, card)
+        denoiser = build(config, info)
     adopt(denoiser, weights)
     denoiser = denoiser.to(device).to(memory_format=memory_format(config))  # pyrefly: ignore[no-matching-overload]
     return denoiser.eval().requires_grad_(False)

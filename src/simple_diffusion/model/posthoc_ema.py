@@ -22,7 +22,7 @@ from .model_file import Model, denoiser_of
 
 FOLDER = "averages"
 
-MOMENTS = (0.2, 0.4, 0.6, 0.8, 1.0)
+SHARES = (0.2, 0.4, 0.6, 0.8, 1.0)
 """Shares of the run after which the averages are kept."""
 
 MOST_OFF = 0.1
@@ -35,7 +35,7 @@ def widths_of(config: Config) -> tuple[float, ...]:
     with a constant decay, and where the weights may be those of an earlier step than the last."""
     if config.ema_decay or config.patience:
         return ()
-    return config.ema, 2 * config.ema if config.ema <= 0.1 else config.ema / 2
+    return config.ema_length, 2 * config.ema_length if config.ema_length <= 0.1 else config.ema_length / 2
 
 
 def keep(folder: Path, n: int, averages: Mapping[float, Denoiser]) -> None:
@@ -59,7 +59,7 @@ def forget_after(folder: Path, n: int) -> None:
                 path.unlink()
 
 
-def averaged(folder: str | Path, model: Model, width: float) -> Model:
+def posthoc_model(folder: str | Path, model: Model, width: float) -> Model:
     """The model of a run folder with an average of another width, as it would stand at the latest moment kept.
 
     folder   of the run that made the model
@@ -78,14 +78,14 @@ def averaged(folder: str | Path, model: Model, width: float) -> Model:
                 raise ValueError(f"it says that it holds averages of widths {widths!r} after {record['n']!r} steps")
             for i, each in enumerate(widths):
                 weights = {name.partition(".")[2]: w for name, w in tensors.items() if name.startswith(f"{i}.")}
-                parts.append(denoiser_of(weights, model.config, model.card, torch.device("cpu")))
+                parts.append(denoiser_of(weights, model.config, model.info, torch.device("cpu")))
                 moments.append((each, n))
         except (KeyError, TypeError, ValueError, RuntimeError) as error:
             raise damaged(path, error) from error
     if not moments:
         raise UsageError(
             f"{folder} keeps no averages to mix: --ema needs the folder of a run without ema_decay and patience, a "
-            f"{MOMENTS[0]:.0%} of the way or later"
+            f"{SHARES[0]:.0%} of the way or later"
         )
     shares, off = mixture(moments, (width, moments[-1][1]))
     if off > MOST_OFF:
@@ -96,5 +96,5 @@ def averaged(folder: str | Path, model: Model, width: float) -> Model:
     for name, latest in parts[-1].named_parameters():
         weights = torch.stack([part.get_parameter(name) for part in parts]).double()
         mixed[name] = torch.tensordot(torch.tensor(shares, dtype=torch.float64), weights, 1).to(latest)
-    denoiser = denoiser_of(mixed, model.config, model.card, device)
+    denoiser = denoiser_of(mixed, model.config, model.info, device)
     return replace(model, denoiser=denoiser, step=moments[-1][1])

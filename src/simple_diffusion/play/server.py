@@ -22,7 +22,7 @@ from starlette.routing import Route
 
 from ..errors import SimpleDiffusionError, UsageError
 from ..system.files import from_json
-from .session import Ask, Studio
+from .session import SampleRequest, Session
 
 MOST_BYTES = 2**23
 """Of a request: an image of a million pixels with its mask has fewer."""
@@ -65,7 +65,7 @@ async def body_of(request: Request) -> Any:
         raise HTTPException(400, "this is no JSON") from None
 
 
-def app_of(studio: Studio, port: int) -> Starlette:
+def app_of(studio: Session, port: int) -> Starlette:
     """The application; `port` is where it answers."""
     html, policy = page()
     headers = {
@@ -98,7 +98,7 @@ def app_of(studio: Studio, port: int) -> Starlette:
     async def draw(request: Request) -> Response:
         check_sender(request)
         try:
-            ask = from_json(Ask, await body_of(request))
+            ask = from_json(SampleRequest, await body_of(request))
             studio.check(ask)
         except (TypeError, UsageError) as error:
             raise HTTPException(400, str(error)[:500]) from None
@@ -106,7 +106,7 @@ def app_of(studio: Studio, port: int) -> Starlette:
             raise HTTPException(503, "too many drawings are waiting: try again in a moment")
         return StreamingResponse(lines(ask), media_type="application/x-ndjson", headers=headers)
 
-    async def lines(ask: Ask) -> AsyncIterator[str]:
+    async def lines(ask: SampleRequest) -> AsyncIterator[str]:
         """One drawing at a time, each step in a thread of its own, so that other requests are answered meanwhile."""
         async with at_work:
             drawing = studio.draw(ask)

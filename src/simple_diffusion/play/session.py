@@ -14,12 +14,12 @@ from torch import Tensor
 
 from ..data.images import class_number, to_unit
 from ..errors import UsageError
-from ..inpainting import Known, between, repaint
+from ..inpainting import Inpainted, repaint, slerp
 from ..model.build import build_sampler
 from ..model.model_file import Model, read
-from ..model.posthoc_ema import averaged
+from ..model.posthoc_ema import posthoc_model
 from ..samplers import FINE, SAMPLERS, SOLVERS, levels_along
-from ..sampling import distance, start_noise, states
+from ..sampling import distance, start_noise, trajectory
 from ..viz.film import Recorder, steps_shown, visible
 
 MOST_IMAGES, MOST_PIXELS = 64, 2**20
@@ -31,7 +31,7 @@ FRAMES = 50
 
 
 @dataclass(frozen=True)
-class Ask:
+class SampleRequest:
     """What the page asks for. Raises UsageError for numbers that can't be, whatever the model.
 
     n, labels     images, and the classes that they take in turn
@@ -85,7 +85,7 @@ def packed(pixels: Tensor) -> str:
     return base64.b64encode(pixels.contiguous().cpu().numpy().tobytes()).decode()
 
 
-class Studio:
+class Session:
     """A model, and the drawings that are made from it, one after the other.
 
     name               of a run folder or a model file
@@ -99,19 +99,19 @@ class Studio:
         model = read(name, device, precision)
         self.name, self.ema = name, ema
         self.where = device, precision
-        self.model: Model = model if ema is None else averaged(name, model, ema)
-        self.shape = model.card.shape
+        self.model: Model = model if ema is None else posthoc_model(name, model, ema)
+        self.shape = model.info.shape
         self.most = max(1, min(MOST_IMAGES, MOST_PIXELS // math.prod(self.shape[1:])))
-        self.fine: tuple[Ask, Tensor] | None = None  # the last one that was computed
+        self.fine: tuple[SampleRequest, Tensor] | None = None  # the last one that was computed
 
     def facts(self) -> dict[str, Any]:
         """What the page must know."""
-        card, config = self.model.card, self.model.config
+        info, config = self.model.info, self.model.config
         return {
             "name": self.name,
-            "data": card.name,
+            "data": info.name,
             "shape": self.shape,
-            "classes": card.class_names,
+            "classes": info.class_names,
             "parameters": sum(p.numel() for p in self.model.denoiser.parameters()),
             "trained": {"steps": self.model.step, "seconds": self.model.seconds},
             "samplers": [*SAMPLERS],
@@ -122,9 +122,9 @@ class Studio:
             "most": self.most,
         }
 
-    def check(self, ask: Ask) -> None:
+    def check(self, ask: SampleRequest) -> None:
         """Raise UsageError for what this model can't draw."""
-        classes = self.model.card.classes
+        classes = self.model.info.classes
         if ask.n > self.most:
             raise UsageError(f"n is from 1 to {self.most} for images of this size, not {ask.n}")
         if not (1 <= len(ask.labels) <= ask.n if classes else not ask.labels):
@@ -133,7 +133,7 @@ class Studio:
             raise UsageError(f"a label is from 0 to {classes}, not {ask.labels}")
         self.known(ask)
 
-    def known(self, ask: Ask) -> tuple[Tensor, Tensor] | None:
+    def known(self, ask: SampleRequest) -> tuple[Tensor, Tensor] | None:
         """(the image `[C, H, W]` in [-1, 1], the mask of what is drawn, bool `[H, W]`) of a request that has one."""
         if ask.image is None or ask.mask is None:
             return None
@@ -142,17 +142,17 @@ class Studio:
         bits = np.unpackbits(unpacked(ask.mask, -(-height * width // 8), "mask"), count=height * width)
         return to_unit(pixels.view(self.shape)), torch.from_numpy(bits).bool().view(height, width)
 
-    def arguments(self, ask: Ask) -> dict[str, Any]:
+    def arguments(self, ask: SampleRequest) -> dict[str, Any]:
         """What `states` is given; `code` says it in words."""
         model, n = self.model, ask.n
         config = replace(model.config, guidance=float(ask.guidance), sampler=ask.sampler, sampler_steps=ask.steps)
-        denoiser, times, sampler = build_sampler(config, model.card, model.denoiser, model.guide)
+        denoiser, times, sampler = build_sampler(config, model.info, model.denoiser, model.guide)
         if known := self.known(ask):
-            denoiser, sampler = Known(denoiser, *known), repaint
+            denoiser, sampler = Inpainted(denoiser, *known), repaint
         start = None
         if ask.to_seed is not None:
             one, other = (start_noise(seed, [0], self.shape)[0] for seed in (ask.seed, ask.to_seed))
-            start = between(one, other, torch.linspace(0, 1, n).tolist())
+            start = slerp(one, other, torch.linspace(0, 1, n).tolist())
         cond = torch.tensor([ask.labels[i % len(ask.labels)] for i in range(n)]) if ask.labels else None
         arguments = {"denoiser": denoiser, "shape": (n, *self.shape), "times": times, "cond": cond, "sampler": sampler}
         return arguments | {"seed": ask.seed, "batch": n, "device": self.device, "start": start}
@@ -161,7 +161,7 @@ class Studio:
     def device(self) -> torch.device:
         return next(self.model.denoiser.parameters()).device
 
-    def command(self, ask: Ask) -> str | None:
+    def command(self, ask: SampleRequest) -> str | None:
         """The command that draws the same, up to the last bits; None where no command does."""
         if ask.to_seed is not None or ask.image is not None:
             return None
@@ -177,55 +177,58 @@ class Studio:
 
     def word_of(self, label: int) -> str:
         """What `sample --label` takes for this label: its number, or its name where the number is another's name."""
-        names = self.model.card.class_names
+        names = self.model.info.class_names
         if label == len(names):
             return "none"
         return str(label) if class_number(str(label), names) == label else names[label]
 
-    def code(self, ask: Ask) -> str:
+    def code(self, ask: SampleRequest) -> str:
         """The lines of Python that draw the same, to the bit; they end with `pixels`, uint8 `[N, C, H, W]`."""
         known, way = ask.image is not None, ask.to_seed is not None
         modules = {
-            "model.posthoc_ema": ["averaged"] * (self.ema is not None),
+            "model.posthoc_ema": ["posthoc_model"] * (self.ema is not None),
             "model.model_file": ["read"],
             "model.build": ["build_sampler"],
             "data.images": ["to_uint8"] + ["to_unit"] * known,
-            "inpainting": ["Known", "repaint"] * known + ["between"] * way,
-            "sampling": ["start_noise"] * way + ["states"],
+            "inpainting": ["Inpainted", "repaint"] * known + ["slerp"] * way,
+            "sampling": ["start_noise"] * way + ["trajectory"],
         }
         lines = ["import base64"] * known + ["from dataclasses import replace", ""]
         lines += ["import numpy as np"] * known + ["import torch", ""]
         lines += [f"from simple_diffusion.{name} import {', '.join(what)}" for name, what in modules.items() if what]
         given = (self.name,) if self.where == ("auto", "auto") else (self.name, *self.where)
         opened = f"read({', '.join(map(repr, given))})"
-        lines += ["", f"model = {opened if self.ema is None else f'averaged({self.name!r}, {opened}, {self.ema:g})'}"]
+        lines += [
+            "",
+            f"model = {opened if self.ema is None else f'posthoc_model({self.name!r}, {opened}, {self.ema:g})'}",
+        ]
         settings = f"guidance={float(ask.guidance)!r}, sampler={ask.sampler!r}, sampler_steps={ask.steps}"
         lines += [f"config = replace(model.config, {settings})"]
-        lines += ["denoiser, times, sampler = build_sampler(config, model.card, model.denoiser, model.guide)"]
+        lines += ["denoiser, times, sampler = build_sampler(config, model.info, model.denoiser, model.guide)"]
         if known:
             height, width = self.shape[1:]
             lines += [
                 f"image = np.frombuffer(base64.b64decode({ask.image!r}), np.uint8).copy()",
                 f"bits = np.frombuffer(base64.b64decode({ask.mask!r}), np.uint8)",
                 f"mask = torch.from_numpy(np.unpackbits(bits, count={height * width})).bool().view({height}, {width})",
-                f"denoiser = Known(denoiser, to_unit(torch.from_numpy(image).view({self.shape})), mask)",
+                f"denoiser = Inpainted(denoiser, to_unit(torch.from_numpy(image).view({self.shape})), mask)",
             ]
         more = "" if self.device.type == "cpu" else f", device={str(self.device)!r}"
         if way:
             lines += [f"one, other = (start_noise(seed, [0], {self.shape})[0] for seed in ({ask.seed}, {ask.to_seed}))"]
-            lines += [f"start = between(one, other, torch.linspace(0, 1, {ask.n}).tolist())"]
+            lines += [f"start = slerp(one, other, torch.linspace(0, 1, {ask.n}).tolist())"]
             more += ", start=start"
         if ask.labels:
             lines += [f"labels = torch.tensor([{list(ask.labels)}[i % {len(ask.labels)}] for i in range({ask.n})])"]
         given = f"denoiser, {(ask.n, *self.shape)}, times, {'labels' if ask.labels else 'None'}"
         how = f"sampler={'repaint' if known else 'sampler'}, seed={ask.seed}, batch={ask.n}{more}"
         lines += [
-            f"*_, x0 = states({given}, {how})  # every state from the noise on: the last one is the image",
+            f"*_, x0 = trajectory({given}, {how})  # every state from the noise on: the last one is the image",
             "pixels = to_uint8(x0)",
         ]
         return "\n".join(lines)
 
-    def draw(self, ask: Ask) -> Generator[dict[str, Any], None, None]:
+    def draw(self, ask: SampleRequest) -> Generator[dict[str, Any], None, None]:
         """What is sent of a drawing: what it is, its frames, and how it went."""
         words = {"command": self.command(ask), "code": self.code(ask)}
         yield {"n": ask.n, "steps": ask.steps, "labels": ask.labels} | words
@@ -234,7 +237,7 @@ class Studio:
         alphas, sigmas = levels_along(recorder.schedule, times)
         shown = {0, *steps_shown([(i + 1) / FRAMES for i in range(FRAMES)], ask.steps)}
         began, sending, x = time.perf_counter(), 0.0, torch.empty(0)
-        for step, x in enumerate(states(**arguments | {"denoiser": recorder})):
+        for step, x in enumerate(trajectory(**arguments | {"denoiser": recorder})):
             if step in shown:
                 x, guess = x.cpu(), (recorder.x0_hat if step else torch.zeros_like(x)).cpu()  # waits for a GPU
                 paused = time.perf_counter()
@@ -251,13 +254,13 @@ class Studio:
             away = distance(x.cpu(), (yield from self.fine_of(ask)))
         yield {"seconds": round(seconds, 4), "distance": away}
 
-    def fine_of(self, ask: Ask) -> Generator[dict[str, Any], None, Tensor]:
+    def fine_of(self, ask: SampleRequest) -> Generator[dict[str, Any], None, Tensor]:
         """The fine solution from the same noise, a line for each of its steps; the last one is kept."""
         sampler, steps = FINE
         fine = replace(ask, sampler=sampler, steps=steps)
         if self.fine is None or self.fine[0] != fine:
             last = torch.empty(0)
-            for x in states(**self.arguments(fine)):
+            for x in trajectory(**self.arguments(fine)):
                 last = x
                 yield {"measuring": True}
             self.fine = fine, last.cpu()

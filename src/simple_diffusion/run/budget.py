@@ -4,7 +4,7 @@ import time
 from dataclasses import dataclass
 
 from ..model.config import Config
-from ..system.distributed import largest, rank
+from ..system.distributed import all_max, rank
 from ..training import LEARNING_RATES
 
 MOST_RESERVE = 0.03
@@ -38,7 +38,7 @@ class Budget:
 
     def lr(self, step: int) -> float:
         """The learning rate of the step that comes next."""
-        return self.config.lr * LEARNING_RATES[self.config.lr_shape](self.progress, self.config.warmup)
+        return self.config.lr * LEARNING_RATES[self.config.lr_schedule](self.progress, self.config.warmup)
 
     def advance(self, step: int, signal: int) -> int:
         """Set the progress after `step` updates, by the clock of rank 0.
@@ -49,5 +49,5 @@ class Budget:
             progress = step / self.config.steps
         else:
             progress = min(1.0, self.elapsed / max(self.config.seconds - self.reserve, 1e-9))
-        self.progress, heard = largest(progress if rank() == 0 else 0.0, signal)
+        self.progress, heard = all_max(progress if rank() == 0 else 0.0, signal)
         return int(heard)

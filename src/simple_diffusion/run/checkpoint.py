@@ -15,13 +15,14 @@ import torch
 from torch import Tensor
 
 from .. import __version__
-from ..data.info import Card
+from ..data.info import DataInfo
 from ..denoiser import Denoiser
 from ..ema import EMA
 from ..errors import CheckpointError, DataError, ResourceError, SimpleDiffusionError, UsageError
 from ..model.config import Config
-from ..model.posthoc_ema import MOMENTS
-from ..system.distributed import world
+from ..model.migrate import migrated
+from ..model.posthoc_ema import SHARES
+from ..system.distributed import world_size
 from ..system.files import damaged, fits, from_json, read_tensors, write_tensors
 from ..validation import HeldOut
 
@@ -129,7 +130,7 @@ def made_by() -> dict[str, Any]:
         "torch": torch.__version__,
         "machine": f"{platform.machine()}, {torch.backends.cpu.get_cpu_capability()}",
         "threads": torch.get_num_threads(),
-        "processes": world(),
+        "processes": world_size(),
     }
 
 
@@ -139,16 +140,16 @@ def room_for(folder: Path, state: State) -> None:
     two = state.second is not None
     # The weights, their average, the optimiser's two memories, the guide; the best ones; the second average.
     most = 5 + (state.held_out is not None) + two
-    need = ((KEPT + 1) * most + 2 + two * 2 * len(MOMENTS)) * weights
+    need = ((KEPT + 1) * most + 2 + two * 2 * len(SHARES)) * weights
     free = shutil.disk_usage(folder).free
     if free < need:
         raise ResourceError(f"{folder} has room for {free / 1e6:,.0f} MB and needs {need / 1e6:,.0f}: free the disk")
 
 
-def save_checkpoint(folder: Path, config: Config, card: Card, state: State) -> Path:
+def save_checkpoint(folder: Path, config: Config, info: DataInfo, state: State) -> Path:
     """Write FOLDER/checkpoints/step-N.safetensors, then remove all but it and the one before. Raises ResourceError."""
     path = folder / FOLDER / f"step-{state.numbers.n:08d}.safetensors"
-    record = {"config": asdict(config), "card": asdict(card), "numbers": asdict(state.numbers), "made_by": made_by()}
+    record = {"config": asdict(config), "info": asdict(info), "numbers": asdict(state.numbers), "made_by": made_by()}
     write_tensors(path, state.tensors(), record)
     found = checkpoints(folder)
     here = found.index(path)
@@ -170,18 +171,18 @@ class Checkpoint:
 
     path: Path
     config: Config
-    card: Card
+    info: DataInfo
     numbers: Numbers
     tensors: dict[str, Tensor]
     made_by: dict[str, Any]
     damaged: tuple[str, ...] = ()
 
-    def refuse_changes(self, config: Config, card: Card) -> None:
+    def refuse_changes(self, config: Config, info: DataInfo) -> None:
         """Raise UsageError or DataError, which list every difference, unless the run goes on as it was."""
         folder = self.path.parent.parent
         if changed := differences(asdict(self.config), asdict(config)):
             raise UsageError(f"{folder} is another run: {changed}; leave that out, or start a run with another --out")
-        if changed := differences(asdict(self.card), asdict(card)):
+        if changed := differences(asdict(self.info), asdict(info)):
             raise DataError(f"the data of {folder} has changed: {changed}; give it back its old data")
 
     def remarks(self) -> list[str]:
@@ -214,13 +215,14 @@ def read_checkpoint(path: Path, damaged_before: tuple[str, ...] = ()) -> Checkpo
     """A checkpoint of a run. Raises CheckpointError, naming the path, unless it is whole."""
     tensors, record = read_tensors(path)
     try:
+        record = migrated(record)
         made = record["made_by"]
         if not fits(made, dict[str, str | int]):
             raise TypeError(f"made_by can't be {made!r}")
         numbers = from_json(Numbers, record["numbers"])
         if {f.name for f in fields(Numbers)} != set(record["numbers"]) or numbers.n < 0:
             raise ValueError("its numbers are not all there")
-        config, card = from_json(Config, record["config"]), from_json(Card, record["card"])
+        config, info = from_json(Config, record["config"]), from_json(DataInfo, record["info"])
     except (KeyError, TypeError, ValueError, SimpleDiffusionError) as error:
         raise damaged(path, error) from error
-    return Checkpoint(path, config, card, numbers, tensors, made, damaged_before)
+    return Checkpoint(path, config, info, numbers, tensors, made, damaged_before)

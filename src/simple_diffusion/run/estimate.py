@@ -10,12 +10,12 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from ..data.images import Images
-from ..data.info import Card
+from ..data.info import DataInfo
 from ..model.build import network_of
 from ..model.config import Config
 from ..model.presets import PRESETS
 from ..system.device import PRECISIONS
-from ..system.distributed import of_first, world
+from ..system.distributed import broadcast, world_size
 from .milestones import PICTURES
 from .steps import start_training
 
@@ -119,27 +119,27 @@ def matmul_speed(dtype: torch.dtype, device: torch.device, times: int = 4) -> fl
     return 2 * size**3 / median(took[2:])
 
 
-def training_flops(config: Config, card: Card) -> float:
+def training_flops(config: Config, info: DataInfo) -> float:
     """FLOP of training on one image, three times those of the network's forward pass; nothing is computed."""
     with torch.device("meta"):
-        network = network_of(config, card)
-        x, noise_level = torch.empty(1, *card.shape), torch.empty(1)
-        cond = torch.empty(1, dtype=torch.int64) if card.classes else None
+        network = network_of(config, info)
+        x, noise_level = torch.empty(1, *info.shape), torch.empty(1)
+        cond = torch.empty(1, dtype=torch.int64) if info.classes else None
         with FlopCounterMode(display=False) as counter:
             network(x, noise_level, cond)
     return 3.0 * counter.get_total_flops()
 
 
-def size_for(config: Config, card: Card, device: torch.device) -> tuple[str, str]:
+def size_for(config: Config, info: DataInfo, device: torch.device) -> tuple[str, str]:
     """(name of the size for a run of `config.seconds` on images like the card's, why), the same in all its processes.
 
     config   fitted to the device
     """
     kind = "cpu" if device.type == "cpu" else "gpu"
-    (speed,) = of_first(matmul_speed(PRECISIONS[config.precision], device))
-    budget = config.seconds * SHARES[kind] * speed * world()
+    (speed,) = broadcast(matmul_speed(PRECISIONS[config.precision], device))
+    budget = config.seconds * SHARES[kind] * speed * world_size()
     sizes = SIZES[kind]
-    costs = {name: training_flops(replace(config, **PRESETS[name][1]), card) for name in sizes}
+    costs = {name: training_flops(replace(config, **PRESETS[name][1]), info) for name in sizes}
     *_, size = [name for name, images in sizes.items() if images * costs[name] <= budget]
     larger = next((name for name, images in sizes.items() if images > sizes[size]), None)
     why = f"it should see about {budget / costs[size]:,.0f} images at {speed / 1e9:,.0f} GFLOP/s of matrix products"
@@ -154,8 +154,8 @@ MEASURED = 4.0
 
 def forecast(config: Config, images: Images, device: torch.device) -> dict:
     """What a run would take on this machine, measured over a few steps of it; writes nothing."""
-    card = Card.of(images)
-    denoiser, steps = start_training(config, card, images, device, lambda n: config.lr * 1e-3)
+    info = DataInfo.of(images)
+    denoiser, steps = start_training(config, info, images, device, lambda n: config.lr * 1e-3)
     next(steps), next(steps)  # the first ones warm up
     began, n = time.perf_counter(), 0
     while not n or time.perf_counter() - began < MEASURED:

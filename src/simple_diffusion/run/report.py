@@ -18,11 +18,11 @@ from pathlib import Path
 from typing import Any
 
 from ..data.images import Images
-from ..data.info import Card
+from ..data.info import DataInfo
 from ..model.config import Config
 from ..randomness import permutation
 from ..system.files import write_atomic
-from ..viz.grids import grid, png
+from ..viz.grids import make_grid, png
 from ..viz.plots import Points
 from .log import FILE as LOG
 
@@ -177,17 +177,17 @@ def read_json(path: Path) -> Any:
     return None
 
 
-def about_data(card: Card, images: Images | None) -> str:
+def about_data(info: DataInfo, images: Images | None) -> str:
     """What the data is; with the images at hand also what was left out, and how many there are of each class."""
-    kind = {1: "grey", 3: "colour"}[card.channels]
-    text = f"{card.count:,} {kind} images of {card.height} × {card.width} pixels; mean {card.mean:.3f}, deviation "
-    text += f"{card.std:.3f} in [-1, 1]."
+    kind = {1: "grey", 3: "colour"}[info.channels]
+    text = f"{info.count:,} {kind} images of {info.height} × {info.width} pixels; mean {info.mean:.3f}, deviation "
+    text += f"{info.std:.3f} in [-1, 1]."
     if images is not None and images.left_out:
         text += f" {len(images.left_out):,} more could not be read and were left out: left-out.csv says which and why."
     parts = [f"<p>{escape(text)}</p>"]
     if images is not None:
         chosen = permutation(len(images), 0, "data sheet")[:30]
-        parts.append(figure(embedded(png(grid(images.pixels[chosen], 10)), "some of the images"), "Some of them."))
+        parts.append(figure(embedded(png(make_grid(images.pixels[chosen], 10)), "some of the images"), "Some of them."))
     if images is not None and images.labels is not None:
         counts = images.labels.bincount(minlength=images.classes).tolist()
         rows = [(name, f"{count:,}") for name, count in zip(images.class_names, counts, strict=True)]
@@ -282,7 +282,7 @@ def about_scores(folder: Path) -> str:
 def write_report(
     folder: Path,
     config: Config,
-    card: Card,
+    info: DataInfo,
     command: str,
     *,
     images: Images | None = None,
@@ -301,12 +301,12 @@ def write_report(
     """
     rows = rows_of_log(folder)
     pictures = sorted((folder / "samples").glob("step-*.png"))
-    parts = [f"<h1>{escape(folder.name)}</h1>", f'<p class="soft">{escape(card.name)}, {config.network}</p>']
+    parts = [f"<h1>{escape(folder.name)}</h1>", f'<p class="soft">{escape(info.name)}, {config.network}</p>']
     parts += [about_time(config, rows, progress)]
     drawn = []
     if pictures:
         caption = f"After {step_of(pictures[-1]):,} steps, from the same noise as in every picture below"
-        caption += f"; one class a row: {', '.join(card.class_names[:10])}." if card.classes else "."
+        caption += f"; one class a row: {', '.join(info.class_names[:10])}." if info.classes else "."
         drawn.append(figure(embedded(pictures[-1].read_bytes(), caption), caption))
     if (folder / FILM).is_file():
         caption = "Out of noise: x_t above, and below it x̂₀, the network's guess of the clean image."
@@ -330,7 +330,7 @@ def write_report(
         "<h2>Scores</h2>",
         sound(lambda: about_scores(folder), "evaluation/scores.json is damaged: evaluate again."),
     ]
-    parts += ["<h2>Data</h2>", about_data(card, images)]
+    parts += ["<h2>Data</h2>", about_data(info, images)]
     parts += ["<h2>Settings</h2>", about_config(config, command)]
     again = f'<meta http-equiv="refresh" content="{REFRESH}">' if live else ""
     head = f'<meta charset="utf-8"><meta name="viewport" content="width=device-width, initial-scale=1">{again}'

@@ -26,24 +26,24 @@ from torch import Tensor
 from tqdm import tqdm
 
 from ..data.images import Images, left_out_csv, to_unit
-from ..data.info import Card
+from ..data.info import DataInfo
 from ..denoiser import Denoiser
-from ..denoising_error import LEVELS, blur_error, memorised_error
+from ..denoising_error import LEVELS, ideal_error, wiener_error
 from ..ema import EMA, power_decay
 from ..errors import DivergedError
 from ..losses import loss_by_level, loss_of_error
 from ..model import posthoc_ema
-from ..model.build import build_loss, build_times, weight_of
+from ..model.build import build_density, build_loss, weight_of
 from ..model.config import Config
-from ..model.generate import draw
+from ..model.generate import generate
 from ..model.model_file import MODEL_FILE, Model, save
 from ..randomness import permutation
-from ..system.distributed import check_same_task, check_same_weights, largest, of_first, on_first, rank
+from ..system.distributed import all_max, broadcast, check_same_task, check_same_weights, on_rank0, rank
 from ..system.files import damaged, remove_parts, write_atomic
 from ..system.signals import Stopped, stop_on_signals
 from ..training import NotFiniteError
 from ..validation import HeldOut, keep_out
-from ..viz.grids import grid, png
+from ..viz.grids import make_grid, png
 from ..viz.plots import Points
 from .budget import Budget
 from .checkpoint import Checkpoint, State, latest, room_for, save_checkpoint
@@ -95,16 +95,19 @@ def config_toml(config: Config, steps: int = 0) -> bytes:
 def bounds_of_loss(config: Config, images: Images, denoiser: Denoiser) -> dict[str, Points]:
     """What the loss by noise level lies between, from BOUNDED images, so that it takes a second: what the best blur
     makes of it, and the denoiser that knows them by heart. Empty for a measure other than the square."""
-    if config.measure != "l2":
+    if config.criterion != "l2":
         return {}
     some = permutation(len(images), 0, "levels")[:BOUNDED]
     x0 = to_unit(images.pixels[some]).cpu()
     labels = None if images.labels is None else images.labels[some].cpu()
     low, high = denoiser.schedule.ratio(torch.tensor([0.0, 1.0], dtype=torch.float64))
     reached = (low <= LEVELS) & (high >= LEVELS)
-    by_heart = memorised_error(x0.flatten(1), torch.arange(min(len(x0), 64)), labels)
+    by_heart = ideal_error(x0.flatten(1), torch.arange(min(len(x0), 64)), labels)
     bounds: dict[str, Points] = {}
-    for name, error in (("-above: the best blur", blur_error(x0)), (f"-below: {len(x0):,} images by heart", by_heart)):
+    for name, error in (
+        ("-above: the best blur", wiener_error(x0)),
+        (f"-below: {len(x0):,} images by heart", by_heart),
+    ):
         loss = loss_of_error(denoiser, LEVELS[reached], error[reached], weight_of(config))
         bounds[name] = list(zip(LEVELS[reached].tolist(), loss.tolist(), strict=True))
     return bounds
@@ -127,7 +130,7 @@ class Result:
 
 
 @dataclass
-class Run:
+class Trainer:
     """A run under way: what it trains, and what it leaves behind. Only rank 0 writes.
 
     drawing   seconds spent on pictures
@@ -137,7 +140,7 @@ class Run:
     """
 
     config: Config
-    card: Card
+    info: DataInfo
     images: Images
     folder: Path
     state: State
@@ -152,7 +155,7 @@ class Run:
     def model(self) -> Model:
         """The averaged weights, ready to be saved."""
         numbers = self.state.numbers
-        return Model(self.state.ema.model, self.config, self.card, numbers.n, self.budget.elapsed, self.state.guide)
+        return Model(self.state.ema.model, self.config, self.info, numbers.n, self.budget.elapsed, self.state.guide)
 
     def save(self, log: Log | None = None) -> None:
         """Write a checkpoint. Raises ResourceError, on every process."""
@@ -162,9 +165,9 @@ class Run:
         def write() -> None:
             if log is not None:
                 log.sync()
-            save_checkpoint(self.folder, self.config, self.card, self.state)
+            save_checkpoint(self.folder, self.config, self.info, self.state)
 
-        on_first(write)
+        on_rank0(write)
         self.saved = self.budget.elapsed
 
     def keep_averages(self) -> None:
@@ -172,22 +175,22 @@ class Run:
         assert self.state.second is not None
         models = self.state.ema.model, self.state.second.model
         named = dict(zip(posthoc_ema.widths_of(self.config), models, strict=True))
-        on_first(lambda: posthoc_ema.keep(self.folder, self.state.numbers.n, named))
+        on_rank0(lambda: posthoc_ema.keep(self.folder, self.state.numbers.n, named))
 
     def show(self, picture: bool) -> Path | None:
         """Save the averaged weights and draw a grid with them; what that takes is kept in reserve for the end."""
         began, path = self.budget.elapsed, None
         model = self.model()
-        on_first(lambda: save(self.folder / MODEL_FILE, model))
+        on_rank0(lambda: save(self.folder / MODEL_FILE, model))
         if picture:
-            labels = preview_labels(self.card.classes)
+            labels = preview_labels(self.info.classes)
             count = 64 if labels is None else len(labels)
             quick = replace(self.config, **PREVIEW, sampler_steps=min(self.config.sampler_steps, PREVIEW_STEPS))
-            pixels = draw(replace(model, config=quick), count, labels, self.config.seed, stopped=self.stopped)
-            if not any(largest(self.stopped.number)):
+            pixels = generate(replace(model, config=quick), count, labels, self.config.seed, stopped=self.stopped)
+            if not any(all_max(self.stopped.number)):
                 path = self.folder / "samples" / f"step-{self.state.numbers.n:08d}.png"
-                sheet = png(grid(pixels, 8 if labels is None else 10))
-                on_first(lambda: write_atomic(path, sheet))
+                sheet = png(make_grid(pixels, 8 if labels is None else 10))
+                on_rank0(lambda: write_atomic(path, sheet))
             self.budget.expect(1.1 * (self.budget.elapsed - began) + 0.3)
         self.drawing += self.budget.elapsed - began
         return path
@@ -205,7 +208,7 @@ class Run:
         if self.bounds is None:
             self.bounds = bounds_of_loss(self.config, self.images, self.state.denoiser)
         schedule = self.state.denoiser.schedule
-        return {"loss": loss_by_level(self.recent, build_times(self.config, self.card), schedule)} | self.bounds
+        return {"loss": loss_by_level(self.recent, build_density(self.config, self.info), schedule)} | self.bounds
 
     def report(self, live: bool) -> None:
         """Renew report.html."""
@@ -214,7 +217,7 @@ class Run:
         write_report(
             self.folder,
             self.config,
-            self.card,
+            self.info,
             command,
             images=self.images,
             levels=self.levels(),
@@ -260,7 +263,7 @@ def train_run(
                 refuse_taken(folder)
             remove_parts(folder)
 
-        on_first(take)
+        on_rank0(take)
         return _train_held(config, images, folder, device, started, quiet, latest(folder) if resume else None)
 
 
@@ -274,13 +277,13 @@ def _train_held(
     checkpoint: Checkpoint | None,
 ) -> Result:
     """Train in a folder that nobody else holds, from the checkpoint or from the beginning."""
-    card = Card.of(images)
-    check_same_task((config, card, checkpoint and checkpoint.numbers.n))
+    info = DataInfo.of(images)
+    check_same_task((config, info, checkpoint and checkpoint.numbers.n))
     held_out = None
     if config.held_out:
         images, kept = keep_out(images, config.held_out, config.seed)
-        held_out = HeldOut(kept, build_loss(config, card), config.seed)
-    denoiser, optimizer = learner(config, card, device)
+        held_out = HeldOut(kept, build_loss(config, info), config.seed)
+    denoiser, optimizer = learner(config, info, device)
     state = State(denoiser, optimizer, EMA(denoiser, decay_of(config)), held_out)
     if widths := posthoc_ema.widths_of(config):
         state.second = EMA(denoiser, power_decay(widths[1]))
@@ -291,24 +294,24 @@ def _train_held(
             raise damaged(checkpoint.path, error) from error
     with stop_on_signals() as stopped:
         budget = Budget(config, started, before=state.numbers.seconds)
-        run = Run(config, card, images, folder, state, budget, stopped, saved=budget.before)
+        run = Trainer(config, info, images, folder, state, budget, stopped, saved=budget.before)
         if checkpoint is None:
-            on_first(lambda: room_for(folder, state))
+            on_rank0(lambda: room_for(folder, state))
             run.save()  # first of all, so that a folder in which anything stands can be gone on with
         return finish(run, train_on(run, quiet))
 
 
-def train_on(run: Run, quiet: bool) -> tuple[float, float]:
+def train_on(run: Trainer, quiet: bool) -> tuple[float, float]:
     """Train until the run's end or a signal. Returns (loss of the last row, images/s)."""
     config, state, budget = run.config, run.state, run.budget
     numbers, held_out = state.numbers, state.held_out
-    on_first(lambda: write_atomic(run.folder / "config.toml", config_toml(config)))
+    on_rank0(lambda: write_atomic(run.folder / "config.toml", config_toml(config)))
     if run.images.left_out:
-        on_first(lambda: write_atomic(run.folder / "left-out.csv", left_out_csv(run.images.left_out)))
+        on_rank0(lambda: write_atomic(run.folder / "left-out.csv", left_out_csv(run.images.left_out)))
     quiet = quiet or rank() > 0
-    on_first(lambda: posthoc_ema.forget_after(run.folder, numbers.n))
-    (moments_kept,) = of_first(len(posthoc_ema.kept(run.folder)))
-    moments = list(posthoc_ema.MOMENTS[int(moments_kept) :]) if state.second is not None else []
+    on_rank0(lambda: posthoc_ema.forget_after(run.folder, numbers.n))
+    (moments_kept,) = broadcast(len(posthoc_ema.kept(run.folder)))
+    moments = list(posthoc_ema.SHARES[int(moments_kept) :]) if state.second is not None else []
     budget.advance(numbers.n, 0)
     rows, checks = int(budget.progress * ROWS), int(budget.progress * CHECKS)
     pictures = [share for share in PICTURES if share > budget.progress]
@@ -319,7 +322,7 @@ def train_on(run: Run, quiet: bool) -> tuple[float, float]:
     form = "{desc} {percentage:3.0f}%|{bar}| {postfix}"
     over = numbers.done
     learning = state.denoiser, state.optimizer, budget.lr
-    steps = updates(config, run.card, run.images, *learning, start=numbers.n, bad=numbers.bad)
+    steps = updates(config, run.info, run.images, *learning, start=numbers.n, bad=numbers.bad)
     with tqdm(total=1.0, desc=run.folder.name, bar_format=form, disable=quiet or not sys.stderr.isatty()) as bar:
         try:
             while not over:
@@ -331,7 +334,7 @@ def train_on(run: Run, quiet: bool) -> tuple[float, float]:
                         state.second.update(state.denoiser, step.n)
                     state.losses.append(step.losses)
                 elif not quiet:
-                    where = suspects(step, run.images, config, run.card)
+                    where = suspects(step, run.images, config, run.info)
                     print(f"step {step.n} was left out, it is not finite: {where}", file=sys.stderr)
                 if step.n - first == SETTLED:
                     settled = budget.elapsed
@@ -369,7 +372,7 @@ def train_on(run: Run, quiet: bool) -> tuple[float, float]:
                     run.stopped.number = run.stopped.number or signal
                     break
                 paused = budget.elapsed
-                saves, draws = of_first(
+                saves, draws = broadcast(
                     paused - run.saved >= config.save_seconds,
                     bool(pictures) and progress >= pictures[0] and run.drawing <= DRAWING * paused,
                 )
@@ -378,14 +381,14 @@ def train_on(run: Run, quiet: bool) -> tuple[float, float]:
                 if draws:
                     pictures = [share for share in pictures if share > progress]
                     run.show(picture=True)
-                    on_first(lambda: run.report(live=True))
+                    on_rank0(lambda: run.report(live=True))
                     if bar.disable and not quiet:
                         print(f"{progress:4.0%}  step {step.n}, loss {loss:.4f}", file=sys.stderr)
                 row_time += budget.elapsed - paused
         except NotFiniteError as error:
             run.show(picture=False)
-            on_first(lambda: run.report(live=False))
-            where = suspects(error.step, run.images, config, run.card)
+            on_rank0(lambda: run.report(live=False))
+            where = suspects(error.step, run.images, config, run.info)
             raise DivergedError(f"{error}, or look at {where}") from error
         finally:
             if log is not None:
@@ -396,16 +399,16 @@ def train_on(run: Run, quiet: bool) -> tuple[float, float]:
     return loss, average
 
 
-def finish(run: Run, trained: tuple[float, float]) -> Result:
+def finish(run: Trainer, trained: tuple[float, float]) -> Result:
     """Save what the run has come to; where it stopped by itself, with a picture and the weights that are best."""
     config, state, held_out = run.config, run.state, run.state.held_out
     run.save()
     if held_out is not None and held_out.weights is not None and config.patience:
         state.ema.model.load_state_dict(held_out.weights)
-    picture = run.show(picture=not any(largest(run.stopped.number)))  # all draw, or none
-    signal = int(*largest(run.stopped.number))  # it may have come while they drew
+    picture = run.show(picture=not any(all_max(run.stopped.number)))  # all draw, or none
+    signal = int(*all_max(run.stopped.number))  # it may have come while they drew
     gave_up = run.exhausted()
-    on_first(lambda: write_atomic(run.folder / "config.toml", config_toml(config, run.repeats())))
-    on_first(lambda: run.report(live=False))
+    on_rank0(lambda: write_atomic(run.folder / "config.toml", config_toml(config, run.repeats())))
+    on_rank0(lambda: run.report(live=False))
     images, seconds = state.numbers.n * config.batch, run.budget.elapsed
     return Result(run.folder, state.numbers.n, images, seconds, *trained, signal, picture, state.numbers.best, gave_up)

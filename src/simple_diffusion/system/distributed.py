@@ -35,13 +35,13 @@ def rank() -> int:
     return dist.get_rank() if dist.is_initialized() else 0
 
 
-def world() -> int:
+def world_size() -> int:
     """How many processes share the run."""
     return dist.get_world_size() if dist.is_initialized() else 1
 
 
 @contextmanager
-def joined() -> Iterator[None]:
+def process_group() -> Iterator[None]:
     """Join the processes that torchrun started.
 
     Raises ResourceError, which names them, where others go away.
@@ -82,9 +82,9 @@ def missing(store: dist.Store, me: int, everyone: Sequence[int]) -> list[int]:
     return gone
 
 
-def reduced(message: Tensor, op: dist.ReduceOp.RedOpType = dist.ReduceOp.SUM) -> Tensor:
+def all_reduce(message: Tensor, op: dist.ReduceOp.RedOpType = dist.ReduceOp.SUM) -> Tensor:
     """The message, with what all processes say in it. Raises LostError."""
-    if world() == 1:
+    if world_size() == 1:
         return message
     try:
         dist.all_reduce(message, op)
@@ -96,27 +96,27 @@ def reduced(message: Tensor, op: dist.ReduceOp.RedOpType = dist.ReduceOp.SUM) ->
     raise lost  # not in the block above: by `error` it would hold on to the group, whose end the others wait for
 
 
-def summed(tensors: Sequence[Tensor]) -> list[Tensor]:
+def all_sum(tensors: Sequence[Tensor]) -> list[Tensor]:
     """The sum over the processes of each tensor, in its own layout; all of them in one message."""
-    if world() == 1:
+    if world_size() == 1:
         return list(tensors)
-    message = reduced(torch.cat([tensor.flatten() for tensor in tensors]))
+    message = all_reduce(torch.cat([tensor.flatten() for tensor in tensors]))
     parts = message.split([tensor.numel() for tensor in tensors])
     # The layout matters: the norm of a gradient is summed in the order of its memory.
     return [torch.empty_like(t).copy_(part.view(t.shape)) for part, t in zip(parts, tensors, strict=True)]
 
 
-def largest(*numbers: float) -> list[float]:
+def all_max(*numbers: float) -> list[float]:
     """The largest of each number over the processes."""
-    return reduced(torch.tensor(numbers, dtype=torch.float64), dist.ReduceOp.MAX).tolist()
+    return all_reduce(torch.tensor(numbers, dtype=torch.float64), dist.ReduceOp.MAX).tolist()
 
 
-def of_first(*numbers: float) -> list[float]:
+def broadcast(*numbers: float) -> list[float]:
     """What rank 0 says: clocks differ, and all must do the same."""
-    return largest(*(number if rank() == 0 else -torch.inf for number in numbers))
+    return all_max(*(number if rank() == 0 else -torch.inf for number in numbers))
 
 
-def on_first(work: Callable[[], None]) -> None:
+def on_rank0(work: Callable[[], None]) -> None:
     """Let rank 0 do it alone; the others learn whether it could. Raises its error there, and its like elsewhere."""
     failure: SimpleDiffusionError | None = None
     if rank() == 0:
@@ -124,7 +124,7 @@ def on_first(work: Callable[[], None]) -> None:
             work()
         except SimpleDiffusionError as error:
             failure = error
-    (code,) = of_first(failure.exit_code if failure else 0)
+    (code,) = broadcast(failure.exit_code if failure else 0)
     if failure:
         raise failure
     if code:
@@ -139,7 +139,7 @@ def same(pieces: Iterable[Any]) -> bool:
     for piece in pieces:
         digest.update(piece)
     number = int.from_bytes(digest.digest()[:6])  # a float64 holds 53 bits
-    high, low = largest(number, -number)
+    high, low = all_max(number, -number)
     return high == -low
 
 
@@ -151,5 +151,5 @@ def check_same_task(task: object) -> None:
 
 def check_same_weights(tensors: Sequence[Tensor]) -> None:
     """Raise DivergedError unless every process holds the same bits."""
-    if world() > 1 and not same(t.detach().flatten().view(torch.uint8).cpu().numpy() for t in tensors):
+    if world_size() > 1 and not same(t.detach().flatten().view(torch.uint8).cpu().numpy() for t in tensors):
         raise DivergedError("the processes of this run hold different weights: go on from the last checkpoint")

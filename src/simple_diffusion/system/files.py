@@ -18,8 +18,11 @@ from torch import Tensor, nn
 
 from ..errors import CheckpointError, ResourceError, reason
 
-FORMAT = 2
-"""Of our records; a file of a higher number is of a newer version. Files of format 1 carried no checksum."""
+FORMAT = 3
+"""Format number of the records; a higher number means a newer version.
+
+Files of format 1 have no checksum; those of formats 1 and 2 have older names in their records (`model/migrate.py`).
+"""
 
 NO_CHECKSUM = "0" * 64
 """What stands in the place of the checksum while it is computed: the rest of the file is all that it covers."""
@@ -93,7 +96,7 @@ def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
                 raise ValueError(f"its format is {number!r}")
             content = start + header + file.read()
         newer = number > FORMAT
-        if number == FORMAT:
+        if not newer and number >= 2:
             _check_sum(content, record.pop("sha256"))
         tensors = {} if newer else load(content)
     except (SafetensorError, OSError, KeyError, TypeError, ValueError, RecursionError) as error:

@@ -13,7 +13,7 @@ from ..data.images import to_uint8
 from ..denoiser import PosteriorMean
 from ..randomness import Draws
 from ..samplers import Sampler, dpmpp, levels_along
-from ..sampling import states
+from ..sampling import trajectory
 from ..schedules import Schedule
 
 SHARES = (0.0, 0.402, 0.802, 0.902, 0.962, 1.0)
@@ -84,7 +84,7 @@ def film(
     shown, recorder, schedule = steps_shown(shares, len(times)), Recorder(denoiser), denoiser.schedule
     alphas, sigmas = levels_along(schedule, times)
     noisy, clean = [], []
-    path = states(recorder, shape, times, cond, sampler=sampler, seed=seed, batch=MOST, device=device)
+    path = trajectory(recorder, shape, times, cond, sampler=sampler, seed=seed, batch=MOST, device=device)
     for step, x in enumerate(path):
         if step in shown:
             noisy.append(visible(x, alphas[step], sigmas[step]).cpu())

@@ -25,7 +25,7 @@ def extent(n: int, columns: int, height: int, width: int, gap: int = 2, scale: i
     return -(-n // columns) * (height * scale + gap) + gap, columns * (width * scale + gap) + gap
 
 
-def grid(pixels: Tensor, columns: int, gap: int = 2, scale: int | None = None) -> Image.Image:
+def make_grid(pixels: Tensor, columns: int, gap: int = 2, scale: int | None = None) -> Image.Image:
     """Images in rows of `columns`, left to right, on a mid-grey ground.
 
     pixels   uint8 `[N, C, H, W]`, C being 1 or 3
@@ -57,14 +57,14 @@ def rows_of(pixels: Tensor, rows: int) -> Tensor:
 def strips(*films: Tensor) -> Image.Image:
     """Films uint8 `[P, N, C, H, W]` as strips of P panels: for each image a row from each film, one above the other."""
     images = torch.stack(films).permute(2, 0, 1, 3, 4, 5)  # [N, films, P, C, H, W]
-    sheets = [np.asarray(grid(rows.flatten(0, 1), rows.shape[1])) for rows in images]
+    sheets = [np.asarray(make_grid(rows.flatten(0, 1), rows.shape[1])) for rows in images]
     return Image.fromarray(np.concatenate(sheets))  # twice the gap between two images
 
 
 def frames(*films: Tensor) -> list[Image.Image]:
     """Films uint8 `[P, N, C, H, W]` as P pictures, each a grid of N images from every film, side by side."""
     columns = math.ceil(math.sqrt(films[0].shape[1]))
-    sheets = [[np.asarray(grid(panel, columns)) for panel in panels] for panels in zip(*films, strict=True)]
+    sheets = [[np.asarray(make_grid(panel, columns)) for panel in panels] for panels in zip(*films, strict=True)]
     return [Image.fromarray(np.concatenate(row, 1)) for row in sheets]
 
 

@@ -13,7 +13,7 @@ from ..schedules import Schedule
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
-from .grids import grid
+from .grids import make_grid
 
 
 def _png_of(figure: "Figure") -> bytes:
@@ -73,7 +73,7 @@ def schedule_curves(
     signal.legend(frameon=False, loc="lower left", fontsize="small")
     density.legend(frameon=False, loc="upper left", fontsize="small")
     for axes, (name, film) in zip(np.atleast_1d(below.subplots(len(films), 1)), films.items(), strict=True):
-        axes.imshow(np.asarray(grid(film, len(film))), aspect="equal")
+        axes.imshow(np.asarray(make_grid(film, len(film))), aspect="equal")
         axes.set_ylabel(name, rotation=0, ha="right", va="center")
         axes.set(xticks=[], yticks=[])
     return _png_of(figure)
