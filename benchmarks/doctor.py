@@ -82,7 +82,7 @@ def trained(folder: Path, data: Path | str, steps: int = 0, **settings) -> Path:
 def doctored(run: Path, **drawn) -> Examination:
     """What the doctor says of a run, and of drawing with these settings."""
     patient = load_patient(run)
-    patient = replace(patient, config=replace(patient.config, **drawn))
+    patient = replace(patient, spec=patient.spec.changed(**drawn))
     return examine(attach(patient, load_images(patient.info.name), None))
 
 

@@ -21,7 +21,7 @@ from torch import Tensor
 
 from simple_diffusion.data.info import DataInfo
 from simple_diffusion.denoiser import Denoiser
-from simple_diffusion.model.build import build_sampler
+from simple_diffusion.model.build import ModelSpec
 from simple_diffusion.model.config import Config
 from simple_diffusion.model.presets import PRESETS
 from simple_diffusion.run.estimate import SIZES
@@ -35,7 +35,7 @@ STEPS = 20
 def trained(config: Config, device: torch.device) -> tuple[Denoiser, Tensor]:
     """A denoiser after some steps on the device, and their losses; on a GPU they are replayed from a CUDA graph."""
     images = noise_images(640)
-    denoiser, steps = start_training(config, DataInfo.of(images), images, device, lambda n: config.lr)
+    denoiser, steps = start_training(ModelSpec(config, DataInfo.of(images)), images, device, lambda n: config.lr)
     losses = [next(steps).loss for _ in range(STEPS)]
     return denoiser.eval(), torch.tensor(losses)
 
@@ -43,7 +43,7 @@ def trained(config: Config, device: torch.device) -> tuple[Denoiser, Tensor]:
 def drawn(config: Config, denoiser: Denoiser, n: int, device: torch.device) -> Tensor:
     """n images of the denoiser, on the CPU."""
     info = DataInfo.of(noise_images(640))
-    guided, times, sampler = build_sampler(config, info, denoiser)
+    guided, times, sampler = ModelSpec(config, info).sampler(denoiser)
     return sample(guided, (n, *info.shape), times, torch.arange(n) % 10, sampler=sampler, device=device)
 
 

@@ -99,6 +99,7 @@ def task(training: str, seed: int, steps: int, n: int, data: str) -> dict[str, d
     from simple_diffusion.evaluation.features import Featured, featured
     from simple_diffusion.evaluation.metrics import frechet_distance, kernel_distance, precision_recall
     from simple_diffusion.evaluation.scores import labels_like
+    from simple_diffusion.model.build import ModelSpec
     from simple_diffusion.model.config import Config, fitted
     from simple_diffusion.model.generate import generate
     from simple_diffusion.model.model_file import Model
@@ -115,7 +116,7 @@ def task(training: str, seed: int, steps: int, n: int, data: str) -> dict[str, d
     config = fitted(Config(data=data, steps=steps, seconds=0.0, seed=seed, **tiny | settings), torch.device("cpu"))
     info = DataInfo.of(images)
     budget = Budget(config, time.perf_counter())
-    denoiser, updates = start_training(config, info, images, torch.device("cpu"), budget.lr)
+    denoiser, updates = start_training(ModelSpec(config, info), images, torch.device("cpu"), budget.lr)
     ema = EMA(denoiser, decay_of(config))
     for step in updates:
         ema.update(denoiser, step.n)
@@ -130,7 +131,7 @@ def task(training: str, seed: int, steps: int, n: int, data: str) -> dict[str, d
     for rung in RUNGS:
         if rung.training == training:
             chosen = replace(config, **rung.sampling)
-            model = Model((ema.model if rung.averaged else denoiser).eval(), chosen, info, steps, trained)
+            model = Model((ema.model if rung.averaged else denoiser).eval(), ModelSpec(chosen, info), steps, trained)
             labels = labels_like(images, n, seed) if labelled else None
             fake = Featured(*extractor(generate(model, n, labels, seed)))
             near = precision_recall(some, fake.features)

@@ -9,7 +9,6 @@ say how well real ones do.
 """
 
 import argparse
-from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -54,7 +53,7 @@ def main() -> None:
     model = read(args.run)
     sets: dict[str, Tensor] = {"10,000 test images": test.pixels, f"{N:,} of them": test.pixels[:N]}
     for guidance in args.guidance:
-        of_scale = replace(model, config=replace(model.config, guidance=guidance))
+        of_scale = model.changed(guidance=guidance)
         sets[f"guidance {guidance:g}"] = generate(of_scale, N, labels_like(train, N, 0), seed=0)
     print(f"{args.run}, {N:,} samples, {torch.get_num_threads()} threads\n")
     print("| classifier and its accuracy | images | FID | IS |\n|---|---|---|---|")

@@ -24,6 +24,7 @@ from intervals import T95, interval
 from throughput import flops_of
 
 from simple_diffusion.data.images import Images
+from simple_diffusion.model.build import ModelSpec
 from simple_diffusion.model.model_file import read
 from simple_diffusion.run.estimate import matmul_speed
 from simple_diffusion.run.steps import start_training
@@ -46,7 +47,7 @@ def flops_an_image(model_file: Path) -> float:
     pixels = torch.randint(0, 256, (2 * config.batch, *info.shape), dtype=torch.uint8)
     labels = torch.arange(len(pixels)) % info.classes if info.classes else None
     images = Images("noise", pixels, labels, info.class_names)
-    _, steps = start_training(config, info, images, torch.device("cpu"), lambda n: 1e-6)
+    _, steps = start_training(ModelSpec(config, info), images, torch.device("cpu"), lambda n: 1e-6)
     return flops_of(steps) / config.batch
 
 

@@ -13,7 +13,6 @@ import torch
 from simple_diffusion.data.images import to_unit
 from simple_diffusion.data.sources import held_out
 from simple_diffusion.inpainting import Inpainted, repaint
-from simple_diffusion.model.build import build_sampler
 from simple_diffusion.model.model_file import read
 from simple_diffusion.samplers import SAMPLERS, karras_grid
 from simple_diffusion.sampling import trajectory
@@ -31,7 +30,7 @@ def main() -> None:
     x0, labels = to_unit(test.pixels[:COUNT]), None if test.labels is None else test.labels[:COUNT]
     half = x0.shape[2] // 2
     mask = (torch.arange(x0.shape[2]) >= half)[:, None].expand(x0.shape[2:])
-    denoiser = build_sampler(model.config, model.info, model.denoiser, model.guide)[0]
+    denoiser = model.sampler()[0]
 
     def step_of(x: torch.Tensor) -> float:
         return (x[:, :, half] - x[:, :, half - 1]).square().mean().item()

@@ -20,7 +20,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from simple_diffusion.data.images import Images
 from simple_diffusion.data.info import DataInfo
-from simple_diffusion.model.build import build_sampler
+from simple_diffusion.model.build import ModelSpec
 from simple_diffusion.model.config import Config
 from simple_diffusion.model.generate import together
 from simple_diffusion.model.presets import PRESETS
@@ -94,7 +94,7 @@ def measure(preset: str, precision: str, seconds: float, device: torch.device = 
     images = noise_images(2048)
     config = replace(Config(**PRESETS[preset][1]), precision=precision)
     info = DataInfo.of(images)
-    denoiser, steps = start_training(config, info, images, device, lambda n: 1e-6)
+    denoiser, steps = start_training(ModelSpec(config, info), images, device, lambda n: 1e-6)
     flops = flops_of(steps)  # of the first step: later ones may be replayed from a CUDA graph, which shows no operation
     for _ in range(3):
         next(steps)
@@ -108,7 +108,7 @@ def measure(preset: str, precision: str, seconds: float, device: torch.device = 
         times.append(time.perf_counter() - began)
     step = median(times)
 
-    guided, grid, sampler = build_sampler(config, info, denoiser.eval())
+    guided, grid, sampler = ModelSpec(config, info).sampler(denoiser.eval())
     batch = together(device, *info.shape[1:])
     n = 4 * batch if on_gpu else batch * torch.get_num_threads()  # a batch for each core
     labels, times = torch.arange(n) % 10, []

@@ -104,7 +104,7 @@ def gap(guess):
 
 
 net = Net(nn.Linear(14, 256), nn.SiLU(), nn.Linear(256, 256), nn.SiLU(), nn.Linear(256, 2))
-denoiser = sd.Denoiser(net, schedule, sd.noise)
+denoiser = sd.Denoiser(net, schedule, sd.targets.noise)
 before = gap(denoiser)
 for _ in sd.train(denoiser, batches(), sd.adamw(denoiser), lr=lambda n: 3e-3 * sd.warmup_linear((n - 1) / STEPS)):
     pass

@@ -75,7 +75,7 @@ def loss(denoiser, x0, cond, draws):
     return sd.denoising_loss(denoiser, x0, cond=None, draws=draws, density=sd.on_steps)
 
 
-denoiser = sd.Denoiser(sd.UNet(widths=(32, 64), blocks=(1, 2)), schedule, sd.noise)
+denoiser = sd.Denoiser(sd.UNet(widths=(32, 64), blocks=(1, 2)), schedule, sd.targets.noise)
 
 # %% [markdown]
 # ## Drawing
@@ -121,7 +121,7 @@ print(f"FID[digits-cnn-1, n={COUNT} vs train]: {before:.2f} untrained, {after:.2
 # ```python
 # images = sd.load_images("digits")
 # schedule = sd.Discrete(sd.linear_betas(T))
-# denoiser = sd.Denoiser(sd.UNet(widths=(32, 64), blocks=(1, 2)), schedule, sd.noise)
+# denoiser = sd.Denoiser(sd.UNet(widths=(32, 64), blocks=(1, 2)), schedule, sd.targets.noise)
 # sd.sample(sd.Clipped(denoiser), (COUNT, 1, 28, 28), sd.uniform_grid(schedule, T), sampler=sd.ddpm)
 # ```
 #

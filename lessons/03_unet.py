@@ -38,7 +38,7 @@ class Plain(nn.Sequential):
 layers = [layer for c in (2, 24, 24, 24, 24, 24) for layer in (nn.Conv2d(c, 24, 3, padding=1), nn.SiLU())]
 plain, unet = Plain(*layers, nn.Conv2d(24, 1, 3, padding=1)), sd.UNet(widths=(32, 64), blocks=(1, 2))
 images, schedule = sd.load_images("digits"), sd.Discrete(sd.linear_betas(100))
-nets = {"plain": sd.Denoiser(plain, schedule, sd.noise), "U-Net": sd.Denoiser(unet, schedule, sd.noise)}
+nets = {"plain": sd.Denoiser(plain, schedule, sd.targets.noise), "U-Net": sd.Denoiser(unet, schedule, sd.targets.noise)}
 for name, denoiser in nets.items():
     with FlopCounterMode(display=False) as count:
         denoiser.net(torch.zeros(1, 1, 28, 28), torch.zeros(1))

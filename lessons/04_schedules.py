@@ -14,7 +14,7 @@ import matplotlib.pyplot as plt
 import torch
 
 import simple_diffusion as sd
-from simple_diffusion.schedules import Schedule
+from simple_diffusion.schedules import Quadratic, Schedule, Sigmoid
 
 FAST = bool(os.environ.get("FAST"))  # seconds instead of minutes, for the tests
 STEPS, COUNT = (4, 64) if FAST else (400, 512)
@@ -31,7 +31,7 @@ images = sd.load_images("digits")
 # What tells how noisy an image is, is the ratio of the two, here as $\log \mathrm{SNR} = 2 \log(\alpha / \sigma)$.
 
 # %%
-schedules = {"linear": sd.Linear(), "quadratic": sd.Quadratic(), "sigmoid": sd.Sigmoid(), "cosine": sd.Cosine()}
+schedules = {"linear": sd.Linear(), "quadratic": Quadratic(), "sigmoid": Sigmoid(), "cosine": sd.Cosine()}
 t = torch.linspace(0.001, 1, 500, dtype=torch.float64)
 
 figure, axes = plt.subplots(1, 3, figsize=(10, 3.2), layout="constrained", sharex=True)
@@ -59,7 +59,7 @@ plt.show()
 # %%
 def trained(schedule: Schedule) -> torch.nn.Module:  # at times spread evenly over this schedule
     torch.manual_seed(0)
-    denoiser = sd.Denoiser(sd.UNet(widths=(32, 64), blocks=(1, 2)), schedule, sd.noise)
+    denoiser = sd.Denoiser(sd.UNet(widths=(32, 64), blocks=(1, 2)), schedule, sd.targets.noise)
     sd.fit(denoiser, images, STEPS)
     return denoiser.net
 
@@ -77,7 +77,7 @@ levels = linear.ratio(sd.karras_grid(linear, 20, sigma_min=0.02, sigma_max=30))
 rows = {}
 for name, schedule in schedules.items():
     times = schedule.time_of(levels)
-    rows[name] = sd.sample(sd.Denoiser(nets["linear"], schedule, sd.noise), (12, 1, 28, 28), times)
+    rows[name] = sd.sample(sd.Denoiser(nets["linear"], schedule, sd.targets.noise), (12, 1, 28, 28), times)
     gap = (rows[name] - rows["linear"]).abs().max()
     print(f"{name}: the tenth step starts at t = {times[9]:.3f}; largest difference of a pixel from linear {gap:.1e}")
 
@@ -128,7 +128,7 @@ scores = {}
 for steps_of in nets:
     times = sd.uniform_grid(schedules[steps_of], 5 if FAST else 25)
     for trained_on, net in nets.items():
-        denoiser = sd.Clipped(sd.Denoiser(net, schedules[steps_of], sd.noise))
+        denoiser = sd.Clipped(sd.Denoiser(net, schedules[steps_of], sd.targets.noise))
         pixels = sd.to_uint8(sd.sample(denoiser, (COUNT, 1, 28, 28), times, sampler=sd.ddpm))
         scores[trained_on] = sd.fid(pixels, images)
     fids = f"{scores['linear']:.2f} with training on linear, {scores['cosine']:.2f} on cosine"
@@ -142,8 +142,8 @@ for steps_of in nets:
 # **What is new since lesson 3**, in code: another curve, and a network that moves between curves.
 #
 # ```python
-# denoiser = sd.Denoiser(net, sd.Cosine(), sd.noise)  # in place of sd.Discrete(sd.linear_betas(100))
-# moved = sd.Denoiser(denoiser.net, sd.Linear(), sd.noise)  # the same network, another clock
+# denoiser = sd.Denoiser(net, sd.Cosine(), sd.targets.noise)  # in place of sd.Discrete(sd.linear_betas(100))
+# moved = sd.Denoiser(denoiser.net, sd.Linear(), sd.targets.noise)  # the same network, another clock
 # sd.sample(moved, shape, sd.Linear().time_of(levels))  # the same images, if the noise levels are the same
 # ```
 #

@@ -15,6 +15,7 @@ import matplotlib.pyplot as plt
 import torch
 
 import simple_diffusion as sd
+from simple_diffusion.evaluation.extractors import extractor_for
 
 FAST = bool(os.environ.get("FAST"))  # seconds instead of minutes, for the tests
 STEPS, COUNT = (4, 64) if FAST else (800, 512)
@@ -34,7 +35,7 @@ null = images.classes  # 10: the label that means "no label"
 # mean of all. The rest is lesson 4's with the cosine schedule, trained twice as long.
 
 # %%
-denoiser = sd.Denoiser(sd.UNet(classes=images.classes, widths=(32, 64), blocks=(1, 2)), sd.Cosine(), sd.noise)
+denoiser = sd.Denoiser(sd.UNet(classes=images.classes, widths=(32, 64), blocks=(1, 2)), sd.Cosine(), sd.targets.noise)
 sd.fit(denoiser, images, STEPS, loss=sd.drop_labels(sd.denoising_loss, null, p=0.1))
 
 # %% [markdown]
@@ -81,7 +82,7 @@ plt.show()
 # asked for. FID says how close the samples are to the data as a whole.
 
 # %%
-extractor = sd.extractor_for(images)
+extractor = extractor_for(images)
 share = {scale: (extractor(pixels)[1].argmax(1) == labels).double().mean().item() for scale, pixels in samples.items()}
 fid = {scale: sd.fid(pixels, images) for scale, pixels in samples.items()}
 

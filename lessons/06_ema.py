@@ -15,6 +15,7 @@ import matplotlib.pyplot as plt
 import torch
 
 import simple_diffusion as sd
+from simple_diffusion.training import warmup_constant
 from simple_diffusion.validation import HeldOut
 
 FAST = bool(os.environ.get("FAST"))  # seconds instead of minutes, for the tests
@@ -83,14 +84,14 @@ plt.show()
 # %%
 images = sd.load_images("digits")
 schedule = sd.Cosine()
-denoiser = sd.Denoiser(sd.UNet(classes=images.classes, widths=(32, 64), blocks=(1, 2)), schedule, sd.noise)
+denoiser = sd.Denoiser(sd.UNet(classes=images.classes, widths=(32, 64), blocks=(1, 2)), schedule, sd.targets.noise)
 averages = {name: sd.EMA(denoiser, decay) for name, decay in decays.items()}
 models = {"last weights": denoiser} | {name: average.model for name, average in averages.items()}
 
 unseen = HeldOut(sd.load_images("digits", split="test"), sd.denoising_loss, seed=0)
 losses = {"last weights": [], "power_decay(0.05)": []}
 stream = islice(sd.batches(images, 64), STEPS)
-for step in sd.train(denoiser, stream, sd.adamw(denoiser), lr=lambda n: 3e-3 * sd.warmup_constant((n - 1) / STEPS)):
+for step in sd.train(denoiser, stream, sd.adamw(denoiser), lr=lambda n: 3e-3 * warmup_constant((n - 1) / STEPS)):
     for average in averages.values():
         average.update(denoiser, step.n)
     if step.n > STEPS // 2 and step.n % max(STEPS // 40, 1) == 0:

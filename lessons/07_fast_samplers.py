@@ -91,7 +91,7 @@ plt.show()
 # %%
 images = sd.load_images("digits")
 schedule = sd.Cosine()
-denoiser = sd.Denoiser(sd.UNet(classes=images.classes, widths=(32, 64), blocks=(1, 2)), schedule, sd.noise)
+denoiser = sd.Denoiser(sd.UNet(classes=images.classes, widths=(32, 64), blocks=(1, 2)), schedule, sd.targets.noise)
 model = sd.Clipped(sd.fit(denoiser, images, STEPS).model)
 
 # %% [markdown]

@@ -88,7 +88,7 @@ plt.show()
 
 # %%
 models = {}
-for target in (sd.noise, sd.clean, sd.velocity):
+for target in (sd.targets.noise, sd.targets.x0, sd.targets.v):
     torch.manual_seed(0)
     denoiser = sd.Denoiser(sd.UNet(widths=(32, 64), blocks=(1, 2)), schedule, target)
     models[target.__name__] = sd.fit(denoiser, images, STEPS).model
@@ -141,8 +141,8 @@ print(
 # **What is new since lesson 7**, in code: one word.
 #
 # ```python
-# sd.Denoiser(net, schedule, sd.noise)
-# sd.Denoiser(net, schedule, sd.velocity)
+# sd.Denoiser(net, schedule, sd.targets.noise)
+# sd.Denoiser(net, schedule, sd.targets.v)
 # ```
 #
 # **Exercise.** Write `x0_from_velocity(x_t, out, alpha, sigma)`, the clean image that a velocity implies:

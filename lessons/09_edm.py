@@ -44,7 +44,7 @@ images = sd.load_images("digits")
 
 # %%
 s = images.std
-edm = sd.Denoiser(sd.UNet(widths=(32, 64), blocks=(1, 2)), sd.Karras(), sd.velocity, data_std=s)
+edm = sd.Denoiser(sd.UNet(widths=(32, 64), blocks=(1, 2)), sd.Karras(), sd.targets.v, data_std=s)
 
 sigma = torch.tensor([[0.02], [0.5], [20.0]], dtype=torch.float64)  # little, middling and much noise
 z, n, a, b = edm.coefficients(edm.schedule.time_of(sigma).flatten(), sigma)  # x = z z0 + n eps, out = a z0 + b eps
@@ -99,7 +99,7 @@ plt.show()
 
 # %%
 torch.manual_seed(0)  # the first weights of `edm`
-velocity = sd.Denoiser(sd.UNet(widths=(32, 64), blocks=(1, 2)), cosine, sd.velocity)
+velocity = sd.Denoiser(sd.UNet(widths=(32, 64), blocks=(1, 2)), cosine, sd.targets.v)
 cosine_model = sd.fit(velocity, images, STEPS, batch=16).model
 edm_model = sd.fit(edm, images, STEPS, loss=partial(sd.denoising_loss, density=times), batch=16).model
 
@@ -141,7 +141,7 @@ print(f"FID[digits-cnn-1, n={COUNT} vs train]: {fids}")
 # sampling.
 #
 # ```python
-# edm = sd.Denoiser(net, sd.Karras(), sd.velocity, data_std=images.std)
+# edm = sd.Denoiser(net, sd.Karras(), sd.targets.v, data_std=images.std)
 # times = sd.LogNormal(math.log(images.std) - 0.5, 1.2)
 # sd.fit(edm, images, STEPS, loss=partial(sd.denoising_loss, density=times))
 # sd.sample(sd.Clipped(edm), (COUNT, 1, 28, 28), sd.karras_grid(edm.schedule, 18))

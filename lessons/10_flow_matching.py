@@ -32,7 +32,7 @@ def trained(schedule, target, seed: int = 0) -> sd.Denoiser:
     return sd.fit(denoiser, images, STEPS, loss=loss, batch=16, seed=seed).model
 
 
-edm = trained(sd.Karras(), sd.velocity)
+edm = trained(sd.Karras(), sd.targets.v)
 
 # %% [markdown]
 # ## A change of clock and of scale
@@ -43,7 +43,7 @@ edm = trained(sd.Karras(), sd.velocity)
 # In code: the same network in a `Denoiser` with another schedule.
 
 # %%
-flow = sd.Denoiser(edm.net, sd.Flow(), sd.velocity, s)
+flow = sd.Denoiser(edm.net, sd.Flow(), sd.targets.v, s)
 
 x0 = sd.to_unit(images.pixels[:64])
 sigma = torch.linspace(-3, 3, 64).exp()  # a level for each image
@@ -111,7 +111,7 @@ plt.show()
 # %%
 level = torch.logspace(-2, 2, 100, dtype=torch.float64)[:, None]
 plt.figure(figsize=(6, 3.2), layout="constrained")
-for name, denoiser in {"EDM": edm, "flow": sd.Denoiser(edm.net, sd.Flow(), sd.flow, s)}.items():
+for name, denoiser in {"EDM": edm, "flow": sd.Denoiser(edm.net, sd.Flow(), sd.targets.flow, s)}.items():
     alpha, sigma, a, b = denoiser.coefficients(denoiser.schedule.time_of(level).flatten(), level)
     plt.loglog(level, ((b * alpha - a * sigma) / (sigma * s)) ** 2, label=name)
 plt.gca().set(xlabel="σ/α", ylabel="weight of |x̂₀ − x₀|²")
@@ -125,8 +125,8 @@ plt.show()
 # two seeds may be luck. [Three seeds on Fashion-MNIST](../docs/ladder.md) could not tell flow matching from EDM.
 
 # %%
-models = {"EDM": edm, "flow matching": trained(sd.Flow(), sd.flow)}
-models["EDM, another seed"] = trained(sd.Karras(), sd.velocity, seed=1)
+models = {"EDM": edm, "flow matching": trained(sd.Flow(), sd.targets.flow)}
+models["EDM, another seed"] = trained(sd.Karras(), sd.targets.v, seed=1)
 scores = {}
 for name, model in models.items():
     drawn = sd.sample(sd.Clipped(model), (COUNT, 1, 28, 28), sd.karras_grid(model.schedule, 18))
@@ -143,7 +143,7 @@ print(f"FID[digits-cnn-1, n={COUNT} vs train]: {fids}")
 # **What is new since lesson 9**, in code: another schedule and another target.
 #
 # ```python
-# denoiser = sd.Denoiser(net, sd.Flow(), sd.flow, images.std)
+# denoiser = sd.Denoiser(net, sd.Flow(), sd.targets.flow, images.std)
 # x = x + (u - t) * (x - denoiser(x, t)) / t  # a step from t to u, which is ddim's
 # ```
 #

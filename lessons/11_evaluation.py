@@ -18,7 +18,8 @@ import torch
 import torch.nn.functional as F
 
 import simple_diffusion as sd
-from simple_diffusion.evaluation.classifier import infer
+from simple_diffusion.evaluation.classifier import accuracy, infer, train_classifier
+from simple_diffusion.evaluation.extractors import extractor_for
 from simple_diffusion.evaluation.metrics import (
     Moments,
     frechet_by_count,
@@ -39,9 +40,9 @@ test = sd.load_images("digits", split="test")[: 500 if FAST else None]
 # tenth of its images out, to take the weights of the best pass. The test set is looked at once, at the end.
 
 # %%
-net, report = sd.train_classifier(images[:TRAINED_ON], epochs=EPOCHS)
+net, report = train_classifier(images[:TRAINED_ON], epochs=EPOCHS)
 features, logits = infer(net, test.pixels[:MOST])
-print(f"{sd.accuracy(net, test):.2%} of {len(test):,} test images named rightly; features {list(features.shape)}")
+print(f"{accuracy(net, test):.2%} of {len(test):,} test images named rightly; features {list(features.shape)}")
 
 guess = logits.argmax(1)
 wrong = (guess != test.labels[:MOST]).nonzero().flatten()[:16]
@@ -92,7 +93,7 @@ plt.show()
 # classifier above, which saw fewer images. Read the tables by columns.
 
 # %%
-extractors = {"digits-cnn-1": sd.extractor_for(images), "ours": lambda pixels: infer(net, pixels)}
+extractors = {"digits-cnn-1": extractor_for(images), "ours": lambda pixels: infer(net, pixels)}
 fid = {}
 for who, extractor in extractors.items():
     real, _ = extractor(images.pixels[:REAL])
@@ -148,7 +149,7 @@ print(f"FID[digits-cnn-1, n={COUNT} vs {REAL} of train]: real images {first}; {'
 # **What is new since lesson 10**, in code: a classifier, and its features in the place of pixels.
 #
 # ```python
-# net, report = sd.train_classifier(images[:5000], epochs=3)
+# net, report = train_classifier(images[:5000], epochs=3)
 # features, logits = infer(net, pixels)
 # frechet_distance(Moments.of(real), Moments.of(features))
 # ```

@@ -49,7 +49,7 @@ def show(rows: dict[str, torch.Tensor], columns: int = 16) -> None:
 
 # %%
 def training(net: sd.UNet, loss) -> list[sd.Denoiser]:
-    denoiser = sd.Denoiser(net, sd.Karras(), sd.velocity, few.std)
+    denoiser = sd.Denoiser(net, sd.Karras(), sd.targets.v, few.std)
     ema, kept = sd.EMA(denoiser), []
     stream = islice(sd.batches(few, 16), STEPS)
     rate = lambda n: 3e-3 * sd.warmup_linear((n - 1) / STEPS)  # noqa: E731

@@ -22,6 +22,7 @@ import matplotlib.pyplot as plt
 import torch
 
 import simple_diffusion as sd
+from simple_diffusion.evaluation.extractors import extractor_for
 from simple_diffusion.randomness import Draws
 
 FAST = bool(os.environ.get("FAST"))  # seconds instead of minutes, for the tests: its pictures teach nothing
@@ -30,7 +31,7 @@ OUT = Path(sys.argv[2]) if sys.argv[1:2] == ["--out"] else None
 
 images = sd.load_images("digits")[: 500 if FAST else None]
 null = images.classes
-extractor = sd.extractor_for(images)
+extractor = extractor_for(images)
 cond = torch.arange(COUNT) % images.classes  # a class a column
 
 # %% [markdown]
@@ -44,7 +45,7 @@ def untrained() -> sd.Denoiser:
     """The model before its first step."""
     torch.manual_seed(0)
     net = sd.UNet(classes=images.classes, widths=(32, 64), blocks=(1, 2))
-    return sd.Denoiser(net, sd.Cosine(), sd.velocity, images.std)
+    return sd.Denoiser(net, sd.Cosine(), sd.targets.v, images.std)
 
 
 def guided(denoiser) -> sd.Clipped:

@@ -1,7 +1,7 @@
 """The public names, each once."""
 
+from . import targets as targets
 from .augmentation import augmented as augmented
-from .augmentation import mirror as mirror
 from .augmentation import symmetries as symmetries
 from .data.batches import batches as batches
 from .data.images import Images as Images
@@ -13,24 +13,20 @@ from .denoiser import Denoiser as Denoiser
 from .ema import EMA as EMA
 from .ema import constant_decay as constant_decay
 from .ema import power_decay as power_decay
-from .evaluation.classifier import accuracy as accuracy
-from .evaluation.classifier import train_classifier as train_classifier
-from .evaluation.extractors import Extractor as Extractor
-from .evaluation.extractors import extractor_for as extractor_for
+from .errors import SimpleDiffusionError as SimpleDiffusionError
 from .evaluation.features import fid as fid
 from .guidance import AutoGuided as AutoGuided
 from .guidance import Guided as Guided
 from .guidance import drop_labels as drop_labels
+from .inpainting import Inpainted as Inpainted
+from .inpainting import repaint as repaint
+from .inpainting import slerp as slerp
 from .losses import LogNormal as LogNormal
 from .losses import MinSNR as MinSNR
 from .losses import denoising_loss as denoising_loss
-from .losses import huber as huber
 from .losses import on_steps as on_steps
 from .losses import uniform as uniform
 from .model.model_file import load as load
-from .networks.annotated import AnnotatedUNet as AnnotatedUNet
-from .networks.classifier import Classifier as Classifier
-from .networks.double_conv import DoubleConvUNet as DoubleConvUNet
 from .networks.unet import UNet as UNet
 from .optimizers import adamw as adamw
 from .optimizers import muon as muon
@@ -48,18 +44,9 @@ from .schedules import Discrete as Discrete
 from .schedules import Flow as Flow
 from .schedules import Karras as Karras
 from .schedules import Linear as Linear
-from .schedules import Quadratic as Quadratic
-from .schedules import Sigmoid as Sigmoid
 from .schedules import cosine_betas as cosine_betas
 from .schedules import linear_betas as linear_betas
-from .schedules import quadratic_betas as quadratic_betas
-from .schedules import sigmoid_betas as sigmoid_betas
-from .targets import flow as flow
-from .targets import noise as noise
-from .targets import v as v
-from .targets import x0 as x0
 from .training import fit as fit
 from .training import train as train
-from .training import warmup_constant as warmup_constant
 from .training import warmup_linear as warmup_linear
 from .viz.grids import make_grid as make_grid

@@ -20,7 +20,7 @@ import simple_diffusion
 from simple_diffusion import load, sample_batches
 from simple_diffusion.cli.main import COMMANDS, main
 from simple_diffusion.data.sources import load_images
-from simple_diffusion.model.build import build_loss, build_sampler
+from simple_diffusion.model.build import ModelSpec
 from simple_diffusion.model.config import Config
 from simple_diffusion.model.model_file import read
 from simple_diffusion.model.presets import PRESETS
@@ -173,7 +173,9 @@ def test_a_run_stops_when_the_held_out_loss_stops_falling_and_keeps_the_best_wei
     assert result["held_out_loss"] == pytest.approx(min(losses), rel=1e-5)
     model, images = read(tmp_path / "run"), load_images(str(squares))
     _, kept = keep_out(images, 0.2, seed=0)
-    assert HeldOut(kept, build_loss(model.config, model.info), 0).measure(model.denoiser) == result["held_out_loss"]
+    assert (
+        HeldOut(kept, ModelSpec(model.config, model.info).loss(), 0).measure(model.denoiser) == result["held_out_loss"]
+    )
 
 
 def test_the_last_word_on_the_length_of_a_run_counts(squares, capsys):
@@ -226,7 +228,7 @@ def test_sample_options_reach_the_sampler(run_folder, tmp_path):
     main([*argv, "--sampler", "ddpm", "--seed", "9", "--out", str(tmp_path / "s.npz")])
     model = read(run_folder)
     config = type(model.config)(**{**vars(model.config), "guidance": 3.0, "sampler_steps": 6, "sampler": "ddpm"})
-    denoiser, times, sampler = build_sampler(config, model.info, model.denoiser)
+    denoiser, times, sampler = ModelSpec(config, model.info).sampler(model.denoiser)
     labels = torch.tensor([2, 0, 2, 0])
     (x,) = sample_batches(denoiser, (4, 3, 12, 16), times, labels, sampler=sampler, seed=9)
     expected = ((x + 1) * 127.5).round().clamp(0, 255).to(torch.uint8).permute(0, 2, 3, 1).numpy()

@@ -98,7 +98,7 @@ def test_the_age_of_the_average_is_its_place_on_the_way(patient):
     from simple_diffusion.doctor.weights import ema_age
     from simple_diffusion.run.steps import learner
 
-    start, _ = learner(patient.config, patient.info, torch.device("cpu"))
+    start, _ = learner(patient.spec, torch.device("cpu"))
     for share in (0.0, 0.25, 0.5, 1.0):
         with torch.no_grad():
             weights = zip(patient.average.parameters(), patient.raw.parameters(), start.parameters(), strict=True)
@@ -137,7 +137,7 @@ def test_labels_of_other_data_are_not_shown_to_the_model(tmp_path, capsys):
 
 
 def test_the_checkpoint_of_another_network_is_not_used(patient):
-    report = examine(replace(patient, config=replace(patient.config, widths=(8, 24))))
+    report = examine(replace(patient, spec=patient.spec.changed(widths=(8, 24))))
     assert report.unknown["EMA age"] == "the checkpoint beside it is of another network"
 
 

@@ -11,8 +11,8 @@ from conftest import TINY
 from faults import after_step, assert_equal, assert_same_run, ends, fails, stopped_after
 from PIL import Image
 
-import simple_diffusion.run.trainer as run
 from simple_diffusion.data.sources import load_images
+from simple_diffusion.model.build import ModelSpec
 from simple_diffusion.model.model_file import read
 from simple_diffusion.randomness import permutation
 from simple_diffusion.run.checkpoint import latest
@@ -56,10 +56,10 @@ def gradient(denoiser, losses, draws):
 
 def spoiled(monkeypatch, steps: range, spoil: Callable) -> None:
     """Spoil the loss of these steps."""
-    real = run.build_training_loss
+    real = ModelSpec.training_loss
 
-    def build(config, info):
-        loss = real(config, info)
+    def spoilt_loss(spec):
+        loss = real(spec)
 
         def spoilt(denoiser, x0, cond, draws):
             losses = loss(denoiser, x0, cond, draws)
@@ -67,7 +67,7 @@ def spoiled(monkeypatch, steps: range, spoil: Callable) -> None:
 
         return spoilt
 
-    monkeypatch.setattr(run, "build_training_loss", build)
+    monkeypatch.setattr(ModelSpec, "training_loss", spoilt_loss)
 
 
 def shown(data: Path, step: int) -> list[str]:

@@ -345,7 +345,7 @@ def test_a_limit_of_the_system_on_a_file_is_one_sentence_too(squares, tmp_path, 
 def test_a_disk_without_room_is_refused_before_the_first_step(squares, tmp_path, capsys, monkeypatch):
     usage = namedtuple("usage", "total used free")
     monkeypatch.setattr(shutil, "disk_usage", lambda path: usage(10**6, 10**6 - 10**5, 10**5))
-    monkeypatch.setattr(run, "train", None)  # no step is made
+    monkeypatch.setattr("simple_diffusion.run.steps.train", None)  # no step is made
     fails(capsys, command(squares, tmp_path / "run"), 6, "room", "needs", "free the disk")
     assert list(tree(tmp_path / "run")) == ["lock"]
 

@@ -80,11 +80,11 @@ def test_two_cold_starts_come_to_the_same_bits(tmp_path):
 
 SOAK = """
 import os, sys, torch
-import simple_diffusion.run.trainer as run
+import simple_diffusion.run.steps as steps
 from simple_diffusion.cli.main import main
 
 torch.set_num_threads(2)  # with the threads that compute on the parts
-real, table = run.train, []
+real, table = steps.train, []
 
 def train(*args, **kwargs):
     for step in real(*args, **kwargs):
@@ -95,7 +95,7 @@ def train(*args, **kwargs):
             table.append((step.n, kilobytes, len(os.listdir("/proc/self/fd")), threads))
         yield step
 
-run.train = train
+steps.train = train
 main(sys.argv[1:])
 for row in table:
     print("row", *row)

@@ -24,8 +24,7 @@ from simple_diffusion.data.arrays import load_array
 from simple_diffusion.data.idx import read_idx
 from simple_diffusion.data.sources import load_images
 from simple_diffusion.errors import CheckpointError, DataError
-from simple_diffusion.evaluation import extractors
-from simple_diffusion.evaluation import scores as evaluation
+from simple_diffusion.evaluation import extractors, features
 from simple_diffusion.model import model_file as checkpoint
 from simple_diffusion.run import checkpoint as state
 
@@ -233,7 +232,7 @@ def test_weights_that_are_none_of_the_network_are_refused(good, tmp_path, read, 
 BASE = 10**400  # overflows a float, and any 64 bits
 WRONG: dict[Callable, list[tuple[str, object]]] = {
     checkpoint.read: [
-        *(("format", value) for value in (3, 10**30, 0, -1, "1", True, None, 1.5, float("nan"), [1])),
+        *(("format", value) for value in (4, 10**30, 0, -1, "1", True, None, 1.5, float("nan"), [1])),
         *(("step", value) for value in (-1, "5", True, None, 1.5, float("inf"), float("nan"), [5])),
         *(("seconds", value) for value in (-1, "1", True, None, float("inf"), float("nan"), BASE)),
         *(("config", value) for value in (None, [], "Config", 1, {"__class__": "os.system"}, {"_target_": "os.mkdir"})),
@@ -263,7 +262,7 @@ WRONG: dict[Callable, list[tuple[str, object]]] = {
         ("info.evil", 1),
     ],
     extractors.read_extractor: [
-        *(("format", value) for value in (3, 0, "1", None)),
+        *(("format", value) for value in (4, 0, "1", None)),
         *(("extractor", value) for value in (None, [], "Record", {})),
         *(("extractor.name", value) for value in ("../../etc/cnn", "/etc/cnn", "a/b", "", ".", "..", None, 5)),
         *(("extractor.classes", value) for value in (-1, 2, 10**9, "3", None, True)),
@@ -409,7 +408,7 @@ def test_code_is_refused_under_every_name(tmp_path, squares, capsys, case, endin
     with pytest.raises(DataError):
         read_idx(path)
     with pytest.raises(CheckpointError):
-        evaluation.read_features(path, 2)
+        features.read_features(path, 2)
     for command in (["evaluate", path, "--data", squares], ["sample", path], ["train", path]):
         with pytest.raises(SystemExit) as stop:
             main([str(word) for word in command])
@@ -511,7 +510,7 @@ def test_kept_features_that_are_no_features_are_made_anew(good, tmp_path):
     whole = {"features": torch.zeros(3, 4), "logits": torch.zeros(3, 2)}
     header = {"simple-diffusion": '{"format": 1}'}
     path.write_bytes(packed(whole, header))
-    assert evaluation.read_features(path, 3).logits.shape == (3, 2)
+    assert features.read_features(path, 3).logits.shape == (3, 2)
     for wrong in (
         {"features": torch.zeros(3, 4)},
         whole | {"more": torch.zeros(3, 2)},
@@ -521,4 +520,4 @@ def test_kept_features_that_are_no_features_are_made_anew(good, tmp_path):
         whole | {"features": torch.full((3, 4), float("nan"))},
     ):
         path.write_bytes(packed(wrong, header))
-        refused(CheckpointError, lambda path: evaluation.read_features(path, 3), path)
+        refused(CheckpointError, lambda path: features.read_features(path, 3), path)

@@ -11,6 +11,7 @@ from conftest import TINY
 from faults import after_step, assert_equal, assert_same_run, ends, fails, forked, hit, rows, stopped_after, tree
 
 import simple_diffusion.run.trainer as run
+from simple_diffusion.model.build import ModelSpec
 from simple_diffusion.model.model_file import read
 from simple_diffusion.run.checkpoint import latest
 from simple_diffusion.validation import HeldOut
@@ -201,13 +202,13 @@ def test_the_settings_need_not_be_said_again(squares, stopped, unbroken, monkeyp
 
 def test_steps_that_were_left_out_are_counted_across_a_stop(squares, tmp_path, monkeypatch, capsys):
     """Two in a row may be left out. The run stops after the second: the third is one too many all the same."""
-    real = run.build_training_loss
+    real = ModelSpec.training_loss
 
-    def poisoned(config, info):
-        loss = real(config, info)
+    def poisoned(spec):
+        loss = real(spec)
         return lambda d, x0, cond, draws: loss(d, x0, cond, draws) * (float("nan") if draws.step > 5 else 1.0)
 
-    monkeypatch.setattr(run, "build_training_loss", poisoned)
+    monkeypatch.setattr(ModelSpec, "training_loss", poisoned)
     argv = [*command(squares, tmp_path / "run"), "--set=max_skipped=2"]
     stopped_after(7, argv)
     fails(capsys, [*argv, "--resume"], 4, "step 8")

@@ -162,7 +162,7 @@ def test_among_very_few_images_no_copies_are_searched():
 def test_small_data_is_searched_under_all_symmetries_and_large_data_under_what_it_was_trained_on(run_folder):
     small, large = (blobs(n, 0) for n in (5000, 5001))
     model = read(run_folder)
-    mirrored = replace(model, config=replace(model.config, augment="mirror"))
+    mirrored = model.changed(augment="mirror")
     for images, of, views in ((small, None, 8), (small, mirrored, 8), (large, None, 1), (large, mirrored, 2)):
         assert len(searched_views(images, of)) == views
 

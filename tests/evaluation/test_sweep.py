@@ -117,7 +117,7 @@ def test_a_race_draws_what_sample_draws(run_folder):
     labels = torch.arange(70) % model.info.classes
     changes = drawn_by("dpmpp", 4)
     x = drawn(model, changes, 70, labels, 3)
-    assert torch.equal(to_uint8(x), generate(replace(model, config=replace(model.config, **changes)), 70, labels, 3))
+    assert torch.equal(to_uint8(x), generate(model.changed(**changes), 70, labels, 3))
     assert not torch.equal(x, drawn(model, drawn_by("ddim", 4), 70, labels, 3))
 
 

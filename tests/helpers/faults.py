@@ -7,7 +7,7 @@ import signal
 import sys
 import traceback
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from unittest.mock import patch
@@ -17,8 +17,7 @@ import torch
 
 from simple_diffusion.cli.main import main
 from simple_diffusion.model.model_file import read
-from simple_diffusion.run import log
-from simple_diffusion.run import trainer as run
+from simple_diffusion.run import log, steps
 from simple_diffusion.run.checkpoint import latest
 from simple_diffusion.system import files
 
@@ -78,7 +77,7 @@ def hit(number: int) -> None:
 @contextmanager
 def after_step(n: int, do: Callable[[], object]) -> Iterator[None]:
     """Do something when step n of a run has been made, before anything is done with it."""
-    real = run.train
+    real = steps.train
 
     def train(*args, **kwargs):
         for step in real(*args, **kwargs):
@@ -86,7 +85,7 @@ def after_step(n: int, do: Callable[[], object]) -> Iterator[None]:
                 do()
             yield step
 
-    with patch.object(run, "train", train):
+    with patch.object(steps, "train", train):
         yield
 
 
@@ -221,10 +220,10 @@ def assert_same_run(folder: Path, unbroken: Path) -> None:
     assert not list(folder.rglob("*.tmp"))
 
 
-def fails(capsys: pytest.CaptureFixture[str], argv: list[str], code: int, *words: str) -> str:
+def fails(capsys: pytest.CaptureFixture[str], argv: Sequence[str | Path], code: int, *words: str) -> str:
     """The command ends with this code and one last sentence on stderr that holds the words; returns it."""
     capsys.readouterr()
-    got, err = ends(argv), capsys.readouterr().err
+    got, err = ends([str(word) for word in argv]), capsys.readouterr().err
     assert got == code, err
     *_, sentence = err.splitlines()
     assert sentence.startswith("simple-diffusion: ")

@@ -16,7 +16,7 @@ from simple_diffusion.data.info import DataInfo
 from simple_diffusion.ema import EMA
 from simple_diffusion.evaluation import extractors
 from simple_diffusion.model import model_file as checkpoint
-from simple_diffusion.model.build import build
+from simple_diffusion.model.build import ModelSpec
 from simple_diffusion.model.config import Config
 from simple_diffusion.networks.classifier import Classifier
 from simple_diffusion.optimizers import adamw
@@ -78,10 +78,10 @@ def good_files(folder: Path) -> dict[Callable, Path]:
     """For each reader of weights a small file that it reads."""
     config = Config(widths=(8, 8), blocks=(1, 1), precision="fp32")
     info = DataInfo("photos", 9, 1, 8, 8, ("a", "b"), 0.1, 0.5, "0" * 64)
-    denoiser = build(config, info)
-    checkpoint.save(folder / "model.safetensors", checkpoint.Model(denoiser, config, info, 5, 1.5))
+    denoiser = ModelSpec(config, info).denoiser()
+    checkpoint.save(folder / "model.safetensors", checkpoint.Model(denoiser, ModelSpec(config, info), 5, 1.5))
     training = state.State(denoiser, adamw(denoiser), EMA(denoiser), None)
-    saved = state.save_checkpoint(folder, config, info, training)
+    saved = state.save_checkpoint(folder, ModelSpec(config, info), training)
     net = Classifier(1, 3, 8, layers=2, start=4)
     record = extractors.ExtractorInfo(
         "cnn", "photos", "0" * 64, 3, net.architecture, 0, 1, 0.5, None, "simple-diffusion", "2"

@@ -47,7 +47,7 @@ def test_the_last_frame_is_what_sample_draws(studio, run_folder):
     assert last["seconds"] > 0
     assert last["distance"] is None
     model = read(run_folder)
-    changed = replace(model, config=replace(model.config, guidance=1.5, sampler="dpmpp", sampler_steps=4))
+    changed = model.changed(guidance=1.5, sampler="dpmpp", sampler_steps=4)
     drawn = generate(changed, 4, torch.tensor([2, 0, 3, 2]), 5)
     assert (pixels_of(frames[-1]).int() - drawn.int()).abs().max() <= 1
     assert torch.equal(pixels_of(frames[-1]), pixels_of(frames[-1], "guess"))  # the last step ends at its guess
@@ -89,7 +89,8 @@ def test_the_label_that_means_none_has_its_name_in_the_command(studio):
 
 
 def test_a_class_whose_number_is_the_name_of_another_has_its_name_in_the_command(studio):
-    studio.model = replace(studio.model, info=replace(studio.model.info, class_names=("1", "2", "7")))
+    info = replace(studio.model.info, class_names=("1", "2", "7"))
+    studio.model = replace(studio.model, spec=replace(studio.model.spec, info=info))
     words = studio.command(ASK).split()  # of the labels 2, 0, 3; "1" is the name of class 0, and "2" of class 1
     assert words[words.index("--label") + 1] == "7,0,none"
 

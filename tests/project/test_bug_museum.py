@@ -181,7 +181,7 @@ def test_the_network_is_told_the_step_and_not_the_level(museum):
 
     def told(kind, schedule):
         net = Heard()
-        return net, kind(net, schedule, sd.velocity, std)(x_t, t)
+        return net, kind(net, schedule, sd.targets.v, std)(x_t, t)
 
     def level(schedule):
         return (schedule.sigma(t) / (schedule.alpha(t) * std)).log() / 4

@@ -161,7 +161,7 @@ def test_the_python_of_samplers_runs(monkeypatch):
     text = (DOCS / "how-to" / "choosing-a-sampler.md").read_text()
     (code,) = (block for kind, block in FENCE.findall(text) if kind == "python")
     net = sd.UNet(widths=(8, 16), blocks=(1, 1)).eval()
-    monkeypatch.setattr(sd, "load", lambda folder, device: sd.Denoiser(net, sd.Karras(), sd.velocity))
+    monkeypatch.setattr(sd, "load", lambda folder, device: sd.Denoiser(net, sd.Karras(), sd.targets.v))
     names: dict = {}
     exec(code, names)
     assert names["x0"].shape == (16, 1, 28, 28)

@@ -29,7 +29,7 @@ from simple_diffusion.data.info import DataInfo
 from simple_diffusion.data.sources import load_images
 from simple_diffusion.denoiser import Denoiser
 from simple_diffusion.errors import UsageError
-from simple_diffusion.model.build import build, network_of, views_of
+from simple_diffusion.model.build import ModelSpec
 from simple_diffusion.model.config import Config, fitted, parse_settings, schedule_of
 from simple_diffusion.model.model_file import Model, load, read, save
 from simple_diffusion.model.presets import PRESETS
@@ -144,13 +144,13 @@ def test_the_presets_are_the_published_set_ups(name, count, channels, sizes, cla
     assert config.size == sizes[0]
     for size in sizes:  # the width is not the size
         with torch.device("meta"):
-            net = network_of(config, info(count, channels, size, classes))
+            net = ModelSpec(config, info(count, channels, size, classes)).network()
         assert sum(p.numel() for p in net.parameters()) == parameters
     assert schedule_of(config) == Discrete(betas)
     assert (config.target, config.density, config.grid) == ("noise", "steps", "uniform")
     assert config.sampler_steps == config.timesteps == len(betas)
     assert config.steps == epochs * math.ceil(count / config.batch)
-    views = views_of(config, info(count, channels, sizes[0], classes))
+    views = ModelSpec(config, info(count, channels, sizes[0], classes)).augmentations
     assert (config.criterion, config.batch, config.lr, len(views)) == told
     if classes:
         assert (config.guidance, config.drop_labels) == (3.0, 0.1)
@@ -176,9 +176,9 @@ def test_a_run_saves_its_model_at_every_picture_and_draws_the_same_noise(squares
         drawn.append((n, labels.tolist(), seed))
         return draw(model, n, labels, seed, **options)
 
-    draw = running.draw
+    draw = running.generate
     monkeypatch.setattr(running, "save", watched_save)
-    monkeypatch.setattr(running, "draw", watched_draw)
+    monkeypatch.setattr(running, "generate", watched_draw)
     config = fitted(Config(steps=40, **TINY), CPU)
     running.train_run(config, load_images(str(squares)), tmp_path / "run", CPU, 0.0, quiet=True)
     assert saved == [2, *range(4, 41, 4)]
@@ -190,7 +190,7 @@ def test_the_model_of_a_run_is_its_averaged_weights(squares, tmp_path):
     config = fitted(Config(steps=6, ema_decay=0.3, ema_warmup=2, **TINY), CPU)
     running.train_run(config, images, tmp_path / "run", CPU, 0.0, quiet=True)
     budget = running.Budget(config, 0.0)
-    denoiser, steps = steps_of_a_run.start_training(config, DataInfo.of(images), images, CPU, budget.lr)
+    denoiser, steps = steps_of_a_run.start_training(ModelSpec(config, DataInfo.of(images)), images, CPU, budget.lr)
     average: dict[str, Any] = {}
     for step in itertools.islice(steps, 6):
         later = max(step.n - 3, 0)  # updates after the two of the warm-up, of which the next is copied too
@@ -234,7 +234,7 @@ def test_levels_take_nothing_from_the_device(target):
 def test_a_model_draws_on_the_schedule_it_was_trained_on(squares, tmp_path):
     about = DataInfo.of(load_images(str(squares)))
     config = fitted(Config(schedule="sigmoid", timesteps=50, steps=1, **TINY), CPU)
-    save(tmp_path / "m.safetensors", Model(build(config, about), config, about, 1, 0.0))
+    save(tmp_path / "m.safetensors", Model(ModelSpec(config, about).denoiser(), config, about, 1, 0.0))
     assert load(tmp_path / "m.safetensors").schedule == Discrete(sigmoid_betas(50))
     with pytest.raises(UsageError, match="--schedule"):
         parser().parse_args(["sample", "m.safetensors", "--schedule", "linear"])

@@ -47,7 +47,7 @@ def pair(ddpm):
     for parameter in net.parameters():
         torch.nn.init.normal_(parameter, std=0.1)
     schedule = sd.Discrete(sd.linear_betas(1000))
-    return net, sd.Denoiser(Told(net, schedule), schedule, sd.noise)
+    return net, sd.Denoiser(Told(net, schedule), schedule, sd.targets.noise)
 
 
 def test_it_is_one_file_that_can_be_read_in_one_sitting():

@@ -14,7 +14,7 @@ from simple_diffusion.data.images import Images
 from simple_diffusion.data.info import DataInfo
 from simple_diffusion.ema import EMA
 from simple_diffusion.errors import CheckpointError, DataError, ResourceError, UsageError
-from simple_diffusion.model.build import build_loss
+from simple_diffusion.model.build import ModelSpec
 from simple_diffusion.model.config import Config
 from simple_diffusion.model.posthoc_ema import SHARES, keep
 from simple_diffusion.run.checkpoint import (
@@ -31,7 +31,7 @@ from simple_diffusion.run.checkpoint import (
 from simple_diffusion.run.steps import learner, updates
 from simple_diffusion.validation import HeldOut
 
-CARD = DataInfo("photos", 9, 1, 8, 8, ("a", "b"), 0.1, 0.5, "0" * 64)
+INFO = DataInfo("photos", 9, 1, 8, 8, ("a", "b"), 0.1, 0.5, "0" * 64)
 CONFIG = Config(widths=(8, 8), blocks=(1, 1), batch=4, precision="fp32", optimizer="adamw")
 
 
@@ -42,15 +42,15 @@ def images() -> Images:
 
 def fresh(config: Config = CONFIG, measures: bool = True) -> State:
     """The state of a run before its first step."""
-    denoiser, optimizer = learner(config, CARD, torch.device("cpu"))
-    held_out = HeldOut(images(), build_loss(config, CARD), 0) if measures else None
+    denoiser, optimizer = learner(ModelSpec(config, INFO), torch.device("cpu"))
+    held_out = HeldOut(images(), ModelSpec(config, INFO).loss(), 0) if measures else None
     return State(denoiser, optimizer, EMA(denoiser), held_out)
 
 
 def go_on(state: State, config: Config, steps: int) -> State:
     """The same state after so many steps more."""
     start = state.numbers.n
-    made = updates(config, CARD, images(), state.denoiser, state.optimizer, lambda n: 0.01, start=start)
+    made = updates(ModelSpec(config, INFO), images(), state.denoiser, state.optimizer, lambda n: 0.01, start=start)
     for step in islice(made, steps):
         state.ema.update(state.denoiser, step.n)
         state.losses.append(step.losses)
@@ -77,10 +77,10 @@ def test_a_state_comes_back_and_goes_on_as_if_it_had_never_stopped(tmp_path, opt
     config = replace(CONFIG, optimizer=optimizer)
     state = trained(config, measures)
     state.numbers.seconds, state.numbers.bad = 12.5, 2
-    path = save_checkpoint(tmp_path, config, CARD, state)
+    path = save_checkpoint(tmp_path, ModelSpec(config, INFO), state)
     assert path == tmp_path / "checkpoints" / "step-00000003.safetensors"
     found = latest(tmp_path)
-    assert (found.path, found.config, found.info, found.numbers) == (path, config, CARD, state.numbers)
+    assert (found.path, found.config, found.info, found.numbers) == (path, config, INFO, state.numbers)
     assert (found.made_by, found.damaged) == (made_by(), ())
     again = fresh(replace(config, seed=5), measures)  # other weights, all of which go
     again.restore(found.tensors, found.numbers)
@@ -99,7 +99,7 @@ def test_a_state_comes_back_and_goes_on_as_if_it_had_never_stopped(tmp_path, opt
 def test_a_state_without_steps_comes_back(tmp_path):
     """Nothing was measured, logged or remembered by the optimiser yet."""
     state, again = fresh(), fresh(replace(CONFIG, seed=5))
-    save_checkpoint(tmp_path, CONFIG, CARD, state)
+    save_checkpoint(tmp_path, ModelSpec(CONFIG, INFO), state)
     found = latest(tmp_path)
     assert {name.partition(".")[0] for name in found.tensors} == {"model", "average"}
     again.restore(found.tensors, found.numbers)
@@ -177,13 +177,13 @@ def test_the_newest_two_are_kept_and_what_claims_to_be_newer_goes(tmp_path):
     state = fresh(measures=False)
     for n in (1, 2, 3):
         state.numbers.n = n
-        save_checkpoint(tmp_path, CONFIG, CARD, state)
+        save_checkpoint(tmp_path, ModelSpec(CONFIG, INFO), state)
     (tmp_path / "checkpoints" / "step-00000009.safetensors").write_bytes(b"damaged")
     other = tmp_path / "checkpoints" / "notes.txt"
     other.touch()
     assert latest(tmp_path).numbers.n == 3
     state.numbers.n = 4
-    save_checkpoint(tmp_path, CONFIG, CARD, state)
+    save_checkpoint(tmp_path, ModelSpec(CONFIG, INFO), state)
     assert [path.name for path in checkpoints(tmp_path)] == ["step-00000004.safetensors", "step-00000003.safetensors"]
     assert other.exists()
 
@@ -200,7 +200,7 @@ def test_damaged_checkpoints_are_passed_over_and_told_of_newest_first(tmp_path):
     with pytest.raises(CheckpointError, match=f"no checkpoint in {tmp_path}.*without --resume"):
         latest(tmp_path)
     state = fresh(measures=False)
-    save_checkpoint(tmp_path, CONFIG, CARD, state)
+    save_checkpoint(tmp_path, ModelSpec(CONFIG, INFO), state)
     bad = [tmp_path / "checkpoints" / f"step-0000000{n}.safetensors" for n in (8, 7)]
     for path in bad:
         path.write_bytes(b"damaged")
@@ -219,7 +219,7 @@ def test_the_room_asked_for_is_what_a_run_will_keep(tmp_path, monkeypatch, measu
     config = replace(CONFIG, widths=(32, 64))
     state = trained(config, measures)
     state.second = EMA(state.denoiser) if two else None
-    taken = 3 * save_checkpoint(tmp_path, config, CARD, state).stat().st_size
+    taken = 3 * save_checkpoint(tmp_path, ModelSpec(config, INFO), state).stat().st_size
     weights = sum(4 * weight.numel() for weight in state.denoiser.state_dict().values())
     taken += 2 * weights
     if two:
@@ -243,16 +243,16 @@ def test_the_room_asked_for_is_what_a_run_will_keep(tmp_path, monkeypatch, measu
 
 
 def checkpoint(folder: Path, **changes) -> Checkpoint:
-    return Checkpoint(folder / "checkpoints" / "step-1", CONFIG, CARD, Numbers(), {}, made_by() | changes)
+    return Checkpoint(folder / "checkpoints" / "step-1", ModelSpec(CONFIG, INFO), Numbers(), {}, made_by() | changes)
 
 
 def test_a_run_goes_on_as_it_was_or_every_change_is_named(tmp_path):
     found = checkpoint(tmp_path)
-    found.refuse_changes(CONFIG, CARD)
+    found.refuse_changes(ModelSpec(CONFIG, INFO))
     with pytest.raises(UsageError, match=f"^{tmp_path} is another run: seed is 3 and was 0; lr is 0.5 and was 0.003; "):
-        found.refuse_changes(replace(CONFIG, lr=0.5, seed=3), replace(CARD, count=8))
+        found.refuse_changes(ModelSpec(replace(CONFIG, lr=0.5, seed=3), replace(INFO, count=8)))
     with pytest.raises(DataError, match=f"^the data of {tmp_path} has changed: count is 8 and was 9; give"):
-        found.refuse_changes(CONFIG, replace(CARD, count=8))
+        found.refuse_changes(ModelSpec(CONFIG, replace(INFO, count=8)))
 
 
 def test_what_the_last_bits_depend_on_is_told_where_it_changed(tmp_path):

@@ -13,7 +13,7 @@ from torch import Tensor
 from simple_diffusion.data.batches import batches
 from simple_diffusion.data.images import Images
 from simple_diffusion.data.info import DataInfo
-from simple_diffusion.model.build import build_training_loss
+from simple_diffusion.model.build import ModelSpec
 from simple_diffusion.model.config import Config
 from simple_diffusion.randomness import Draws
 from simple_diffusion.run.cuda_graphs import Replayed
@@ -44,8 +44,8 @@ def trained(optimizer: str, record, steps: int = 6) -> tuple[list[Tensor], list[
     """The weights after some steps, and the losses."""
     config = Config(widths=(32, 32), blocks=(1, 1), optimizer=optimizer, batch=8, precision="fp32")
     data, info = images(), DataInfo.of(images())
-    denoiser, chosen = learner(config, info, torch.device("cpu"))
-    loss = build_training_loss(config, info)
+    denoiser, chosen = learner(ModelSpec(config, info), torch.device("cpu"))
+    loss = ModelSpec(config, info).training_loss()
     stream = train(denoiser, batches(data, 8), chosen, loss=loss, lr=lambda n: 1e-2 / n, record=record)
     losses = [step.losses for step in islice(stream, steps)]
     return list(denoiser.parameters()), torch.cat(losses).tolist()

@@ -12,9 +12,11 @@ from conftest import TINY
 
 from simple_diffusion.cli.main import main
 from simple_diffusion.data.images import to_unit
+from simple_diffusion.data.info import DataInfo
 from simple_diffusion.data.sources import load_images
 from simple_diffusion.denoising_error import LEVELS, model_error
 from simple_diffusion.losses import loss_of_error
+from simple_diffusion.model.build import ModelSpec
 from simple_diffusion.model.config import Config
 from simple_diffusion.model.model_file import model_file, read, save
 from simple_diffusion.run.folder import hold
@@ -122,7 +124,7 @@ def test_the_loss_by_level_has_its_bounds(squares, tmp_path):
 
     config, images = Config(data=str(squares), criterion="l2"), load_images(str(squares))
     denoiser = read(tmp_path / "run").denoiser
-    above, below = bounds_of_loss(config, images, denoiser).values()
+    above, below = bounds_of_loss(ModelSpec(config, DataInfo.of(images)), images, denoiser).values()
     learned = model_error(denoiser, to_unit(images.pixels), images.labels)
     loss = loss_of_error(denoiser, LEVELS, learned)
     for (level, high), (same, low), value in zip(above, below, loss.tolist(), strict=True):
@@ -136,7 +138,7 @@ def test_names_are_text_and_nothing_else(run):
     evil = '<script>alert("1")</script>&amp;'
     info = replace(model.info, name=evil, class_names=(evil, "b", "c"))
     before = Page(run)
-    write_report(run, replace(model.config, data=evil), info, f"simple-diffusion train '{evil}'")
+    write_report(run, ModelSpec(replace(model.config, data=evil), info), f"simple-diffusion train '{evil}'")
     page = Page(run)
     assert "script" not in page.tags
     assert page.text.count(evil) >= 3
@@ -168,7 +170,7 @@ def test_a_damaged_file_is_left_out_with_a_sentence(run, wrong):
     (run / "evaluation" / "scores.json").write_text(wrong)
     (run / "levels.json").write_text(wrong)
     (run / "log.csv").write_bytes(b"step,images\n\xff\n1,2,3,4\n" + (run / "log.csv").read_bytes())
-    write_report(run, model.config, model.info, "x")
+    write_report(run, model.spec, "x")
     page = Page(run)
     assert "evaluate" in page.text
     assert "simple-diffusion report" in page.text

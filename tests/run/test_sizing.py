@@ -12,6 +12,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from simple_diffusion.cli.main import main
 from simple_diffusion.data.images import Images
 from simple_diffusion.data.info import DataInfo
+from simple_diffusion.model.build import ModelSpec
 from simple_diffusion.model.config import Config
 from simple_diffusion.model.presets import PRESETS
 from simple_diffusion.run import estimate as sizing
@@ -22,7 +23,7 @@ from simple_diffusion.system.device import PRECISIONS, pick_precision
 CPU = torch.device("cpu")
 PIXELS = torch.randint(0, 256, (64, 1, 28, 28), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
 IMAGES = Images("noise", PIXELS, torch.arange(64) % 10, tuple("0123456789"))
-CARD = DataInfo.of(IMAGES)
+INFO = DataInfo.of(IMAGES)
 
 
 def at(speed: float):
@@ -32,7 +33,7 @@ def at(speed: float):
 
 def test_a_training_step_takes_what_is_reckoned():
     config = Config(widths=(32, 64), batch=8, precision="fp32", optimizer="adamw")
-    _, steps = start_training(config, CARD, IMAGES, CPU, lambda n: 1e-3)
+    _, steps = start_training(ModelSpec(config, INFO), IMAGES, CPU, lambda n: 1e-3)
     threads = torch.get_num_threads()
     torch.set_num_threads(1)  # what runs in other threads is not counted
     try:
@@ -41,27 +42,29 @@ def test_a_training_step_takes_what_is_reckoned():
     finally:
         torch.set_num_threads(threads)
     # Nothing is sent back through the first layer to the image.
-    assert training_flops(config, CARD) == pytest.approx(counter.get_total_flops() / 8, rel=0.03)
+    assert training_flops(ModelSpec(config, INFO)) == pytest.approx(counter.get_total_flops() / 8, rel=0.03)
 
 
 def test_a_convolution_is_two_flops_a_weight_and_position_three_times():
     small, large = Config(widths=(32,), blocks=(1,)), Config(widths=(32,), blocks=(2,))
-    more = training_flops(large, CARD) - training_flops(small, CARD)
+    more = training_flops(ModelSpec(large, INFO)) - training_flops(ModelSpec(small, INFO))
     attention = 4 * 32 * 32 * 196 + 2 * 32 * 196 * 196  # qkv, out; weights, values
     block = 2 * 9 * 32 * 32 * 196 + 64 * 32  # two convolutions; the embedding's layer
     assert more == 3 * 2 * (attention + block)
 
 
 def test_images_of_twice_the_side_cost_four_times_as_much():
-    wide = replace(CARD, height=56, width=56)
+    wide = replace(INFO, height=56, width=56)
     config = Config(blocks=(1, 1))
-    assert 4 < training_flops(config, wide) / training_flops(config, CARD) < 4.6  # attention's square grows faster
+    assert (
+        4 < training_flops(ModelSpec(config, wide)) / training_flops(ModelSpec(config, INFO)) < 4.6
+    )  # attention's square grows faster
 
 
 @pytest.mark.parametrize("speed", [1e10, 1e11, 1e12, 1e14])
 def test_more_time_is_never_a_smaller_network(speed):
     with at(speed):
-        chosen = [size_for(Config(precision="fp32", seconds=10.0 * 2**i), CARD, CPU)[0] for i in range(14)]
+        chosen = [size_for(ModelSpec(Config(precision="fp32", seconds=10.0 * 2**i), INFO), CPU)[0] for i in range(14)]
     order = [list(SIZES["cpu"]).index(name) for name in chosen]
     assert order == sorted(order)
     assert len(set(order)) > 1
@@ -72,11 +75,11 @@ STEPS_UP = [(kind, *pair) for kind, sizes in SIZES.items() for pair in pairwise(
 
 @pytest.mark.parametrize(("kind", "before", "size"), STEPS_UP)
 def test_a_size_is_taken_from_the_images_on_that_it_needs(kind, before, size):
-    needs = SIZES[kind][size] * training_flops(Config(**PRESETS[size][1]), CARD) / SHARES[kind]
+    needs = SIZES[kind][size] * training_flops(ModelSpec(Config(**PRESETS[size][1]), INFO)) / SHARES[kind]
     device = torch.device("cpu" if kind == "cpu" else "cuda")  # which is only asked for its name
     with at(1e11):
-        assert size_for(Config(precision="fp32", seconds=needs / 1e11 * 1.001), CARD, device)[0] == size
-        assert size_for(Config(precision="fp32", seconds=needs / 1e11 * 0.999), CARD, device)[0] == before
+        assert size_for(ModelSpec(Config(precision="fp32", seconds=needs / 1e11 * 1.001), INFO), device)[0] == size
+        assert size_for(ModelSpec(Config(precision="fp32", seconds=needs / 1e11 * 0.999), INFO), device)[0] == before
 
 
 def test_the_machine_is_measured():

@@ -5,10 +5,12 @@ import torch
 
 import simple_diffusion.run.budget as budget
 import simple_diffusion.run.estimate as forecast
+import simple_diffusion.run.steps as steps
 import simple_diffusion.run.trainer as run
 from simple_diffusion.data.info import DataInfo
 from simple_diffusion.data.sources import load_images
 from simple_diffusion.errors import DivergedError
+from simple_diffusion.model.build import ModelSpec
 from simple_diffusion.model.config import Config, fitted
 from simple_diffusion.model.model_file import read
 from simple_diffusion.run.estimate import spelled
@@ -24,7 +26,7 @@ class Clock:
     def __init__(self, monkeypatch, step_seconds):
         self.now, self.steps = 0.0, 0
         monkeypatch.setattr(budget.time, "perf_counter", lambda: self.now)
-        real = run.train
+        real = steps.train
 
         def slow(*args, **kwargs):
             for step in real(*args, **kwargs):
@@ -32,14 +34,14 @@ class Clock:
                 self.steps += 1
                 yield step
 
-        monkeypatch.setattr(run, "train", slow)
-        real_draw = run.draw
+        monkeypatch.setattr(steps, "train", slow)
+        real_draw = run.generate
 
         def slow_draw(*args, **kwargs):
             self.now += 0.5
             return real_draw(*args, **kwargs)
 
-        monkeypatch.setattr(run, "draw", slow_draw)
+        monkeypatch.setattr(run, "generate", slow_draw)
 
 
 @pytest.mark.parametrize(
@@ -70,13 +72,13 @@ def test_warmup_linear():
 def test_divergence_keeps_the_last_good_weights(squares, tmp_path, monkeypatch):
     images = load_images(str(squares))
     config = fitted(Config(seconds=0.0, steps=10, **TINY), torch.device("cpu"))
-    real = run.build_training_loss
+    real = ModelSpec.training_loss
 
-    def poisoned(config, info):
-        loss = real(config, info)
+    def poisoned(spec):
+        loss = real(spec)
         return lambda d, x0, cond, draws: loss(d, x0, cond, draws) * (float("nan") if draws.step == 6 else 1.0)
 
-    monkeypatch.setattr(run, "build_training_loss", poisoned)
+    monkeypatch.setattr(ModelSpec, "training_loss", poisoned)
     with pytest.raises(DivergedError, match="step 6"):
         run.train_run(config, images, tmp_path / "run", torch.device("cpu"), 0.0, quiet=True)
     model = read(tmp_path / "run")
@@ -84,7 +86,7 @@ def test_divergence_keeps_the_last_good_weights(squares, tmp_path, monkeypatch):
     assert all(p.isfinite().all() for p in model.denoiser.parameters())
 
 
-def test_the_card_is_read_from_the_data(squares):
+def test_the_info_is_read_from_the_data(squares):
     info = DataInfo.of(load_images(str(squares)))
     assert (info.shape, info.classes, info.count) == ((3, 12, 16), 3, 96)
 

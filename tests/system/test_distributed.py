@@ -22,13 +22,13 @@ from conftest import TINY
 from faults import after_step, assert_equal, assert_same_run, begun, ended, ends, forked, hit, rows
 
 from simple_diffusion.errors import DataError, DivergedError, ResourceError, UsageError
+from simple_diffusion.model.build import ModelSpec
 from simple_diffusion.run import budget
 from simple_diffusion.run import trainer as run
 from simple_diffusion.run.checkpoint import checkpoints, latest
 from simple_diffusion.system import distributed as ranks
 
-COMMANDS = [f"simple_diffusion.{name}" for name in ("cli", *map("commands.{}".format, ("options", "train", "sample")))]
-COMMANDS += ["simple_diffusion.cli.evaluate"]
+COMMANDS = [f"simple_diffusion.cli.{name}" for name in ("main", "options", "train", "sample", "evaluate")]
 
 
 def together(folder, work, world=2):
@@ -236,10 +236,10 @@ def test_a_signal_to_one_at_the_very_end_does_not_part_them(squares, tmp_path):
 
 def poisoned():
     """A loss that is not finite in the steps 3 and 4, for one sample."""
-    real = run.build_training_loss
+    real = ModelSpec.training_loss
 
-    def build(config, info):
-        loss = real(config, info)
+    def spoilt_loss(spec):
+        loss = real(spec)
 
         def spoilt(denoiser, x0, cond, draws):
             losses = loss(denoiser, x0, cond, draws)
@@ -249,7 +249,7 @@ def poisoned():
 
         return spoilt
 
-    return patch.object(run, "build_training_loss", build)
+    return patch.object(ModelSpec, "training_loss", spoilt_loss)
 
 
 def test_a_loss_that_is_not_finite_in_one_stops_all_in_the_same_step(squares, tmp_path):

@@ -3,7 +3,6 @@
 import io
 import json
 import shutil
-from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -281,7 +280,7 @@ def test_shares_choose_the_panels_and_steps_their_number(run, tmp_path):
         main(["sample", str(run), "--film", "--n", "1", *options, "--out", str(out)])
         assert picture(out).shape == (2 * HIGH + 2, columns * WIDE + 2, 3)
     model = read(run)
-    uniform = replace(model, config=replace(model.config, grid="uniform"))
+    uniform = model.changed(grid="uniform")
     save(tmp_path / "uniform.safetensors", uniform)
     main(["sample", str(tmp_path / "uniform.safetensors"), "--film", "--n", "1", "--steps", "30", "--out", str(out)])
     assert picture(out).shape[1] == 6 * WIDE + 2

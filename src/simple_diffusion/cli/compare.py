@@ -36,7 +36,7 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
             "there is nothing to compare: name a second model, or change a setting with --set sampler=heun"
         )
 
-    from dataclasses import asdict, replace
+    from dataclasses import asdict
 
     import torch
 
@@ -52,7 +52,7 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
 
     changes = parse_settings(args.set)
     a, b = (read(path, args.device, args.precision) for path in (args.a, args.b or args.a))
-    b = replace(b, config=replace(b.config, **changes))
+    b = b.changed(**changes)
     if a.info.shape != b.info.shape or a.info.class_names != b.info.class_names:
         raise DataError(
             f"{args.a} and {args.b} draw images of other shapes or classes: compare models of the same data"

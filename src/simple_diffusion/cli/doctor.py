@@ -14,8 +14,8 @@ from .options import (
     path,
     read_as,
     sampling_options,
+    sampling_settings,
     say,
-    with_sampling_options,
 )
 
 
@@ -34,7 +34,7 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
     from ..doctor.patient import attach, load_patient
 
     patient = load_patient(args.model, args.device, args.precision)
-    patient = replace(patient, config=with_sampling_options(args, patient.config), seed=args.seed)
+    patient = replace(patient, spec=patient.spec.changed(**sampling_settings(args)), seed=args.seed)
     source = args.data or patient.info.name
     size, skip_bad = read_as(args, patient.config)
     images = test = None

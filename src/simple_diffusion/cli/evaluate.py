@@ -133,12 +133,11 @@ def extractors_for(args: argparse.Namespace, train: Any) -> dict[str, Any]:
 def searched_views(train: Any, model: Any) -> list:
     """The views of a training image in which copies are searched: all symmetries, or those that were trained on."""
     from ..augmentation import identity, symmetries
-    from ..model.build import views_of
 
     _, height, width = train.shape
     if len(train) <= FEW_IMAGES:
         return symmetries(height == width)
-    return [identity] if model is None else views_of(model.config, model.info)
+    return [identity] if model is None else model.spec.augmentations
 
 
 def spread_text(results: list) -> str:

@@ -187,24 +187,20 @@ def parse_labels(text: str, class_names: tuple[str, ...]) -> list[int]:
 
 def open_model(args: argparse.Namespace):
     """The model of the command line, with its config as the options change it."""
-    from dataclasses import replace
-
     from ..model.model_file import read
     from ..model.posthoc_ema import posthoc_model
 
     model = read(args.model, args.device, args.precision)
     if args.ema is not None:
         model = posthoc_model(args.model, model, args.ema)
-    return replace(model, config=with_sampling_options(args, model.config))
+    return model.changed(**sampling_settings(args))
 
 
-def with_sampling_options(args: argparse.Namespace, config):
-    """The config with what `sampling_options` say of the drawing."""
-    from dataclasses import replace
-
-    given: dict[str, Any] = {"guidance": args.guidance, "sampler_steps": args.steps, "sampler": args.sampler}
+def sampling_settings(args: argparse.Namespace) -> dict[str, Any]:
+    """The settings that `sampling_options` change."""
+    given = {"guidance": args.guidance, "sampler_steps": args.steps, "sampler": args.sampler}
     given["autoguidance"] = args.autoguidance
-    return replace(config, **{key: value for key, value in given.items() if value is not None})
+    return {key: value for key, value in given.items() if value is not None}
 
 
 def sampling_text(model, n: int) -> str:

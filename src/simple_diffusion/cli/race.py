@@ -4,7 +4,7 @@ import argparse
 import time
 from collections.abc import Callable
 from contextlib import nullcontext
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -129,7 +129,7 @@ def samplers(args: argparse.Namespace, model, course) -> dict[str, Any]:
     write_atomic(args.out, race_curves(quality, distance, line, f"FID, {extractor.name}, n = {n:,}"))
     say(args, f"Picture: {args.out}")
     if args.write:
-        save_if_unchanged(args.model, replace(model, config=replace(config, **best.settings())))
+        save_if_unchanged(args.model, model.changed(**best.settings()))
         before = f"{config.sampler} in {config.sampler_steps}"
         say(args, f"{args.model} now draws with {best.sampler} in {best.steps} steps; before: {before}.")
     rows = [
@@ -170,7 +170,7 @@ def strengths(args: argparse.Namespace, model, course) -> dict[str, Any]:
     settings = dict(zip(GUIDANCE, (strength, *pushes[best]["interval"]), strict=True))
     say(args, f"Lowest FID: guidance {strength:g} {name}. Recall falls as guidance grows.")
     if args.write:
-        save_if_unchanged(args.model, replace(model, config=replace(model.config, **settings)))
+        save_if_unchanged(args.model, model.changed(**settings))
         say(args, f"{args.model} now draws with guidance {strength:g} {name}.")
     return result(args, course) | {"pushes": pushes, "choice": settings}
 
@@ -188,7 +188,7 @@ def averages(args: argparse.Namespace, model, course) -> dict[str, Any]:
     _, best, _ = min(laps, key=lambda lap: lap[2].fid)
     say(args, f"Lowest FID: an average of width {best:g}; the run was drawn from with {model.config.ema_length:g}.")
     if args.write:
-        save_if_unchanged(args.model, replace(made[best], config=replace(model.config, ema_length=best)))
+        save_if_unchanged(args.model, made[best].changed(ema_length=best))
         say(args, f"{args.model} now draws with an average of width {best:g}.")
     widths = [{"width": each} | asdict(marks) for _, each, marks in laps]
     return result(args, course) | {"widths": widths, "choice": {"ema_length": best}}

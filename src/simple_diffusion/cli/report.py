@@ -30,6 +30,7 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
     from ..data.sources import held_out
     from ..denoising_error import LEVELS
     from ..evaluation.scores import level_errors
+    from ..model.build import ModelSpec
     from ..model.model_file import read
     from ..run.budget import MOST_RESERVE
     from ..run.folder import refuse_held
@@ -40,6 +41,7 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
 
     model = read(folder, args.device, args.precision)
     config, info = model.training_config, model.info
+    spec = ModelSpec(config, info)
     try:
         refuse_held(folder)
         live = False
@@ -67,6 +69,6 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
         errors = {name: error.tolist() for name, error in level_errors(model.denoiser, images, test).items()}
         write_atomic(folder / LEVELS_FILE, json.dumps({"levels": LEVELS.tolist(), "errors": errors}).encode())
     repeats = command_of(config, 0 if config.steps or progress < 1 else model.step)
-    write_report(folder, config, info, repeats, images=images, progress=min(progress, 1.0), live=live)
+    write_report(folder, spec, repeats, images=images, progress=min(progress, 1.0), live=live)
     say(args, f"Report: {folder / FILE}")
     return {"run": str(folder), "report": str(folder / FILE)}

@@ -86,7 +86,6 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
     import torch
 
     from ..data.arrays import npz
-    from ..model.build import views_told
     from ..model.generate import generate
     from ..system.files import write_atomic
     from ..viz.film import MOST
@@ -100,7 +99,7 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
     chosen = parse_labels(args.label, info.class_names) if args.label is not None else list(range(info.classes))
     labels = torch.tensor([chosen[i % len(chosen)] for i in range(n)]) if chosen else None
     if args.view:
-        views = views_told(model.config, info)
+        views = model.spec.augment_labels
         if args.view >= views:
             raise UsageError(f"the model has no view {args.view}: it was told {views} (0 is plain)")
         plain = torch.full((n,), info.classes) if labels is None else labels
@@ -150,7 +149,6 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
 
 def film_file(model: Any, n: int, labels: Any, seed: int, shares: tuple[float, ...] | None, ending: str) -> bytes:
     """The content of a film's file: strips for .png, else an animation."""
-    from ..model.build import build_sampler
     from ..viz.film import SHARES, film
     from ..viz.grids import animation, frames, png, strips
 
@@ -159,7 +157,7 @@ def film_file(model: Any, n: int, labels: Any, seed: int, shares: tuple[float, .
     elif shares is None:
         moments = PANELS if ending == ".png" else FRAMES
         shares = tuple((i + 1) / moments for i in range(moments))
-    denoiser, times, sampler = build_sampler(model.config, model.info, model.denoiser, model.guide)
+    denoiser, times, sampler = model.sampler()
     device = next(model.denoiser.parameters()).device
     shape = (n, *model.info.shape)
     films = film(denoiser, shape, times, labels, sampler=sampler, seed=seed, shares=shares, device=device)

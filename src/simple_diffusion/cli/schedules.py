@@ -27,7 +27,7 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
     from ..data.images import to_unit
     from ..data.info import DataInfo
     from ..losses import LogNormal
-    from ..model.build import build_density
+    from ..model.build import ModelSpec
     from ..model.config import Config
     from ..schedules import BETAS, SCHEDULES, Discrete
     from ..system.files import write_atomic
@@ -43,7 +43,7 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
     images = load(args, args.data, args.size, args.skip_bad)
     x0, moments = to_unit(images.pixels[:1]), torch.linspace(0, 1, PANELS)
     films = {name: noising(x0, schedule, moments)[:, 0] for name, schedule in chosen.items()}
-    usual = build_density(Config(), DataInfo.of(images))
+    usual = ModelSpec(Config(), DataInfo.of(images)).density
     assert isinstance(usual, LogNormal)
     write_atomic(args.out, schedule_curves(chosen, films, (usual.mean, usual.std)))
     say(args, f"{', '.join(chosen)}, on an image of {images.name}: {args.out}")

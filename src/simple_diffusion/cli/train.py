@@ -89,6 +89,7 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
     config = fitted(Config(**values), device)
 
     from ..data.info import DataInfo
+    from ..model.build import ModelSpec
     from ..run.estimate import forecast, size_for
     from ..run.folder import free_folder, refuse_taken
 
@@ -97,7 +98,7 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
     images = load_data(args, config)
     config = in_steps(args, config, images)
     if args.preset is None and config.seconds and not SHAPE & values.keys():
-        size, why = size_for(config, DataInfo.of(images), device)
+        size, why = size_for(ModelSpec(config, DataInfo.of(images)), device)
         config = fitted(Config(**PRESETS[size][1] | values), device)
         say(args, f"The size that suits {config.seconds:g} s on this machine is {size}: {why}.")
     if args.dry_run:
@@ -112,13 +113,14 @@ def resume(args: argparse.Namespace, values: dict[str, Any]) -> dict[str, Any]:
     from dataclasses import replace
 
     from ..data.info import DataInfo
+    from ..model.build import ModelSpec
     from ..run.checkpoint import latest
 
     checkpoint = latest(args.out)
-    config = replace(checkpoint.config, **values)
+    config = replace(checkpoint.spec.config, **values)
     images = load_data(args, config)
     config = in_steps(args, config, images)
-    checkpoint.refuse_changes(config, DataInfo.of(images))
+    checkpoint.refuse_changes(ModelSpec(config, DataInfo.of(images)))
     for remark in checkpoint.remarks():
         say(args, f"Note: {remark}.")
     if args.dry_run:

@@ -15,7 +15,7 @@ from ..denoiser import Denoiser
 from ..denoising_error import LEVELS, model_error, wiener_error
 from ..errors import CheckpointError, DataError, SimpleDiffusionError
 from ..evaluation.scores import labels_like
-from ..model.build import build
+from ..model.build import ModelSpec
 from ..model.config import Config
 from ..model.generate import generate
 from ..model.migrate import migrated
@@ -71,8 +71,7 @@ class Patient:
     """
 
     path: Path
-    config: Config
-    info: DataInfo
+    spec: ModelSpec
     model: Model | None
     bad: tuple[str, ...] = ()
     images: Images | None = None
@@ -80,6 +79,14 @@ class Patient:
     checkpoint: Checkpoint | None = None
     log: list[tuple[int, float]] = field(default_factory=list)
     seed: int = 0
+
+    @property
+    def config(self) -> Config:
+        return self.spec.config
+
+    @property
+    def info(self) -> DataInfo:
+        return self.spec.info
 
     @cached_property
     def split(self) -> tuple[Images, Images | None]:
@@ -110,7 +117,7 @@ class Patient:
 
     def _of_checkpoint(self, part: str) -> Denoiser:
         assert self.checkpoint is not None
-        denoiser = build(self.config, self.info)
+        denoiser = self.spec.denoiser()
         weights = {n.removeprefix(part): t for n, t in self.checkpoint.tensors.items() if n.startswith(part)}
         try:
             denoiser.load_state_dict(weights)
@@ -154,7 +161,7 @@ class Patient:
     def drawn(self, **changed) -> Tensor:
         """DRAWN samples in [-1, 1], with some settings changed: always of the same noise."""
         assert self.model is not None
-        model = replace(self.model, config=replace(self.config, **changed))
+        model = replace(self.model, spec=self.spec.changed(**changed))
         return to_unit(generate(model, DRAWN, self.labels, self.seed))
 
     @cached_property
@@ -165,7 +172,7 @@ class Patient:
     @cached_property
     def start(self) -> Denoiser:
         """The weights before the first step, which follow from the seed, on the CPU."""
-        denoiser, _ = learner(self.config, self.info, torch.device("cpu"))
+        denoiser, _ = learner(self.spec, torch.device("cpu"))
         return denoiser
 
     @cached_property
@@ -206,7 +213,7 @@ def load_patient(path: Path, device: str = "auto", precision: str = "auto") -> P
     bad: tuple[str, ...] = ()
     try:
         model = read(path, device, precision)
-        config, info = model.config, model.info
+        spec = model.spec
     except CheckpointError:
         model = None
         file = model_file(path)
@@ -219,11 +226,11 @@ def load_patient(path: Path, device: str = "auto", precision: str = "auto") -> P
         try:
             record = migrated(record)
             config, info = from_json(Config, record["config"]), from_json(DataInfo, record["info"])
+            spec = ModelSpec(replace(config, precision="fp32"), info)
         except (KeyError, TypeError, ValueError):
             raise CheckpointError(f"{file} is damaged: it does not say what it is") from None
-        config = replace(config, precision="fp32")
         with torch.device("meta"):
-            order = {name: place for place, name in enumerate(build(config, info).state_dict())}
+            order = {name: place for place, name in enumerate(spec.denoiser().state_dict())}
         bad = tuple(sorted(bad, key=lambda name: order.get(name, len(order))))
     checkpoint, log = None, []
     if path.is_dir():
@@ -232,7 +239,7 @@ def load_patient(path: Path, device: str = "auto", precision: str = "auto") -> P
         with suppress(OSError):
             rows = map(row_of, (path / FILE).read_text(errors="replace").splitlines())
             log = [(step, loss) for step, loss, _ in filter(None, rows)]
-    return Patient(path, config, info, model, bad, checkpoint=checkpoint, log=log)
+    return Patient(path, spec, model, bad, checkpoint=checkpoint, log=log)
 
 
 def attach(patient: Patient, images: Images | None, test: Images | None) -> Patient:

@@ -9,7 +9,6 @@ from ..data.images import Images, to_unit
 from ..denoising_error import LEVELS, model_error, noised
 from ..evaluation.memorization import NEIGHBOUR, find_copies
 from ..guidance import Guided
-from ..model.build import build_sampler, views_of
 from ..randomness import permutation
 from ..samplers import SAMPLERS, SOLVERS, karras_grid
 from ..sampling import sample
@@ -26,7 +25,7 @@ def copies(patient: Patient) -> Finding:
     if len(train) < NEIGHBOUR + 2:
         raise Unknown(f"{len(train)} images are too few to tell near from far")
     pixels = train.pixels[permutation(len(train), 0, "doctor")[:MEASURED]]
-    views = [to_unit(view(pixels)).flatten(1) for view in views_of(patient.config, patient.info)]
+    views = [to_unit(view(pixels)).flatten(1) for view in patient.spec.augmentations]
     found = find_copies(patient.samples.flatten(1), views, None)
     return Finding(
         found.share / 0.2,
@@ -147,7 +146,7 @@ def too_few_steps(patient: Patient) -> Finding:
 def exact(patient: Patient) -> Tensor:
     """DRAWN samples of the same noise in FINE steps of dpmpp on the Karras grid, in [-1, 1]."""
     assert patient.model is not None
-    denoiser, _, _ = build_sampler(patient.config, patient.info, patient.denoiser, patient.model.guide)
+    denoiser, _, _ = patient.spec.sampler(patient.denoiser, patient.model.guide)
     times = karras_grid(patient.denoiser.schedule, FINE)
     shape = (DRAWN, *patient.info.shape)
     given = {"sampler": SAMPLERS["dpmpp"], "seed": patient.seed, "device": patient.device}

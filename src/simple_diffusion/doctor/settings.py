@@ -4,7 +4,6 @@ import math
 
 import torch
 
-from ..model.build import build_density
 from ..model.config import schedule_of
 from ..samplers import GRIDS
 from .patient import MOST, Finding, Patient
@@ -70,7 +69,7 @@ def trained_levels(patient: Patient) -> Finding:
 
     Three bands that decide shape, parts and grain each get 10 % of the draws in every preset: the bound is 2 %.
     """
-    schedule, times = schedule_of(patient.config), build_density(patient.config, patient.info)
+    schedule, times = schedule_of(patient.config), patient.spec.density
     u = (torch.arange(2000, dtype=torch.float64) + 0.5) / 2000
     level = schedule.ratio(times(u, schedule)) / patient.info.std
     bands = {"above 1.5": level > 1.5, "from 0.3 to 1.5": (level >= 0.3) & (level <= 1.5), "below 0.3": level < 0.3}

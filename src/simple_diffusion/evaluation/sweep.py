@@ -7,7 +7,7 @@ with a fine one (docs/notes/quality.md).
 """
 
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -74,8 +74,7 @@ def entrants(costs: Iterable[int]) -> list[tuple[str, int]]:
 
 def drawn(model: Model, changes: dict[str, Any], n: int, labels: Tensor | None, seed: int) -> Tensor:
     """n samples with other settings, from the same noise: float `[n, C, H, W]` about [-1, 1], on the CPU."""
-    model = replace(model, config=replace(model.config, **changes))
-    return torch.cat([x.cpu() for _, x in generate_batches(model, n, labels, seed)])
+    return torch.cat([x.cpu() for _, x in generate_batches(model.changed(**changes), n, labels, seed)])
 
 
 def kid_of(real: Featured, side: Featured) -> float:

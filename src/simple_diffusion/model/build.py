@@ -1,7 +1,9 @@
 """From a configuration to objects: network, denoiser, loss, sampler. Here strings become code."""
 
 import math
+from dataclasses import dataclass, replace
 from functools import partial
+from typing import Any
 
 from torch import Tensor, nn
 
@@ -19,75 +21,92 @@ from ..targets import TARGETS
 from .config import Config, memory_format, schedule_of
 
 
-def views_of(config: Config, info: DataInfo) -> list[Augmentation]:
-    """The views that a model was trained on, the plain one first."""
-    return AUGMENTATIONS[config.augment](info.height == info.width)
+@dataclass(frozen=True)
+class ModelSpec:
+    """What a model is: a configuration, and the kind of data it is for. Its methods build the parts.
 
+    config  fitted to the device
+    info    shape, classes, mean and standard deviation of the data
+    """
 
-def views_told(config: Config, info: DataInfo) -> int:
-    """How many views the network tells apart, 1 if it is told none."""
-    return len(views_of(config, info)) if config.augment_conditioning == "yes" else 1
+    config: Config
+    info: DataInfo
 
+    def changed(self, **settings: Any) -> "ModelSpec":
+        """The same with other settings. Raises UsageError for a value that is not allowed."""
+        return replace(self, config=replace(self.config, **settings))
 
-def network_of(config: Config, info: DataInfo) -> nn.Module:
-    """The untrained network."""
-    widths, lowest = config.widths, config.blocks[-1]
-    told = {"views": views_told(config, info), "dropout": config.dropout}
-    if config.network == "annotated":
-        mults = tuple(width // widths[0] for width in widths)
-        return AnnotatedUNet(widths[0], dim_mults=mults, channels=info.channels, classes=info.classes, **told)
-    if config.network == "double-conv":
-        return DoubleConvUNet(
-            info.channels,
-            base_channels=widths[0],
-            n_scaling=len(widths),
-            n_bottleneck=lowest,
-            num_classes=info.classes,
-            **told,
-        )
-    return UNet(info.channels, info.classes, widths, config.blocks, config.patch, **told)
+    @property
+    def augmentations(self) -> list[Augmentation]:
+        """The augmentations it is trained with, the identity first."""
+        return AUGMENTATIONS[self.config.augment](self.info.height == self.info.width)
 
+    @property
+    def augment_labels(self) -> int:
+        """How many augmentations the network is conditioned on, 1 for none."""
+        return len(self.augmentations) if self.config.augment_conditioning == "yes" else 1
 
-def build(config: Config, info: DataInfo) -> Denoiser:
-    """The untrained denoiser of a fitted config, for the data of a card; weights from torch's global generator."""
-    net = network_of(config, info).to(memory_format=memory_format(config))  # pyrefly: ignore[no-matching-overload]
-    return Denoiser(net, schedule_of(config), TARGETS[config.target], info.std, PRECISIONS[config.precision])
+    @property
+    def weight(self) -> Weight | None:
+        """Weight of the noise levels in the loss, None for weight 1 on the network's output."""
+        return MinSNR() if self.config.weight == "min-snr" else None
 
+    @property
+    def density(self) -> Density:
+        """Density of the noise levels in training."""
+        lognormal = LogNormal(math.log(self.info.std) + self.config.level_mean, self.config.level_std)
+        return {"uniform": uniform, "steps": on_steps}.get(self.config.density, lognormal)
 
-def build_density(config: Config, info: DataInfo) -> Density:
-    """The density of training times."""
-    lognormal = LogNormal(math.log(info.std) + config.level_mean, config.level_std)
-    return {"uniform": uniform, "steps": on_steps}.get(config.density, lognormal)
+    def network(self) -> nn.Module:
+        """The untrained network; weights from torch's global generator."""
+        config, info, widths = self.config, self.info, self.config.widths
+        shared = {"views": self.augment_labels, "dropout": config.dropout}
+        if config.network == "annotated":
+            mults = tuple(width // widths[0] for width in widths)
+            return AnnotatedUNet(widths[0], dim_mults=mults, channels=info.channels, classes=info.classes, **shared)
+        if config.network == "double-conv":
+            return DoubleConvUNet(
+                info.channels,
+                base_channels=widths[0],
+                n_scaling=len(widths),
+                n_bottleneck=config.blocks[-1],
+                num_classes=info.classes,
+                **shared,
+            )
+        return UNet(info.channels, info.classes, widths, config.blocks, config.patch, **shared)
 
+    def denoiser(self) -> Denoiser:
+        """The untrained denoiser; weights from torch's global generator."""
+        config = self.config
+        net = self.network().to(memory_format=memory_format(config))  # pyrefly: ignore[no-matching-overload]
+        target, dtype = TARGETS[config.target], PRECISIONS[config.precision]
+        return Denoiser(net, schedule_of(config), target, self.info.std, dtype)
 
-def weight_of(config: Config) -> Weight | None:
-    """The weight of the noise levels, None for weight 1 on the network's output."""
-    return MinSNR() if config.weight == "min-snr" else None
+    def loss(self) -> Loss:
+        """The loss on images as they are, with all labels: what the held-out loss measures."""
+        criterion = CRITERIA[self.config.criterion]
+        return partial(denoising_loss, density=self.density, weight=self.weight, criterion=criterion)
 
+    def training_loss(self) -> Loss:
+        """The same with augmentation and dropped labels."""
+        config, classes, loss = self.config, self.info.classes, self.loss()
+        if len(self.augmentations) > 1:
+            loss = augmented(loss, self.augmentations, classes, told=config.augment_conditioning == "yes")
+        return drop_labels(loss, null=classes, p=config.drop_labels) if classes else loss
 
-def build_loss(config: Config, info: DataInfo) -> Loss:
-    """The loss of a config on plain images and their labels: the density of times, the measure and the weight."""
-    density, weight, criterion = build_density(config, info), weight_of(config), CRITERIA[config.criterion]
-    return partial(denoising_loss, density=density, weight=weight, criterion=criterion)
+    def sampler(
+        self, denoiser: PosteriorMean, guide: PosteriorMean | None = None
+    ) -> tuple[PosteriorMean, Tensor, Sampler]:
+        """(denoiser with guidance and clipping, grid of times, sampler): what `sample_batches` takes.
 
-
-def build_training_loss(config: Config, info: DataInfo) -> Loss:
-    """The same on what is trained on: views of the images, and labels of which some are dropped."""
-    loss, views = build_loss(config, info), views_of(config, info)
-    if len(views) > 1:
-        loss = augmented(loss, views, info.classes, told=config.augment_conditioning == "yes")
-    return drop_labels(loss, null=info.classes, p=config.drop_labels) if info.classes else loss
-
-
-def build_sampler(
-    config: Config, info: DataInfo, denoiser: PosteriorMean, guide: PosteriorMean | None = None
-) -> tuple[PosteriorMean, Tensor, Sampler]:
-    """(denoiser with guidance and clipping, grid of times, sampler): what `samples` takes; `guide` is the snapshot."""
-    interval = config.guidance_low, config.guidance_high
-    if guide is not None:
-        denoiser = AutoGuided(denoiser, guide, config.autoguidance, interval)
-    if info.classes:
-        unconditional = config.guidance == 0  # at every level, not only where guidance acts
-        denoiser = Guided(denoiser, config.guidance, info.classes, EVERYWHERE if unconditional else interval)
-    times = GRIDS[config.grid](denoiser.schedule, config.sampler_steps)
-    return Clipped(denoiser), times, SAMPLERS[config.sampler]
+        guide  an early snapshot of the training, for autoguidance
+        """
+        config, classes = self.config, self.info.classes
+        interval = config.guidance_low, config.guidance_high
+        if guide is not None:
+            denoiser = AutoGuided(denoiser, guide, config.autoguidance, interval)
+        if classes:
+            unconditional = config.guidance == 0  # at every level, not only where guidance acts
+            denoiser = Guided(denoiser, config.guidance, classes, EVERYWHERE if unconditional else interval)
+        times = GRIDS[config.grid](denoiser.schedule, config.sampler_steps)
+        return Clipped(denoiser), times, SAMPLERS[config.sampler]

@@ -11,7 +11,6 @@ from ..data.images import to_uint8
 from ..sampling import BATCH, sample_batches
 from ..system.distributed import all_reduce, rank, world_size
 from ..system.signals import Stopped
-from .build import build_sampler
 from .model_file import Model
 
 GPU_BATCH, GPU_PIXELS = 512, 2**19
@@ -25,7 +24,7 @@ def together(device: torch.device, height: int, width: int) -> int:
 
 def generate_batches(model: Model, n: int, labels: Tensor | None, seed: int) -> Iterator[tuple[int, Tensor]]:
     """The batches of n images that this process draws: (number of the first image, float images about [-1, 1])."""
-    denoiser, times, sampler = build_sampler(model.config, model.info, model.denoiser, model.guide)
+    denoiser, times, sampler = model.sampler()
     device, shape = next(model.denoiser.parameters()).device, (n, *model.info.shape)
     batch = together(device, *shape[-2:])
     mine = range(0, n, batch)[rank() :: world_size()]

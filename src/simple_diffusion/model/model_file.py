@@ -5,16 +5,18 @@ What its header says is checked against the closed list of settings: data, never
 
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from ..data.info import DataInfo
-from ..denoiser import Denoiser
+from ..denoiser import Denoiser, PosteriorMean
 from ..errors import CheckpointError, SimpleDiffusionError
+from ..samplers import Sampler
 from ..system.device import pick_device
 from ..system.files import adopt, damaged, fits, from_json, read_tensors, write_tensors
-from .build import build
+from .build import ModelSpec
 from .config import Config, fitted, memory_format
 from .migrate import migrated
 
@@ -25,20 +27,36 @@ GUIDE = "guide."  # in front of the names of the guide's weights
 
 @dataclass(frozen=True)
 class Model:
-    """A trained denoiser with the config that made it, the card of its data, and how long it trained.
+    """A trained denoiser, its specification, and how long it trained.
 
-    config      its precision is what it draws in on this machine
+    spec        the precision of its configuration is the one for sampling on this machine
+    step        updates
     guide       an early snapshot of the same training, for autoguidance, or None
-    trained_in  precision of the training, None where it is the config's
+    trained_in  precision of the training, None where it is the configuration's
     """
 
     denoiser: Denoiser
-    config: Config
-    info: DataInfo
+    spec: ModelSpec
     step: int
     seconds: float
     guide: Denoiser | None = None
     trained_in: str | None = None
+
+    @property
+    def config(self) -> Config:
+        return self.spec.config
+
+    @property
+    def info(self) -> DataInfo:
+        return self.spec.info
+
+    def changed(self, **settings: Any) -> "Model":
+        """The same weights with other settings. Raises UsageError for a value that is not allowed."""
+        return replace(self, spec=self.spec.changed(**settings))
+
+    def sampler(self) -> tuple[PosteriorMean, Tensor, Sampler]:
+        """(denoiser with guidance and clipping, grid of times, sampler), as `ModelSpec.sampler`."""
+        return self.spec.sampler(self.denoiser, self.guide)
 
     @property
     def training_config(self) -> Config:
@@ -72,25 +90,26 @@ def read(path: str | Path, device: str = "auto", precision: str = "auto") -> Mod
     try:
         record = migrated(record)
         config = fitted(replace(from_json(Config, record["config"]), precision=precision), where)
-        info, step, seconds = from_json(DataInfo, record["info"]), record["step"], record["seconds"]
+        spec = ModelSpec(config, from_json(DataInfo, record["info"]))
+        step, seconds = record["step"], record["seconds"]
         if type(step) is not int or not fits(seconds, float) or min(step, seconds) < 0:
             raise ValueError(f"it says that it trained for {step!r} steps in {seconds!r} s")
         weights = {name: w for name, w in tensors.items() if not name.startswith(GUIDE)}
-        denoiser = denoiser_of(weights, config, info, where)
+        denoiser = denoiser_of(weights, spec, where)
         guide = {name.removeprefix(GUIDE): w for name, w in tensors.items() if name.startswith(GUIDE)}
-        early = denoiser_of(guide, config, info, where) if guide else None
-        model = Model(denoiser, config, info, step, seconds, early, record["config"]["precision"])
+        early = denoiser_of(guide, spec, where) if guide else None
+        model = Model(denoiser, spec, step, seconds, early, record["config"]["precision"])
     except (KeyError, TypeError, ValueError, RuntimeError, SimpleDiffusionError) as error:
         raise damaged(file, error) from error
     return model
 
 
-def denoiser_of(weights: dict[str, Tensor], config: Config, info: DataInfo, device: torch.device) -> Denoiser:
+def denoiser_of(weights: dict[str, Tensor], spec: ModelSpec, device: torch.device) -> Denoiser:
     """The denoiser with these weights, ready to sample. Raises ValueError where they are not those of the config."""
     with torch.device("meta"):  # shapes are compared before a byte is spent on them
-        denoiser = build(config, info)
+        denoiser = spec.denoiser()
     adopt(denoiser, weights)
-    denoiser = denoiser.to(device).to(memory_format=memory_format(config))  # pyrefly: ignore[no-matching-overload]
+    denoiser = denoiser.to(device).to(memory_format=memory_format(spec.config))  # pyrefly: ignore[no-matching-overload]
     return denoiser.eval().requires_grad_(False)
 
 

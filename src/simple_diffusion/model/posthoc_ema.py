@@ -78,7 +78,7 @@ def posthoc_model(folder: str | Path, model: Model, width: float) -> Model:
                 raise ValueError(f"it says that it holds averages of widths {widths!r} after {record['n']!r} steps")
             for i, each in enumerate(widths):
                 weights = {name.partition(".")[2]: w for name, w in tensors.items() if name.startswith(f"{i}.")}
-                parts.append(denoiser_of(weights, model.config, model.info, torch.device("cpu")))
+                parts.append(denoiser_of(weights, model.spec, torch.device("cpu")))
                 moments.append((each, n))
         except (KeyError, TypeError, ValueError, RuntimeError) as error:
             raise damaged(path, error) from error
@@ -96,5 +96,5 @@ def posthoc_model(folder: str | Path, model: Model, width: float) -> Model:
     for name, latest in parts[-1].named_parameters():
         weights = torch.stack([part.get_parameter(name) for part in parts]).double()
         mixed[name] = torch.tensordot(torch.tensor(shares, dtype=torch.float64), weights, 1).to(latest)
-    denoiser = denoiser_of(mixed, model.config, model.info, device)
+    denoiser = denoiser_of(mixed, model.spec, device)
     return replace(model, denoiser=denoiser, step=moments[-1][1])

@@ -15,7 +15,6 @@ from torch import Tensor
 from ..data.images import class_number, to_unit
 from ..errors import UsageError
 from ..inpainting import Inpainted, repaint, slerp
-from ..model.build import build_sampler
 from ..model.model_file import Model, read
 from ..model.posthoc_ema import posthoc_model
 from ..samplers import FINE, SAMPLERS, SOLVERS, levels_along
@@ -145,8 +144,8 @@ class Session:
     def arguments(self, ask: SampleRequest) -> dict[str, Any]:
         """What `states` is given; `code` says it in words."""
         model, n = self.model, ask.n
-        config = replace(model.config, guidance=float(ask.guidance), sampler=ask.sampler, sampler_steps=ask.steps)
-        denoiser, times, sampler = build_sampler(config, model.info, model.denoiser, model.guide)
+        model = model.changed(guidance=float(ask.guidance), sampler=ask.sampler, sampler_steps=ask.steps)
+        denoiser, times, sampler = model.sampler()
         if known := self.known(ask):
             denoiser, sampler = Inpainted(denoiser, *known), repaint
         start = None
@@ -188,12 +187,11 @@ class Session:
         modules = {
             "model.posthoc_ema": ["posthoc_model"] * (self.ema is not None),
             "model.model_file": ["read"],
-            "model.build": ["build_sampler"],
             "data.images": ["to_uint8"] + ["to_unit"] * known,
             "inpainting": ["Inpainted", "repaint"] * known + ["slerp"] * way,
             "sampling": ["start_noise"] * way + ["trajectory"],
         }
-        lines = ["import base64"] * known + ["from dataclasses import replace", ""]
+        lines = ["import base64"] * known + [""]
         lines += ["import numpy as np"] * known + ["import torch", ""]
         lines += [f"from simple_diffusion.{name} import {', '.join(what)}" for name, what in modules.items() if what]
         given = (self.name,) if self.where == ("auto", "auto") else (self.name, *self.where)
@@ -203,8 +201,7 @@ class Session:
             f"model = {opened if self.ema is None else f'posthoc_model({self.name!r}, {opened}, {self.ema:g})'}",
         ]
         settings = f"guidance={float(ask.guidance)!r}, sampler={ask.sampler!r}, sampler_steps={ask.steps}"
-        lines += [f"config = replace(model.config, {settings})"]
-        lines += ["denoiser, times, sampler = build_sampler(config, model.info, model.denoiser, model.guide)"]
+        lines += [f"denoiser, times, sampler = model.changed({settings}).sampler()"]
         if known:
             height, width = self.shape[1:]
             lines += [

@@ -19,6 +19,7 @@ from ..data.info import DataInfo
 from ..denoiser import Denoiser
 from ..ema import EMA
 from ..errors import CheckpointError, DataError, ResourceError, SimpleDiffusionError, UsageError
+from ..model.build import ModelSpec
 from ..model.config import Config
 from ..model.migrate import migrated
 from ..model.posthoc_ema import SHARES
@@ -146,10 +147,15 @@ def room_for(folder: Path, state: State) -> None:
         raise ResourceError(f"{folder} has room for {free / 1e6:,.0f} MB and needs {need / 1e6:,.0f}: free the disk")
 
 
-def save_checkpoint(folder: Path, config: Config, info: DataInfo, state: State) -> Path:
+def save_checkpoint(folder: Path, spec: ModelSpec, state: State) -> Path:
     """Write FOLDER/checkpoints/step-N.safetensors, then remove all but it and the one before. Raises ResourceError."""
     path = folder / FOLDER / f"step-{state.numbers.n:08d}.safetensors"
-    record = {"config": asdict(config), "info": asdict(info), "numbers": asdict(state.numbers), "made_by": made_by()}
+    record = {
+        "config": asdict(spec.config),
+        "info": asdict(spec.info),
+        "numbers": asdict(state.numbers),
+        "made_by": made_by(),
+    }
     write_tensors(path, state.tensors(), record)
     found = checkpoints(folder)
     here = found.index(path)
@@ -170,19 +176,26 @@ class Checkpoint:
     """A checkpoint as it was read: what it holds, and what was found damaged on the way to it."""
 
     path: Path
-    config: Config
-    info: DataInfo
+    spec: ModelSpec
     numbers: Numbers
     tensors: dict[str, Tensor]
     made_by: dict[str, Any]
     damaged: tuple[str, ...] = ()
 
-    def refuse_changes(self, config: Config, info: DataInfo) -> None:
+    @property
+    def config(self) -> Config:
+        return self.spec.config
+
+    @property
+    def info(self) -> DataInfo:
+        return self.spec.info
+
+    def refuse_changes(self, spec: ModelSpec) -> None:
         """Raise UsageError or DataError, which list every difference, unless the run goes on as it was."""
         folder = self.path.parent.parent
-        if changed := differences(asdict(self.config), asdict(config)):
+        if changed := differences(asdict(self.spec.config), asdict(spec.config)):
             raise UsageError(f"{folder} is another run: {changed}; leave that out, or start a run with another --out")
-        if changed := differences(asdict(self.info), asdict(info)):
+        if changed := differences(asdict(self.spec.info), asdict(spec.info)):
             raise DataError(f"the data of {folder} has changed: {changed}; give it back its old data")
 
     def remarks(self) -> list[str]:
@@ -222,7 +235,7 @@ def read_checkpoint(path: Path, damaged_before: tuple[str, ...] = ()) -> Checkpo
         numbers = from_json(Numbers, record["numbers"])
         if {f.name for f in fields(Numbers)} != set(record["numbers"]) or numbers.n < 0:
             raise ValueError("its numbers are not all there")
-        config, info = from_json(Config, record["config"]), from_json(DataInfo, record["info"])
+        spec = ModelSpec(from_json(Config, record["config"]), from_json(DataInfo, record["info"]))
     except (KeyError, TypeError, ValueError, SimpleDiffusionError) as error:
         raise damaged(path, error) from error
-    return Checkpoint(path, config, info, numbers, tensors, made, damaged_before)
+    return Checkpoint(path, spec, numbers, tensors, made, damaged_before)

@@ -3,7 +3,7 @@
 import sys
 import time
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from statistics import median
 
 import torch
@@ -11,7 +11,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from ..data.images import Images
 from ..data.info import DataInfo
-from ..model.build import network_of
+from ..model.build import ModelSpec
 from ..model.config import Config
 from ..model.presets import PRESETS
 from ..system.device import PRECISIONS
@@ -119,10 +119,11 @@ def matmul_speed(dtype: torch.dtype, device: torch.device, times: int = 4) -> fl
     return 2 * size**3 / median(took[2:])
 
 
-def training_flops(config: Config, info: DataInfo) -> float:
+def training_flops(spec: ModelSpec) -> float:
     """FLOP of training on one image, three times those of the network's forward pass; nothing is computed."""
+    info = spec.info
     with torch.device("meta"):
-        network = network_of(config, info)
+        network = spec.network()
         x, noise_level = torch.empty(1, *info.shape), torch.empty(1)
         cond = torch.empty(1, dtype=torch.int64) if info.classes else None
         with FlopCounterMode(display=False) as counter:
@@ -130,16 +131,14 @@ def training_flops(config: Config, info: DataInfo) -> float:
     return 3.0 * counter.get_total_flops()
 
 
-def size_for(config: Config, info: DataInfo, device: torch.device) -> tuple[str, str]:
-    """(name of the size for a run of `config.seconds` on images like the card's, why), the same in all its processes.
-
-    config   fitted to the device
-    """
+def size_for(spec: ModelSpec, device: torch.device) -> tuple[str, str]:
+    """(name of the size for a run of this length, on these data, by the clock; why): the same in all its processes."""
+    config = spec.config
     kind = "cpu" if device.type == "cpu" else "gpu"
     (speed,) = broadcast(matmul_speed(PRECISIONS[config.precision], device))
     budget = config.seconds * SHARES[kind] * speed * world_size()
     sizes = SIZES[kind]
-    costs = {name: training_flops(replace(config, **PRESETS[name][1]), info) for name in sizes}
+    costs = {name: training_flops(spec.changed(**PRESETS[name][1])) for name in sizes}
     *_, size = [name for name, images in sizes.items() if images * costs[name] <= budget]
     larger = next((name for name, images in sizes.items() if images > sizes[size]), None)
     why = f"it should see about {budget / costs[size]:,.0f} images at {speed / 1e9:,.0f} GFLOP/s of matrix products"
@@ -154,8 +153,8 @@ MEASURED = 4.0
 
 def forecast(config: Config, images: Images, device: torch.device) -> dict:
     """What a run would take on this machine, measured over a few steps of it; writes nothing."""
-    info = DataInfo.of(images)
-    denoiser, steps = start_training(config, info, images, device, lambda n: config.lr * 1e-3)
+    spec = ModelSpec(config, DataInfo.of(images))
+    denoiser, steps = start_training(spec, images, device, lambda n: config.lr * 1e-3)
     next(steps), next(steps)  # the first ones warm up
     began, n = time.perf_counter(), 0
     while not n or time.perf_counter() - began < MEASURED:

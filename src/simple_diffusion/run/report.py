@@ -19,6 +19,7 @@ from typing import Any
 
 from ..data.images import Images
 from ..data.info import DataInfo
+from ..model.build import ModelSpec
 from ..model.config import Config
 from ..randomness import permutation
 from ..system.files import write_atomic
@@ -281,8 +282,7 @@ def about_scores(folder: Path) -> str:
 
 def write_report(
     folder: Path,
-    config: Config,
-    info: DataInfo,
+    spec: ModelSpec,
     command: str,
     *,
     images: Images | None = None,
@@ -299,7 +299,7 @@ def write_report(
     progress   share of the run that is over, in [0, 1]
     live       whether it goes on: then a browser asks for the page again and again
     """
-    rows = rows_of_log(folder)
+    config, info, rows = spec.config, spec.info, rows_of_log(folder)
     pictures = sorted((folder / "samples").glob("step-*.png"))
     parts = [f"<h1>{escape(folder.name)}</h1>", f'<p class="soft">{escape(info.name)}, {config.network}</p>']
     parts += [about_time(config, rows, progress)]

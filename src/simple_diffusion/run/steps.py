@@ -7,11 +7,10 @@ import torch
 
 from ..data.batches import Batch, batches, order
 from ..data.images import Images
-from ..data.info import DataInfo
 from ..denoiser import Denoiser
 from ..ema import Decay, constant_decay, power_decay
-from ..model.build import build, build_density, build_training_loss
-from ..model.config import Config, memory_format
+from ..model.build import ModelSpec
+from ..model.config import Config, memory_format, schedule_of
 from ..optimizers import OPTIMIZERS
 from ..system.distributed import world_size
 from ..training import Step, train
@@ -24,11 +23,12 @@ def laid_out(stream: Iterator[Batch], config: Config) -> Iterator[Batch]:
         yield replace(batch, x0=batch.x0.contiguous(memory_format=memory_format(config)))
 
 
-def learner(config: Config, info: DataInfo, device: torch.device) -> tuple[Denoiser, torch.optim.Optimizer]:
+def learner(spec: ModelSpec, device: torch.device) -> tuple[Denoiser, torch.optim.Optimizer]:
     """The untrained denoiser and its optimiser; the weights are those of the seed."""
+    config = spec.config
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(config.seed)  # the weights; everything else is derived from (seed, purpose, step, sample)
-        denoiser = build(config, info).to(device)
+        denoiser = spec.denoiser().to(device)
     return denoiser, OPTIMIZERS[config.optimizer](denoiser, config.lr, (0.9, config.beta2))
 
 
@@ -39,8 +39,7 @@ def replayable(config: Config, device: torch.device) -> bool:
 
 
 def updates(
-    config: Config,
-    info: DataInfo,
+    spec: ModelSpec,
     images: Images,
     denoiser: Denoiser,
     optimizer: torch.optim.Optimizer,
@@ -49,12 +48,12 @@ def updates(
     bad: int = 0,
 ) -> Iterator[Step]:
     """The steps start + 1, start + 2, ... of a run, without end: all of it but its clock and its files."""
-    device = next(denoiser.parameters()).device
+    config, device = spec.config, next(denoiser.parameters()).device
     return train(
         denoiser,
         laid_out(batches(images, config.batch, seed=config.seed, start=start, device=device), config),
         optimizer,
-        loss=build_training_loss(config, info),
+        loss=spec.training_loss(),
         lr=lr,
         clip=config.clip,
         start=start,
@@ -65,10 +64,10 @@ def updates(
     )
 
 
-def start_training(config: Config, info: DataInfo, images: Images, device: torch.device, lr: Callable[[int], float]):
+def start_training(spec: ModelSpec, images: Images, device: torch.device, lr: Callable[[int], float]):
     """(denoiser, the generator of its steps), from the beginning."""
-    denoiser, optimizer = learner(config, info, device)
-    return denoiser, updates(config, info, images, denoiser, optimizer, lr)
+    denoiser, optimizer = learner(spec, device)
+    return denoiser, updates(spec, images, denoiser, optimizer, lr)
 
 
 def decay_of(config: Config) -> Decay:
@@ -76,11 +75,12 @@ def decay_of(config: Config) -> Decay:
     return constant_decay(config.ema_decay, config.ema_warmup) if config.ema_decay else power_decay(config.ema_length)
 
 
-def suspects(step: Step, images: Images, config: Config, info: DataInfo, most: int = 4) -> str:
+def suspects(step: Step, images: Images, spec: ModelSpec, most: int = 4) -> str:
     """Which images of a step, at which noise, have a loss that is not finite; all if only the gradient is not."""
+    config = spec.config
     rows = (~step.losses.isfinite()).nonzero().flatten().tolist() or list(range(config.batch))
     index = order((step.n - 1) * config.batch, config.batch, len(images), config.seed)
-    schedule = build(config, info).schedule
-    ratio = schedule.ratio(build_density(config, info)(step.batch.draws.stratified("time"), schedule))
+    schedule = schedule_of(config)
+    ratio = schedule.ratio(spec.density(step.batch.draws.stratified("time"), schedule))
     named = [f"{images.name_of(int(index[row]))} at noise {ratio[row]:.3g}" for row in rows[:most]]
     return ", ".join(named) + (f" and {len(rows) - most} more" if len(rows) > most else "")

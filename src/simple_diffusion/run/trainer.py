@@ -33,7 +33,7 @@ from ..ema import EMA, power_decay
 from ..errors import DivergedError
 from ..losses import loss_by_level, loss_of_error
 from ..model import posthoc_ema
-from ..model.build import build_density, build_loss, weight_of
+from ..model.build import ModelSpec
 from ..model.config import Config
 from ..model.generate import generate
 from ..model.model_file import MODEL_FILE, Model, save
@@ -92,10 +92,10 @@ def config_toml(config: Config, steps: int = 0) -> bytes:
     return ("\n".join(lines) + "\n").encode()
 
 
-def bounds_of_loss(config: Config, images: Images, denoiser: Denoiser) -> dict[str, Points]:
+def bounds_of_loss(spec: ModelSpec, images: Images, denoiser: Denoiser) -> dict[str, Points]:
     """What the loss by noise level lies between, from BOUNDED images, so that it takes a second: what the best blur
     makes of it, and the denoiser that knows them by heart. Empty for a measure other than the square."""
-    if config.criterion != "l2":
+    if spec.config.criterion != "l2":
         return {}
     some = permutation(len(images), 0, "levels")[:BOUNDED]
     x0 = to_unit(images.pixels[some]).cpu()
@@ -108,7 +108,7 @@ def bounds_of_loss(config: Config, images: Images, denoiser: Denoiser) -> dict[s
         ("-above: the best blur", wiener_error(x0)),
         (f"-below: {len(x0):,} images by heart", by_heart),
     ):
-        loss = loss_of_error(denoiser, LEVELS[reached], error[reached], weight_of(config))
+        loss = loss_of_error(denoiser, LEVELS[reached], error[reached], spec.weight)
         bounds[name] = list(zip(LEVELS[reached].tolist(), loss.tolist(), strict=True))
     return bounds
 
@@ -139,8 +139,7 @@ class Trainer:
     bounds    of the loss by noise level, computed with the first report
     """
 
-    config: Config
-    info: DataInfo
+    spec: ModelSpec
     images: Images
     folder: Path
     state: State
@@ -152,10 +151,14 @@ class Trainer:
     bounds: dict[str, Points] | None = None
     pictures: list[float] = field(default_factory=list)
 
+    @property
+    def config(self) -> Config:
+        return self.spec.config
+
     def model(self) -> Model:
         """The averaged weights, ready to be saved."""
         numbers = self.state.numbers
-        return Model(self.state.ema.model, self.config, self.info, numbers.n, self.budget.elapsed, self.state.guide)
+        return Model(self.state.ema.model, self.spec, numbers.n, self.budget.elapsed, self.state.guide)
 
     def save(self, log: Log | None = None) -> None:
         """Write a checkpoint. Raises ResourceError, on every process."""
@@ -165,7 +168,7 @@ class Trainer:
         def write() -> None:
             if log is not None:
                 log.sync()
-            save_checkpoint(self.folder, self.config, self.info, self.state)
+            save_checkpoint(self.folder, self.spec, self.state)
 
         on_rank0(write)
         self.saved = self.budget.elapsed
@@ -183,10 +186,10 @@ class Trainer:
         model = self.model()
         on_rank0(lambda: save(self.folder / MODEL_FILE, model))
         if picture:
-            labels = preview_labels(self.info.classes)
+            labels = preview_labels(self.spec.info.classes)
             count = 64 if labels is None else len(labels)
-            quick = replace(self.config, **PREVIEW, sampler_steps=min(self.config.sampler_steps, PREVIEW_STEPS))
-            pixels = generate(replace(model, config=quick), count, labels, self.config.seed, stopped=self.stopped)
+            quick = model.changed(**PREVIEW, sampler_steps=min(self.config.sampler_steps, PREVIEW_STEPS))
+            pixels = generate(quick, count, labels, self.config.seed, stopped=self.stopped)
             if not any(all_max(self.stopped.number)):
                 path = self.folder / "samples" / f"step-{self.state.numbers.n:08d}.png"
                 sheet = png(make_grid(pixels, 8 if labels is None else 10))
@@ -206,9 +209,9 @@ class Trainer:
         if self.recent is None:
             return {}
         if self.bounds is None:
-            self.bounds = bounds_of_loss(self.config, self.images, self.state.denoiser)
+            self.bounds = bounds_of_loss(self.spec, self.images, self.state.denoiser)
         schedule = self.state.denoiser.schedule
-        return {"loss": loss_by_level(self.recent, build_density(self.config, self.info), schedule)} | self.bounds
+        return {"loss": loss_by_level(self.recent, self.spec.density, schedule)} | self.bounds
 
     def report(self, live: bool) -> None:
         """Renew report.html."""
@@ -216,8 +219,7 @@ class Trainer:
         progress = self.budget.progress
         write_report(
             self.folder,
-            self.config,
-            self.info,
+            self.spec,
             command,
             images=self.images,
             levels=self.levels(),
@@ -277,13 +279,13 @@ def _train_held(
     checkpoint: Checkpoint | None,
 ) -> Result:
     """Train in a folder that nobody else holds, from the checkpoint or from the beginning."""
-    info = DataInfo.of(images)
-    check_same_task((config, info, checkpoint and checkpoint.numbers.n))
+    spec = ModelSpec(config, DataInfo.of(images))
+    check_same_task((spec, checkpoint and checkpoint.numbers.n))
     held_out = None
     if config.held_out:
         images, kept = keep_out(images, config.held_out, config.seed)
-        held_out = HeldOut(kept, build_loss(config, info), config.seed)
-    denoiser, optimizer = learner(config, info, device)
+        held_out = HeldOut(kept, spec.loss(), config.seed)
+    denoiser, optimizer = learner(spec, device)
     state = State(denoiser, optimizer, EMA(denoiser, decay_of(config)), held_out)
     if widths := posthoc_ema.widths_of(config):
         state.second = EMA(denoiser, power_decay(widths[1]))
@@ -294,7 +296,7 @@ def _train_held(
             raise damaged(checkpoint.path, error) from error
     with stop_on_signals() as stopped:
         budget = Budget(config, started, before=state.numbers.seconds)
-        run = Trainer(config, info, images, folder, state, budget, stopped, saved=budget.before)
+        run = Trainer(spec, images, folder, state, budget, stopped, saved=budget.before)
         if checkpoint is None:
             on_rank0(lambda: room_for(folder, state))
             run.save()  # first of all, so that a folder in which anything stands can be gone on with
@@ -322,7 +324,7 @@ def train_on(run: Trainer, quiet: bool) -> tuple[float, float]:
     form = "{desc} {percentage:3.0f}%|{bar}| {postfix}"
     over = numbers.done
     learning = state.denoiser, state.optimizer, budget.lr
-    steps = updates(config, run.info, run.images, *learning, start=numbers.n, bad=numbers.bad)
+    steps = updates(run.spec, run.images, *learning, start=numbers.n, bad=numbers.bad)
     with tqdm(total=1.0, desc=run.folder.name, bar_format=form, disable=quiet or not sys.stderr.isatty()) as bar:
         try:
             while not over:
@@ -334,7 +336,7 @@ def train_on(run: Trainer, quiet: bool) -> tuple[float, float]:
                         state.second.update(state.denoiser, step.n)
                     state.losses.append(step.losses)
                 elif not quiet:
-                    where = suspects(step, run.images, config, run.info)
+                    where = suspects(step, run.images, run.spec)
                     print(f"step {step.n} was left out, it is not finite: {where}", file=sys.stderr)
                 if step.n - first == SETTLED:
                     settled = budget.elapsed
@@ -388,7 +390,7 @@ def train_on(run: Trainer, quiet: bool) -> tuple[float, float]:
         except NotFiniteError as error:
             run.show(picture=False)
             on_rank0(lambda: run.report(live=False))
-            where = suspects(error.step, run.images, config, run.info)
+            where = suspects(error.step, run.images, run.spec)
             raise DivergedError(f"{error}, or look at {where}") from error
         finally:
             if log is not None:
