@@ -4,10 +4,21 @@ from threading import Barrier, current_thread
 
 import pytest
 import torch
-from checks import CHECKS, EXACT_FOR, ORDERS, PARTLY, STOCHASTIC, Spy, Z, ancestral_moments
+from checks import (
+    CHECKS,
+    EXACT_FOR,
+    ON_EVERY_SCHEDULE,
+    ORDERS,
+    PARTLY,
+    SAMPLING_CHECKS,
+    STOCHASTIC,
+    Spy,
+    Z,
+    ancestral_moments,
+)
 from oracles import ALL, Gaussian, Mixture, close, f64, normal
 
-from simple_diffusion import samplers
+from simple_diffusion import samplers, sampling
 from simple_diffusion.denoiser import Denoiser
 from simple_diffusion.networks.unet import UNet
 from simple_diffusion.randomness import Draws
@@ -29,16 +40,25 @@ def test_ddpm_refuses_a_variance_that_it_does_not_know():
 
 
 @every_schedule
-@pytest.mark.parametrize("check", CHECKS.values(), ids=CHECKS)
-def test_samplers(check, schedule):
-    check(samplers, schedule)
+@pytest.mark.parametrize("name", ON_EVERY_SCHEDULE)
+def test_samplers_on_every_schedule(name, schedule):
+    CHECKS[name](samplers, schedule)
+
+
+@pytest.mark.parametrize("name", [name for name in CHECKS if name not in ON_EVERY_SCHEDULE])
+def test_samplers(name):
+    CHECKS[name](samplers, Flow())
+
+
+@pytest.mark.parametrize("check", SAMPLING_CHECKS.values(), ids=SAMPLING_CHECKS)
+def test_sampling(check):
+    check(sampling, Flow())
 
 
 @every_sampler
-@every_schedule
-def test_one_step_is_the_posterior_mean(schedule, sampler):
-    (x,) = sampler(Mixture(schedule), 5 * Z, f64(0.8))
-    close(x, Mixture(schedule)(5 * Z, f64(0.8)))
+def test_one_step_is_the_posterior_mean(sampler):
+    (x,) = sampler(Mixture(Flow()), 5 * Z, f64(0.8))
+    close(x, Mixture(Flow())(5 * Z, f64(0.8)))
 
 
 @pytest.mark.parametrize("name", samplers.SAMPLERS)
@@ -100,7 +120,7 @@ def test_images_are_bitwise_the_same_in_any_number(sampler, cond):
 
     def draw(n):
         labels = None if cond is None else cond[:n]
-        return samplers.sample(denoiser, (n, 1, 8, 8), times, labels, sampler=sampler, batch=32)
+        return sampling.sample(denoiser, (n, 1, 8, 8), times, labels, sampler=sampler, batch=32)
 
     whole = draw(70)
     assert torch.equal(draw(5), whole[:5])
@@ -111,9 +131,9 @@ def test_images_are_bitwise_the_same_in_any_number(sampler, cond):
 
 def test_samples_come_batch_by_batch():
     times = samplers.uniform_grid(Linear(), 3)
-    parts = list(samplers.samples(Gaussian(Linear()), (10, 2), times, batch=4))
+    parts = list(sampling.sample_batches(Gaussian(Linear()), (10, 2), times, batch=4))
     assert [len(part) for part in parts] == [4, 4, 2]
-    assert torch.equal(torch.cat(parts), samplers.sample(Gaussian(Linear()), (10, 2), times, batch=4))
+    assert torch.equal(torch.cat(parts), sampling.sample(Gaussian(Linear()), (10, 2), times, batch=4))
 
 
 def test_the_number_of_cores_does_not_show_and_is_left_as_it_was():
@@ -132,8 +152,8 @@ def test_the_number_of_cores_does_not_show_and_is_left_as_it_was():
     try:
         for cores in (1, 2, 3):
             torch.set_num_threads(cores)
-            drawn.append(samplers.sample(denoiser, (37, 1, 8, 8), grid, batch=8))
-            *_, last = samplers.states(telling, (37, 1, 8, 8), grid, batch=8, first=32)
+            drawn.append(sampling.sample(denoiser, (37, 1, 8, 8), grid, batch=8))
+            *_, last = sampling.trajectory(telling, (37, 1, 8, 8), grid, batch=8, first=32)
             assert torch.equal(last, drawn[0][32:])  # a film ends in the same bits
             with ThreadPoolExecutor(1) as fresh:  # a new thread takes the process's setting
                 assert fresh.submit(torch.get_num_threads).result() == torch.get_num_threads() == cores
@@ -146,8 +166,8 @@ def test_the_number_of_cores_does_not_show_and_is_left_as_it_was():
 
 def test_a_part_of_the_batches_is_drawn_as_in_the_whole():
     denoiser, times = Gaussian(Linear()), samplers.uniform_grid(Linear(), 3)
-    whole = samplers.sample(denoiser, (10, 2), times, batch=4)
-    last, first = samplers.samples(denoiser, (10, 2), times, batch=4, firsts=[8, 0])
+    whole = sampling.sample(denoiser, (10, 2), times, batch=4)
+    last, first = sampling.sample_batches(denoiser, (10, 2), times, batch=4, firsts=[8, 0])
     assert torch.equal(last, whole[8:])
     assert torch.equal(first, whole[:4])
 
@@ -161,7 +181,7 @@ def test_draws_are_those_of_their_seed_step_and_purpose():
         yield x
 
     times = f64(0.5)
-    start = samplers.sample(Gaussian(Linear()), (4, 3), times, sampler=deaf, seed=7, batch=4)
+    start = sampling.sample(Gaussian(Linear()), (4, 3), times, sampler=deaf, seed=7, batch=4)
     close(start, Draws(7, 0, range(4)).normal("start", (3,)), 1e-6)  # alpha^2 + sigma^2 = 1
     for step, noise in enumerate(heard):
         assert torch.equal(noise, Draws(7, step, range(4)).normal("sampler", (3,)))
@@ -182,7 +202,7 @@ def test_each_core_draws_a_batch_of_its_own_and_another_device_draws_one_by_one(
     telling.schedule = Linear()
     try:
         torch.set_num_threads(2)
-        drawn = list(samplers.samples(telling, (8, 2), f64(1.0), batch=4, device=device))
+        drawn = list(sampling.sample_batches(telling, (8, 2), f64(1.0), batch=4, device=device))
     finally:
         torch.set_num_threads(before)
     assert [x.device.type for x in drawn] == [device, device]
@@ -195,10 +215,10 @@ def test_an_error_in_a_batch_reaches_the_caller():
 
     broken.schedule = Karras()
     with pytest.raises(ArithmeticError, match="broken"):
-        samplers.sample(broken, (100, 1), samplers.karras_grid(broken.schedule, 3))
+        sampling.sample(broken, (100, 1), samplers.karras_grid(broken.schedule, 3))
 
 
 @pytest.mark.parametrize("labels", [3, 5])
 def test_one_label_an_image(labels):
     with pytest.raises(ValueError, match=f"4 images need 4 labels, not {labels}"):
-        samplers.sample(Mixture(Karras()), (4, 1), f64(1, 0.5), torch.zeros(labels, dtype=torch.long))
+        sampling.sample(Mixture(Karras()), (4, 1), f64(1, 0.5), torch.zeros(labels, dtype=torch.long))

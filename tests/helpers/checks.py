@@ -1,6 +1,7 @@
-"""What every sampler must satisfy, as functions of the module of samplers and a schedule.
+"""What every sampler must satisfy, as functions of a module and a schedule.
 
-They run on the real module in test_samplers.py and on broken copies of it in test_mutants.py, which must not pass.
+CHECKS take the module `samplers`, SAMPLING_CHECKS the module `sampling`. They run on the real modules in
+test_samplers.py, and on broken copies of them, which must not pass, in test_mutants.py.
 """
 
 import math
@@ -10,6 +11,7 @@ import numpy as np
 import torch
 from oracles import Gaussian, Mixture, close, f64, mixture_flow, normal
 
+from simple_diffusion import samplers as real_samplers
 from simple_diffusion.schedules import Discrete, Karras
 
 ORDERS = {"ddim": 1, "heun": 2, "dpmpp": 2}  # solvers of the ODE, and how their error falls with the step
@@ -304,14 +306,14 @@ def grids_are_what_they_say(samplers, schedule):
     close(schedule.ratio(times[-1]), schedule.ratio(f64(0))[0].clamp(min=1e-9), 1e-9)
 
 
-def images_belong_to_seed_and_number(samplers, schedule):
+def images_belong_to_seed_and_number(sampling, schedule):
     """Image i is the same however many are drawn; labels meet their images; every batch is full."""
-    times = samplers.karras_grid(schedule, 4)
+    times = real_samplers.karras_grid(schedule, 4)
 
     def draw(n, cond=None, seed=0, batch=64, oracle=None):
         cond = None if cond is None else cond[:n]
         spy = Spy(oracle or Mixture(schedule))
-        x = samplers.sample(spy, (n, 4), times, cond, sampler=samplers.ddpm, seed=seed, batch=batch)
+        x = sampling.sample(spy, (n, 4), times, cond, sampler=real_samplers.ddpm, seed=seed, batch=batch)
         assert all(len(x) == batch for x, _, _ in spy.calls)
         assert all(len(labels) == batch for _, _, labels in spy.calls if labels is not None)
         return x, spy.calls[0][0]
@@ -334,27 +336,29 @@ def images_belong_to_seed_and_number(samplers, schedule):
     numbers = torch.arange(70)
     close(draw(70, numbers, batch=16, oracle=telling)[0], numbers[:, None].float().expand(70, 4), 1e-5)
 
-    times = samplers.karras_grid(schedule, 2, 0.05, 1.0)
+    times = real_samplers.karras_grid(schedule, 2, 0.05, 1.0)
     x = draw(1, batch=2000)[1]  # starts at the first level: data of unit variance, and the noise
     std = math.hypot(schedule.alpha(times[:1]).item(), schedule.sigma(times[:1]).item())
     assert abs(x.std().item() / std - 1) < 5 / math.sqrt(2 * x.numel())
 
 
-def a_film_ends_in_its_images(samplers, schedule):
-    """The states of a batch run from the noise that the first step meets to the images that `samples` draws."""
-    times, labels = samplers.karras_grid(schedule, 4), torch.arange(37) % 3
-    for sampler in samplers.SAMPLERS.values():
+def trajectory_ends_in_the_images(sampling, schedule):
+    """The states of a batch run from the noise that the first step meets to the images that `sample` generates."""
+    times, labels = real_samplers.karras_grid(schedule, 4), torch.arange(37) % 3
+    for sampler in real_samplers.SAMPLERS.values():
         for cond in (None, labels):
-            whole = samplers.sample(Mixture(schedule), (37, 2), times, cond, sampler=sampler, seed=3, batch=16)
+            whole = sampling.sample(Mixture(schedule), (37, 2), times, cond, sampler=sampler, seed=3, batch=16)
             for first in (0, 16, 32):
                 spy = Spy(Mixture(schedule))
-                path = list(samplers.states(spy, (37, 2), times, cond, sampler=sampler, seed=3, batch=16, first=first))
+                path = list(
+                    sampling.trajectory(spy, (37, 2), times, cond, sampler=sampler, seed=3, batch=16, first=first)
+                )
                 assert [len(x) for x in path] == 5 * [min(16, 37 - first)]
                 assert torch.equal(path[-1], whole[first : first + 16])
                 assert torch.equal(path[0], spy.calls[0][0][: len(path[0])])
 
 
-def steps_hear_their_own_noise(samplers, schedule):
+def noise_of_a_step_is_its_own(sampling, schedule):
     """The noise of a step depends on the seed, the step and the image, and on nothing else."""
 
     def heard(seed, numbers, batch):
@@ -365,7 +369,7 @@ def steps_hear_their_own_noise(samplers, schedule):
             yield x
 
         times = f64(1, 0.5, 0.2)
-        start = samplers.sample(Gaussian(schedule), (numbers, 3), times, sampler=deaf, seed=seed, batch=batch)
+        start = sampling.sample(Gaussian(schedule), (numbers, 3), times, sampler=deaf, seed=seed, batch=batch)
         return start, torch.stack([torch.cat(step)[:numbers] for step in zip(*noises, strict=True)])  # [steps, N, 3]
 
     start, noise = heard(0, 70, 64)
@@ -377,24 +381,31 @@ def steps_hear_their_own_noise(samplers, schedule):
     assert (together.corrcoef() - torch.eye(4)).abs().max() < 5 / math.sqrt(210)
 
 
-CHECKS = {
-    check.__name__: check
-    for check in (  # the slow ones last
-        grids_are_what_they_say,
-        ends_at_posterior_mean,
-        single_image_is_solved_exactly,
-        ddim_is_euler,
-        dpmpp_looks_half_a_step_ahead,
-        ddpm_is_bayes,
-        ddpm_is_exact_for_its_data,
-        ddpm_is_the_textbook_on_a_table,
-        eta_keeps_the_marginal,
-        schedule_is_a_clock,
-        a_film_ends_in_its_images,
-        steps_hear_their_own_noise,
-        images_belong_to_seed_and_number,
-        ancestral_law_is_the_datas,
-        dpmpp_law_is_the_datas_in_second_order,
-        converges_in_order,
-    )
-}
+def by_name(*checks):
+    return {check.__name__: check for check in checks}
+
+
+ON_EVERY_SCHEDULE = by_name(grids_are_what_they_say, schedule_is_a_clock)
+"""The second one carries over whatever holds on one schedule to all of them."""
+
+CHECKS = by_name(  # the slow ones last
+    grids_are_what_they_say,
+    ends_at_posterior_mean,
+    schedule_is_a_clock,
+    single_image_is_solved_exactly,
+    ddim_is_euler,
+    dpmpp_looks_half_a_step_ahead,
+    ddpm_is_bayes,
+    ddpm_is_exact_for_its_data,
+    ddpm_is_the_textbook_on_a_table,
+    eta_keeps_the_marginal,
+    ancestral_law_is_the_datas,
+    dpmpp_law_is_the_datas_in_second_order,
+    converges_in_order,
+)
+
+SAMPLING_CHECKS = by_name(
+    trajectory_ends_in_the_images,
+    noise_of_a_step_is_its_own,
+    images_belong_to_seed_and_number,
+)

@@ -1,16 +1,16 @@
-"""The checks of the samplers can fail: copies of samplers.py, each broken in one place, must not pass them."""
+"""The checks of the samplers can fail: copies of the source, each broken in one place, must not pass them."""
 
 from importlib.machinery import ModuleSpec
 from importlib.util import module_from_spec
 from pathlib import Path
 
 import pytest
-from checks import CHECKS
-from oracles import ALL
+from checks import CHECKS, SAMPLING_CHECKS
 
-from simple_diffusion import samplers
+from simple_diffusion import samplers, sampling
+from simple_diffusion.schedules import Flow
 
-SOURCE = Path(samplers.__file__).read_text()
+SAMPLERS, SAMPLING = (Path(module.__file__).read_text() for module in (samplers, sampling))
 
 # What is broken: (text, what it becomes instead). All places are changed where the text stands in several.
 MUTANTS = {
@@ -81,24 +81,27 @@ MUTANTS = {
     "karras grid: upside down": ("time_of(roots**rho)", "time_of(roots**rho).flip(0)"),
     "karras grid: rho of 7 whatever is asked": ("time_of(roots**rho)", "time_of(roots**7)"),
     "karras grid: beyond the schedule's reach": ("min(sigma_max, reach[1])", "sigma_max"),
-    # whole images
-    "sample: the last batch is not filled": (
+}
+
+SAMPLING_MUTANTS = {
+    "the last batch is not filled": (
         "range(first, first + batch)",
         "range(first, min(first + batch, shape[0]))",
     ),
-    "sample: each batch draws the same noise": ("range(first, first + batch)", "range(batch)"),
-    "sample: labels of the first batch": ("cond[[min(number, n - 1)", "cond[[min(number - first, n - 1)"),
-    "sample: start without its level": ("x = level * (start_noise", "x = (start_noise"),
-    "sample: start as an image at unit scale": ("math.hypot(", "max("),
-    "sample: one noise for all steps": ("Draws(seed, step, numbers)", "Draws(seed, 0, numbers)"),
-    "sample: noise without the seed": ("Draws(seed, step, numbers)", "Draws(0, step, numbers)"),
-    "sample: start without the seed": ("Draws(seed, 0, numbers)", "Draws(0, 0, numbers)"),
-    "states: the noise is not shown": ("chain([x], sampler", "chain([], sampler"),
-    "states: what fills the batch up is shown": ("yield state[: n - first]", "yield state"),
-    "sample: the step's noise is the start's": ('normal("sampler"', 'normal("start"'),
+    "each batch draws the same noise": ("range(first, first + batch)", "range(batch)"),
+    "labels of the first batch": ("cond[[min(number, n - 1)", "cond[[min(number - first, n - 1)"),
+    "start without its level": ("x = level * (start_noise", "x = (start_noise"),
+    "start as an image at unit scale": ("math.hypot(", "max("),
+    "one noise for all steps": ("Draws(seed, step, numbers)", "Draws(seed, 0, numbers)"),
+    "noise without the seed": ("Draws(seed, step, numbers)", "Draws(0, step, numbers)"),
+    "start without the seed": ("Draws(seed, 0, numbers)", "Draws(0, 0, numbers)"),
+    "the noise is not shown": ("chain([x], sampler", "chain([], sampler"),
+    "what fills the batch up is shown": ("yield state[: n - first]", "yield state"),
+    "the step's noise is the start's": ('normal("sampler"', 'normal("start"'),
 }
 
-SOME = {name: ALL[name] for name in ("flow", "karras")}
+
+FLOW = Flow()
 
 
 def module(source):
@@ -107,22 +110,27 @@ def module(source):
     return made
 
 
-def verdicts(mutant):
-    """The checks that reject a module of samplers, in the order of CHECKS."""
-    for name, check in CHECKS.items():
-        for schedule in SOME.values():
-            try:
-                check(mutant, schedule)
-            except AssertionError:
-                yield name
-                break
+def rejected(checks, mutant):
+    """The checks that reject a module, in their order."""
+    for name, check in checks.items():
+        try:
+            check(mutant, FLOW)
+        except AssertionError:
+            yield name
 
 
-def test_the_original_passes():
-    assert list(verdicts(module(SOURCE))) == []
+@pytest.mark.parametrize(("checks", "source"), [(CHECKS, SAMPLERS), (SAMPLING_CHECKS, SAMPLING)])
+def test_the_original_passes(checks, source):
+    assert not list(rejected(checks, module(source)))
 
 
 @pytest.mark.parametrize(("text", "broken"), MUTANTS.values(), ids=MUTANTS)
 def test_a_broken_sampler_is_rejected(text, broken):
-    assert text in SOURCE
-    assert next(verdicts(module(SOURCE.replace(text, broken))), None)
+    assert text in SAMPLERS
+    assert next(rejected(CHECKS, module(SAMPLERS.replace(text, broken))), None)
+
+
+@pytest.mark.parametrize(("text", "broken"), SAMPLING_MUTANTS.values(), ids=SAMPLING_MUTANTS)
+def test_broken_sampling_is_rejected(text, broken):
+    assert text in SAMPLING
+    assert next(rejected(SAMPLING_CHECKS, module(SAMPLING.replace(text, broken))), None)
