@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from .networks.embedding import Labels
-from .system.threads import on_all_cores
+from .system.threads import parallel_map
 
 
 def adamw(model: nn.Module, lr: float = 3e-3, betas: tuple[float, float] = (0.9, 0.99)) -> torch.optim.AdamW:
@@ -98,8 +98,8 @@ class Muon(torch.optim.Optimizer):
                     self.state[parameter]["momentum"] = torch.zeros_like(parameter)
                 of_shape.setdefault(parameter.flatten(1).shape, []).append(parameter)
         alike = sorted(of_shape.values(), key=cost, reverse=True)  # the dearest first, so that all cores end together
-        on_cpu = bool(alike) and alike[0][0].device.type == "cpu"
-        deque(on_all_cores(self.update, alike) if on_cpu else map(self.update, alike), maxlen=0)
+        if alike:
+            deque(parallel_map(self.update, alike, alike[0][0].device), maxlen=0)
         self.adamw.step()
 
     @torch.no_grad()

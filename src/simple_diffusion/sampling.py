@@ -11,7 +11,7 @@ from torch import Tensor
 from .denoiser import PosteriorMean
 from .randomness import Draws
 from .samplers import Sampler, dpmpp
-from .system.threads import on_all_cores, on_one_core
+from .system.threads import on_one_thread, parallel_map
 
 
 def start_noise(seed: int, numbers: Sequence[int], shape: Sequence[int]) -> Tensor:
@@ -71,7 +71,7 @@ def trajectory(
         for state in chain([x], sampler(denoiser, x, times, labels, noise)):
             yield state[: n - first]
 
-    return on_one_core(run()) if torch.device(device).type == "cpu" else run()
+    return on_one_thread(run()) if torch.device(device).type == "cpu" else run()
 
 
 def sample_batches(
@@ -112,7 +112,7 @@ def sample_batches(
         return x
 
     firsts = range(0, shape[0], batch) if firsts is None else firsts
-    return on_all_cores(drawn, firsts) if torch.device(device).type == "cpu" else map(drawn, firsts)
+    return parallel_map(drawn, firsts, device)
 
 
 def sample(

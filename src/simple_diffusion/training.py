@@ -18,12 +18,13 @@ from .errors import DivergedError
 from .losses import Loss, denoising_loss
 from .networks.dropout import dropout_seed
 from .optimizers import adamw
-from .run.cuda_graphs import Record, Replayed
-from .system.distributed import all_sum, rank, world_size
-from .system.threads import on_all_cores
+from .system.data_parallel import sum_over_parts
 
 LearningRate = Callable[[int], float]
 """Number of the step, 1, 2, ... -> learning rate."""
+
+Capture = Callable[[Callable[..., Any]], Callable[..., Any]]
+"""Work on a batch -> a function that does the same work, such as a CUDA graph that replays it."""
 
 
 @dataclass(frozen=True)
@@ -72,41 +73,37 @@ LEARNING_RATES: dict[str, Callable[[float, float], float]] = {"linear": warmup_l
 
 
 def backward(loss: Loss, denoiser: Denoiser, batch: Batch, accumulate: int = 1) -> Tensor:
-    """Set the parameters' gradients to those of the mean loss of a batch; returns the loss of each sample `[B]`.
+    """Set the gradients of the mean loss of a batch, and return the loss of each sample `[B]`.
 
-    Each process of the run takes a part of the batch, and on a CPU each core a part of that; `accumulate` cuts these
-    into parts that are computed one after another, in less memory.
+    The processes of the run and the threads of a CPU share the batch (`sum_over_parts`).
+
+    accumulate  gradient accumulation steps: parts of a batch that are computed one after another, to save memory
     """
-    parameters = [p for p in denoiser.parameters() if p.requires_grad]
+    parameters = [parameter for parameter in denoiser.parameters() if parameter.requires_grad]
+    zeros = batch.x0.new_zeros(len(batch.x0))
 
-    def of_part(part: Batch) -> tuple[Tensor, tuple[Tensor | None, ...]]:
+    def losses_and_gradients(rows: slice) -> list[Tensor | None]:
+        part = batch[rows]
         with dropout_seed(part.draws.seed_of("dropout")):
-            losses = loss(denoiser, part.x0, part.cond, part.draws)
-        share = losses.sum() / len(batch.x0)
-        return losses.detach(), torch.autograd.grad(share, parameters, allow_unused=True)
+            part_losses = loss(denoiser, part.x0, part.cond, part.draws)
+        losses = zeros.clone()
+        losses[rows] = part_losses.detach()
+        return [losses, *torch.autograd.grad(part_losses.sum() / len(batch.x0), parameters, allow_unused=True)]
 
-    cores = torch.get_num_threads() if batch.x0.device.type == "cpu" else 1
-    each = cores * accumulate
-    everyone = batch.split(world_size() * each)
-    before, mine = everyone[: rank() * each], everyone[rank() * each : (rank() + 1) * each]
-    parts = list(map(of_part, mine) if cores == 1 else on_all_cores(of_part, mine))
-    losses = batch.x0.new_zeros(len(batch.x0))
-    row = sum(len(part.x0) for part in before)
-    for of_samples, _ in parts:
-        losses[row : row + len(of_samples)] = of_samples
-        row += len(of_samples)
-    gradients: list[Tensor | None] = []
-    for parameter, *of_parts in zip(parameters, *(grads for _, grads in parts), strict=True):
-        known = [gradient for gradient in of_parts if gradient is not None]
-        absent = (
-            torch.zeros_like(parameter) if world_size() > 1 else None
-        )  # every process sends a number for each weight
-        gradients.append(sum(known[1:], known[0]) if known else absent)
-    losses, *there = all_sum([losses, *(gradient for gradient in gradients if gradient is not None)])
-    rest = iter(there)
+    losses, *gradients = sum_over_parts(losses_and_gradients, len(batch.x0), [zeros, *parameters], accumulate)
     for parameter, gradient in zip(parameters, gradients, strict=True):
-        parameter.grad = None if gradient is None else next(rest)
+        parameter.grad = gradient
+    assert losses is not None
     return losses
+
+
+def set_learning_rate(optimizer: torch.optim.Optimizer, lr: float) -> None:
+    """Set the learning rate of all parameters; a rate that is a tensor keeps its place in memory."""
+    for group in optimizer.param_groups:
+        if isinstance(group["lr"], Tensor):
+            group["lr"].fill_(lr)
+        else:
+            group["lr"] = lr
 
 
 def train(
@@ -121,50 +118,41 @@ def train(
     accumulate: int = 1,
     max_skipped: int = 0,
     bad: int = 0,
-    record: Record | None = None,
+    capture: Capture = lambda work: work,
 ) -> Iterator[Step]:
-    """Train on each batch in turn and yield after each update, until the batches end or the caller stops.
+    """Train on each batch in turn, and yield after each update, until the batches end or the caller stops.
 
-    denoiser    in whatever mode; it is left in training mode
-    batches     as `batches` makes them: x0 `[B, ...]`, cond `[B]` or None, and their random numbers
-    optimizer   of the denoiser's parameters; its learning rate is set before each update
-    loss        (denoiser, x0, cond, draws) -> `[B]`
-    lr          the learning rate of step n = start + 1, start + 2, ...
-    clip        largest Euclidean norm of the gradient of all weights together
-    start       steps that were done already
-    accumulate  parts of a batch that are computed one after another
-    max_skipped    how many steps in a row may have a loss or gradient that is not finite; such a step changes nothing
-    bad         how many the last steps before `start` were
-    record      `cuda_graph`, for work that a GPU can replay: batches of one size, in one process and one part, and a
-                loss and an optimiser that leave nothing to the CPU; None launches each step anew
+    denoiser     is put into training mode
+    batches      as `batches` makes them: x0 `[B, ...]`, cond `[B]` or None, and their random numbers
+    optimizer    of the denoiser's parameters; its learning rate is set before each update
+    loss         (denoiser, x0, cond, draws) -> `[B]`
+    lr           the learning rate of step n = start + 1, start + 2, ...
+    clip         largest Euclidean norm of the gradient of all weights together
+    start        number of steps that are already done
+    accumulate   gradient accumulation steps
+    max_skipped  how many steps in a row may have a loss or gradient that is not finite; these steps change nothing
+    bad          how many of the last steps before `start` were not finite
+    capture      wraps the two halves of a step, batch -> (losses, norm of the gradient) and the optimizer's update,
+                 in functions that do the same work
 
-    Raises DivergedError, before anything is changed, at the first one more.
+    Raises DivergedError, and changes nothing, at the first step that is not finite after `max_skipped` of them.
     """
-    denoiser.train()
 
     def gradient(batch: Batch) -> tuple[Tensor, Tensor]:
         losses = backward(loss, denoiser, batch, accumulate)
         return losses, nn.utils.clip_grad_norm_(denoiser.parameters(), clip)
 
-    update: Callable[[], Any] = optimizer.step
-    if record is not None:
-        gradient, update = Replayed(gradient, record), Replayed(update, record)
-        rate_there = torch.zeros((), device=next(denoiser.parameters()).device)  # where the recording reads it
-        for group in optimizer.param_groups:
-            group |= {"lr": rate_there, "capturable": True}
+    denoiser.train()
+    gradient, update = capture(gradient), capture(optimizer.step)
     for n, batch in enumerate(batches, start + 1):
         losses, grad_norm = gradient(batch)
-        if record is not None:
-            losses, grad_norm = losses.clone(), grad_norm.clone()
         finite = bool(torch.isfinite(grad_norm) & losses.isfinite().all())
+        step = Step(n, losses, lr(n), grad_norm, batch, finite)
         bad = 0 if finite else bad + 1
-        rate = lr(n)
-        step = Step(n, losses, rate, grad_norm, batch, finite)
         if bad > max_skipped:
             raise NotFiniteError(step)
         if finite:
-            for group in optimizer.param_groups:
-                group["lr"] = rate if record is None else group["lr"].fill_(rate)
+            set_learning_rate(optimizer, step.lr)
             update()
         yield step
 

@@ -12,7 +12,7 @@ from .errors import DataError
 from .losses import Loss
 from .randomness import Draws, permutation
 from .system.distributed import all_reduce, rank, world_size
-from .system.threads import on_all_cores
+from .system.threads import parallel_map
 
 ROWS = 256  # draws of noise behind each measurement: images are repeated, or left out, to come to so many
 BATCH = 64
@@ -56,7 +56,7 @@ class HeldOut:
 
         firsts = range(0, ROWS, BATCH)[rank() :: world_size()]
         sums = torch.zeros(ROWS // BATCH, dtype=torch.float64)
-        measured = on_all_cores(of_batch, firsts) if device.type == "cpu" else map(of_batch, firsts)
+        measured = parallel_map(of_batch, firsts, device)
         for first, total in zip(firsts, measured, strict=True):
             sums[first // BATCH] = total
         return sum(all_reduce(sums).tolist()) / ROWS

@@ -11,7 +11,8 @@ from simple_diffusion.networks.dropout import Dropout, dropout_seed
 from simple_diffusion.networks.unet import UNet
 from simple_diffusion.randomness import Draws
 from simple_diffusion.schedules import Karras
-from simple_diffusion.system.threads import on_all_cores, on_one_core
+from simple_diffusion.system.data_parallel import split_rows
+from simple_diffusion.system.threads import on_one_thread, parallel_map
 from simple_diffusion.targets import v
 from simple_diffusion.training import backward
 
@@ -63,13 +64,13 @@ def test_a_parameter_without_a_part_has_no_gradient():
 
 
 def test_parts_have_all_rows_in_order_and_their_own_draws():
-    parts = batch().split(3)
+    parts = [batch()[rows] for rows in split_rows(7, 3)]
     assert [len(part.x0) for part in parts] == [2, 2, 3]
     assert torch.equal(torch.cat([part.x0 for part in parts]), batch().x0)
     assert torch.equal(torch.cat([part.cond for part in parts]), batch().cond)
     for draw in (lambda d: d.normal("noise", (2,)), lambda d: d.stratified("time")):
         assert torch.equal(torch.cat([draw(part.draws) for part in parts]), draw(batch().draws))
-    assert len(batch(2).split(5)) == 2
+    assert len(split_rows(2, 5)) == 2
 
 
 def test_two_runs_on_several_cores_drop_the_same():
@@ -105,9 +106,9 @@ def test_seeds_differ_by_sample_step_and_purpose():
 
 def test_work_comes_back_in_order_and_its_errors_come_too():
     torch.set_num_threads(3)
-    assert list(on_all_cores(lambda n: (n, torch.get_num_threads()), range(20))) == [(n, 1) for n in range(20)]
+    assert list(parallel_map(lambda n: (n, torch.get_num_threads()), range(20))) == [(n, 1) for n in range(20)]
     assert torch.get_num_threads() == 3
     with pytest.raises(ZeroDivisionError):
-        list(on_all_cores(lambda n: 1 / n, [1, 0]))
+        list(parallel_map(lambda n: 1 / n, [1, 0]))
     assert torch.get_num_threads() == 3
-    assert [int(n) for n in on_one_core(iter(torch.arange(3)))] == [0, 1, 2]
+    assert [int(n) for n in on_one_thread(iter(torch.arange(3)))] == [0, 1, 2]

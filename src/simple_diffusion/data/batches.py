@@ -2,7 +2,6 @@
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from itertools import pairwise
 
 import torch
 from torch import Tensor
@@ -19,12 +18,9 @@ class Batch:
     cond: Tensor | None
     draws: Draws
 
-    def split(self, parts: int) -> "list[Batch]":
-        """The batch in so many parts, whose sizes differ by one at most."""
-        ends = [len(self.x0) * i // parts for i in range(parts + 1)]
-        rows = [slice(start, end) for start, end in pairwise(ends) if end > start]
-        cond = self.cond
-        return [Batch(self.x0[r], None if cond is None else cond[r], self.draws[r]) for r in rows]
+    def __getitem__(self, rows: slice) -> "Batch":
+        """Some of the samples, with their own labels and random numbers."""
+        return Batch(self.x0[rows], None if self.cond is None else self.cond[rows], self.draws[rows])
 
 
 def order(start: int, count: int, n: int, seed: int) -> Tensor:

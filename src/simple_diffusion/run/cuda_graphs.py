@@ -26,6 +26,12 @@ def cuda_graph(work: Callable[[], Tensors]) -> tuple[Callable[[], None], Tensors
     return graph.replay, results
 
 
+def hold_learning_rate(optimizer: torch.optim.Optimizer, device: torch.device) -> None:
+    """Keep the learning rate in a tensor on the device, where a recorded update reads it."""
+    for group in optimizer.param_groups:
+        group |= {"lr": torch.zeros((), device=device), "capturable": True}
+
+
 @dataclass(frozen=True)
 class HeldDraws(Draws):
     """Draws whose numbers lie in tensors of a device, which stay where they are when other draws are taken over."""
@@ -63,8 +69,6 @@ class Replayed:
 
     work    batch, or nothing -> tensors, or None; it waits for nothing on the GPU and draws from the batch alone
     record  how it is recorded
-
-    What a call returns is overwritten by the next one.
     """
 
     def __init__(self, work: Callable[..., Tensors | None], record: Record = cuda_graph):
@@ -82,7 +86,7 @@ class Replayed:
         if self.calls == 2:
             self.replay, self.results = self.record(lambda: self.work(*held) or ())
         self.replay()
-        return self.results
+        return tuple(result.clone() for result in self.results)  # the next replay overwrites the results
 
     def _hold(self, batch: Batch) -> Batch:
         """The numbers of the batch in the tensors of the first one."""

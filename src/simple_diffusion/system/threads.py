@@ -38,15 +38,23 @@ def workers(number: int, process: int) -> ThreadPoolExecutor:
     return pool
 
 
-def on_all_cores(work: Callable[[Item], Result], items: Iterable[Item]) -> Iterator[Result]:
-    """`map(work, items)` in order, one thread a core, each computing on that core alone."""
-    cores = torch.get_num_threads()
-    pool = workers(cores, os.getpid())
+def parallel_map(
+    work: Callable[[Item], Result], items: Iterable[Item], device: torch.device | str = "cpu"
+) -> Iterator[Result]:
+    """`map(work, items)`, whose results come in the order of the items.
+
+    On a CPU, as many threads as torch has compute at once, each a whole item; other devices take one item at a time.
+    """
+    threads = torch.get_num_threads()
+    if threads == 1 or torch.device(device).type != "cpu":
+        yield from map(work, items)
+        return
+    pool = workers(threads, os.getpid())
     ahead: deque[Future[Result]] = deque()
     try:
         for item in items:
             ahead.append(pool.submit(work, item))
-            if len(ahead) > 2 * cores:  # enough to keep all busy, and no more results than that in memory
+            if len(ahead) > 2 * threads:  # enough to keep all threads busy, few enough to fit in memory
                 yield ahead.popleft().result()
         while ahead:
             yield ahead.popleft().result()
@@ -56,7 +64,7 @@ def on_all_cores(work: Callable[[Item], Result], items: Iterable[Item]) -> Itera
         wait(ahead)
 
 
-def on_one_core(items: Iterator[Tensor]) -> Iterator[Tensor]:
+def on_one_thread(items: Iterator[Tensor]) -> Iterator[Tensor]:
     """The same items, each computed on one core: sums over a tensor depend in their last bits on how many share it."""
     if torch.get_num_threads() == 1:
         yield from items
