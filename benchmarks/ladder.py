@@ -93,12 +93,12 @@ def task(training: str, seed: int, steps: int, n: int, data: str) -> dict[str, d
     import torch
 
     from simple_diffusion.data.info import DataInfo
+    from simple_diffusion.data.labels import labels_like
     from simple_diffusion.data.sources import load_images
     from simple_diffusion.ema import EMA
     from simple_diffusion.evaluation.extractors import extractor_for
     from simple_diffusion.evaluation.features import Featured, featured
     from simple_diffusion.evaluation.metrics import frechet_distance, kernel_distance, precision_recall
-    from simple_diffusion.evaluation.scores import labels_like
     from simple_diffusion.model.build import ModelSpec
     from simple_diffusion.model.config import Config, fitted
     from simple_diffusion.model.generate import generate

@@ -16,10 +16,10 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from simple_diffusion.data.images import Images
+from simple_diffusion.data.labels import labels_like
 from simple_diffusion.data.sources import held_out, load_images
 from simple_diffusion.evaluation.classifier import accuracy, infer, sized
 from simple_diffusion.evaluation.metrics import Moments, frechet_distance, inception_score
-from simple_diffusion.evaluation.scores import labels_like
 from simple_diffusion.model.generate import generate
 from simple_diffusion.model.model_file import read
 from simple_diffusion.networks.classifier import Classifier

@@ -16,7 +16,7 @@ from simple_diffusion.data.sources import load_images
 from simple_diffusion.errors import DataError
 from simple_diffusion.evaluation.features import Featured, featured
 from simple_diffusion.evaluation.memorization import NEIGHBOUR
-from simple_diffusion.evaluation.scores import evaluate, label_score, labels_like, level_errors
+from simple_diffusion.evaluation.scores import evaluate, label_score, level_errors
 from simple_diffusion.model.model_file import read
 
 
@@ -192,14 +192,6 @@ def test_the_cache_is_kept_by_the_datas_identity():
     featured(changed, counted, "counted")
     featured(train, counted, "another extractor")
     assert calls == [100, 100, 100]
-
-
-def test_labels_follow_the_frequencies():
-    train = replace(blobs(100, 0), labels=torch.tensor([0] * 75 + [1] * 25))
-    labels = labels_like(train, 1000, seed=0)
-    assert labels.bincount().tolist() == [750, 250]
-    assert labels[:100].bincount()[0] < 95  # and stand in no order
-    assert torch.equal(labels, labels_like(train, 1000, seed=0))
 
 
 @pytest.mark.parametrize(

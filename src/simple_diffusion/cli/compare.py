@@ -40,10 +40,10 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
 
     import torch
 
+    from ..data.labels import labels_for
     from ..evaluation.extractors import extractor_for
     from ..evaluation.features import Featured, featured
     from ..evaluation.paired import check_count, conclusion, differences
-    from ..evaluation.scores import labels_for
     from ..model.config import parse_settings
     from ..model.generate import generate
     from ..model.model_file import read

@@ -58,10 +58,11 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
         raise UsageError(f"--out {args.out} is a file: name a folder")
 
     from ..data.images import Images
+    from ..data.labels import labels_for
     from ..data.sources import held_out
     from ..evaluation.features import check
     from ..evaluation.scores import evaluate as score
-    from ..evaluation.scores import labels_for, pictures
+    from ..evaluation.scores import pictures
     from ..model.generate import generate
     from ..system.files import write_atomic
 

@@ -73,10 +73,10 @@ def several(kind: Callable[[str], float], example: str) -> Callable[[str], tuple
 def run(args: argparse.Namespace) -> dict[str, Any]:
     png_only(args.out)
 
+    from ..data.labels import labels_for
     from ..evaluation.extractors import extractor_for
     from ..evaluation.features import featured
     from ..evaluation.paired import check_count
-    from ..evaluation.scores import labels_for
     from ..evaluation.sweep import Course
     from ..model.model_file import read
 

@@ -11,10 +11,10 @@ from torch import Tensor
 
 from ..data.images import Images, to_unit
 from ..data.info import DataInfo
+from ..data.labels import labels_for
 from ..denoiser import Denoiser
 from ..denoising_error import LEVELS, model_error, wiener_error
 from ..errors import CheckpointError, DataError, SimpleDiffusionError
-from ..evaluation.scores import labels_like
 from ..model.build import ModelSpec
 from ..model.config import Config
 from ..model.generate import generate
@@ -152,11 +152,7 @@ class Patient:
     @cached_property
     def labels(self) -> Tensor | None:
         """Of DRAWN samples, in the frequencies of the data where they are known."""
-        if not self.info.classes:
-            return None
-        if self.images is not None and self.images.labels is not None:
-            return labels_like(self.images, DRAWN, 0)
-        return torch.arange(DRAWN) % self.info.classes
+        return labels_for(self.info, self.images, DRAWN, 0)
 
     def drawn(self, **changed) -> Tensor:
         """DRAWN samples in [-1, 1], with some settings changed: always of the same noise."""

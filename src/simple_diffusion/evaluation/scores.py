@@ -13,7 +13,6 @@ from torch import Tensor
 
 from ..augmentation import Augmentation, identity
 from ..data.images import Images, to_unit
-from ..data.info import DataInfo
 from ..denoiser import Denoiser
 from ..denoising_error import LEVELS, gaussian_error, ideal_error, model_error
 from ..model.model_file import Model
@@ -284,22 +283,6 @@ def search_copies(
             fake.features[:COPY_SAMPLES], features, None if unseen is None else unseen.features[:COPY_SAMPLES]
         ),
     }
-
-
-def labels_like(train: Images, n: int, seed: int) -> Tensor:
-    """n labels in the frequencies of the data, to the nearest whole image, in a derived order: int64 `[n]`."""
-    assert train.labels is not None
-    share = train.labels.bincount(minlength=train.classes).double() / len(train)
-    ends = (share.cumsum(0) * n).round().long()
-    labels = torch.repeat_interleave(torch.arange(train.classes), ends.diff(prepend=ends.new_zeros(1)))
-    return labels[permutation(n, seed, "labels")]
-
-
-def labels_for(info: DataInfo, images: Images, n: int, seed: int) -> Tensor | None:
-    """Labels to ask a model for: as in the data, if its classes are the model's, else in turn; None without classes."""
-    if info.in_own_classes(images).labels is not None:
-        return labels_like(images, n, seed)
-    return torch.arange(n) % info.classes if info.classes else None
 
 
 def pictures(
