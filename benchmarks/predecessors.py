@@ -26,7 +26,7 @@ from simple_diffusion.denoiser import Denoiser
 from simple_diffusion.losses import denoising_loss
 from simple_diffusion.randomness import Draws
 from simple_diffusion.schedules import Discrete
-from simple_diffusion.system.device import DEVICES, PRECISIONS, pick_device, pick_precision
+from simple_diffusion.system.device import PRECISIONS, pick_device, pick_precision
 from simple_diffusion.targets import noise
 
 NETWORKS = {  # name -> module, class, published setting, number of labels
@@ -96,7 +96,7 @@ def main() -> None:
     parser.add_argument("--batch", type=int, default=32, help="images a step")
     parser.add_argument("--steps", type=int, default=4, help="steps of each variant that are measured")
     parser.add_argument("--precision", default="auto", choices=["auto", *PRECISIONS], help="of the fast variant")
-    parser.add_argument("--device", default="auto", choices=DEVICES)
+    parser.add_argument("--device", default="auto", choices=["auto", "cpu", "cuda", "mps"])
     args = parser.parse_args()
     device = pick_device(args.device)
     precision = pick_precision(args.precision, device)

@@ -73,6 +73,17 @@ def test_the_rows_are_the_images_in_turn_with_noise_of_their_own():
     assert torch.equal(x0[:, 0, 0, 0], (torch.arange(ROWS) % 5) / 127.5 - 1)
 
 
+@pytest.mark.parametrize("layout", [torch.channels_last, torch.contiguous_format])
+def test_images_have_the_memory_format_of_the_run(layout):
+    pixels = torch.zeros(5, 3, 4, 4, dtype=torch.uint8)
+
+    def loss(denoiser, x0, cond, draws):
+        assert x0.is_contiguous(memory_format=layout)
+        return torch.zeros(len(x0))
+
+    assert HeldOut(Images("black", pixels), loss, 0, layout).measure(Scripted()) == 0
+
+
 class Exact(Gaussian):
     """The best denoiser of N(mean, std^2), with the interface that the loss asks for."""
 

@@ -38,6 +38,7 @@ class HeldOut:
     images: Images
     loss: Loss
     seed: int
+    memory_format: torch.memory_format = torch.channels_last
     best: float = math.inf
     best_progress: float = 0.0
     weights: dict[str, Tensor] | None = None
@@ -49,7 +50,7 @@ class HeldOut:
         @torch.no_grad()
         def of_batch(first: int) -> float:
             rows = torch.arange(first, first + BATCH) % len(self.images)
-            x0 = to_unit(self.images.pixels[rows].to(device)).contiguous(memory_format=torch.channels_last)
+            x0 = to_unit(self.images.pixels[rows].to(device)).contiguous(memory_format=self.memory_format)
             cond = None if self.images.labels is None else self.images.labels[rows].to(device)
             draws = Draws(self.seed, 0, range(first, first + BATCH), total=ROWS)
             return self.loss(denoiser, x0, cond, draws).sum().item()

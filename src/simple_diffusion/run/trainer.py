@@ -34,7 +34,7 @@ from ..errors import DivergedError
 from ..losses import loss_by_level, loss_of_error
 from ..model import posthoc_ema
 from ..model.build import ModelSpec
-from ..model.config import Config
+from ..model.config import Config, memory_format
 from ..model.generate import generate
 from ..model.model_file import MODEL_FILE, Model, save
 from ..randomness import permutation
@@ -284,7 +284,7 @@ def _train_held(
     held_out = None
     if config.held_out:
         images, kept = keep_out(images, config.held_out, config.seed)
-        held_out = HeldOut(kept, spec.loss(), config.seed)
+        held_out = HeldOut(kept, spec.loss(), config.seed, memory_format(config))
     denoiser, optimizer = learner(spec, device)
     state = State(denoiser, optimizer, EMA(denoiser, decay_of(config)), held_out)
     if widths := posthoc_ema.widths_of(config):

@@ -4,7 +4,6 @@ import torch
 
 from ..errors import UsageError
 
-DEVICES = ("auto", "cpu", "cuda", "mps")
 PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16}
 
 
