@@ -12,8 +12,8 @@ from ..data.info import DataInfo
 from ..denoiser import Clipped, Denoiser, PosteriorMean
 from ..guidance import EVERYWHERE, AutoGuided, Guided, drop_labels
 from ..losses import CRITERIA, Density, LogNormal, Loss, MinSNR, Weight, denoising_loss, on_steps, uniform
-from ..networks.annotated import AnnotatedUNet
-from ..networks.double_conv import DoubleConvUNet
+from ..networks.annotated import AnnotatedUNet, dim_mults_of
+from ..networks.double_conv import DoubleConvUNet, base_channels_of
 from ..networks.unet import UNet
 from ..samplers import GRIDS, SAMPLERS, Sampler
 from ..system.device import PRECISIONS
@@ -62,12 +62,12 @@ class ModelSpec:
         config, info, widths = self.config, self.info, self.config.widths
         shared = {"views": self.augment_labels, "dropout": config.dropout}
         if config.network == "annotated":
-            mults = tuple(width // widths[0] for width in widths)
+            mults = dim_mults_of(widths)
             return AnnotatedUNet(widths[0], dim_mults=mults, channels=info.channels, classes=info.classes, **shared)
         if config.network == "double-conv":
             return DoubleConvUNet(
                 info.channels,
-                base_channels=widths[0],
+                base_channels=base_channels_of(widths),
                 n_scaling=len(widths),
                 n_bottleneck=config.blocks[-1],
                 num_classes=info.classes,

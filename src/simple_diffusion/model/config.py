@@ -10,6 +10,8 @@ import torch
 from ..augmentation import AUGMENTATIONS
 from ..errors import UsageError
 from ..losses import CRITERIA
+from ..networks.annotated import dim_mults_of
+from ..networks.double_conv import base_channels_of
 from ..optimizers import OPTIMIZERS
 from ..samplers import GRIDS, SAMPLERS
 from ..schedules import BETAS, SCHEDULES, Discrete, Schedule
@@ -21,6 +23,8 @@ from .migrate import RENAMED, RENAMED_TARGETS
 DENSITIES = ("lognormal", "uniform", "steps")
 WEIGHTS = ("none", "min-snr")
 NETWORKS = ("unet", "annotated", "double-conv")
+WIDTHS_OF = {"annotated": dim_mults_of, "double-conv": base_channels_of}
+"""How a network takes its widths, where it does not take all. Raises ValueError for other widths."""
 
 MAX_WEIGHTS = 2 * 10**9
 """Of a network: with the optimiser and the averaged weights they take 40 GB."""
@@ -126,13 +130,10 @@ class Config:
                 f"widths {self.widths} and blocks {self.blocks} make {self.least_weights / 1e9:,.0f} billion weights, "
                 f"and {MAX_WEIGHTS / 1e9:g} billion are the most: use smaller ones"
             )
-        first = self.widths[0]
-        if self.network != "unet" and first % 4:  # groups of its normalisation, and heads of its attention
-            raise UsageError(f"the widths of the {self.network} network are multiples of 4, unlike {self.widths}")
-        if self.network == "annotated" and any(width % first for width in self.widths):
-            raise UsageError(f"the widths of the annotated network are multiples of the first, not {self.widths}")
-        if self.network == "double-conv" and self.widths != tuple(first * 2**i for i in range(len(self.widths))):
-            raise UsageError(f"the widths of the double-conv network double at each level, unlike {self.widths}")
+        try:
+            WIDTHS_OF.get(self.network, tuple)(self.widths)
+        except ValueError as error:
+            raise UsageError(str(error)) from error
         if bool(self.seconds) == bool(self.steps):
             raise UsageError("a run has one length: give seconds or steps, and 0 for the other")
         if self.patience and not self.held_out:

@@ -4,6 +4,7 @@ Its parts are papers of their own: weight-standardised convolutions (Qiao et al.
 (Wu & He 2018), FiLM (Perez et al. 2018) and linear attention (Shen et al. 2021) at every resolution.
 """
 
+from collections.abc import Sequence
 from itertools import pairwise
 
 import torch
@@ -116,6 +117,19 @@ class Up(Level):
         x = self.block1(torch.cat([x, skips.pop()], 1), emb)
         x = self.block2(torch.cat([x, skips.pop()], 1), emb)
         return self.leave(self.attention(x))
+
+
+def dim_mults_of(widths: Sequence[int], groups: int = 4) -> tuple[int, ...]:
+    """The widths of all levels in multiples of the first one, as `AnnotatedUNet` takes them.
+
+    Raises ValueError unless they are multiples of the first one, and that of the groups of the normalization.
+    """
+    first = widths[0]
+    if first % groups or any(width % first for width in widths):
+        raise ValueError(
+            f"the annotated network needs widths that are multiples of {groups} and of the first one, got {widths}"
+        )
+    return tuple(width // first for width in widths)
 
 
 class AnnotatedUNet(nn.Module):

@@ -5,6 +5,7 @@ The noise level and the label come to it as a shift. It works at full resolution
 it is here because published results rest on it.
 """
 
+from collections.abc import Sequence
 from itertools import pairwise
 
 import torch
@@ -68,6 +69,19 @@ class Level(nn.Module):
     def forward(self, x: Tensor, emb: Tensor) -> Tensor:
         h = self.change(F.gelu(x + self.keep(x)))
         return self.attention(h + self.shift(emb)[:, :, None, None])
+
+
+def base_channels_of(widths: Sequence[int], heads: int = 4) -> int:
+    """The width of the first level, from which the others follow: `DoubleConvUNet` takes this one alone.
+
+    Raises ValueError unless the widths double at each level, and the heads of the attention divide them.
+    """
+    first = widths[0]
+    if first % heads or list(widths) != [first * 2**i for i in range(len(widths))]:
+        raise ValueError(
+            f"the double-conv network needs widths that are multiples of {heads} and double at each level, got {widths}"
+        )
+    return first
 
 
 class DoubleConvUNet(nn.Module):
