@@ -38,7 +38,7 @@ def main() -> None:
     print("| | squared step at the seam | squared error of the half |\n|---|---|---|")
     print(f"| real images | {step_of(x0):.3f} | |")
     runs = [("dpmpp", 10), ("dpmpp-sde", 10), ("ddpm", 18)]
-    contestants = [(f"{name}, {steps} steps", SAMPLERS[name], steps) for name, steps in runs]
+    contestants = [(f"{name}, {steps} steps", SAMPLERS[name].function, steps) for name, steps in runs]
     contestants += [(f"repaint, 10 steps, each {k} times", partial(repaint, repeats=k), 10) for k in (2, 4, 8)]
     for name, sampler, steps in contestants:
         times = karras_grid(denoiser.schedule, steps)

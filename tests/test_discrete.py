@@ -82,7 +82,7 @@ def test_levels_and_steps_are_exact(name, T):
     one.schedule = schedule
     start, noise = f64(0, 1, 0), f64(0, 0, 1)
     for sampler, variance in STOCHASTIC.items():
-        states = torch.stack([start, *SAMPLERS[sampler](one, start, times, None, lambda step, x: noise)])
+        states = torch.stack([start, *SAMPLERS[sampler].function(one, start, times, None, lambda step, x: noise)])
         gain = states[1:-1, 1] / states[:-2, 1]  # the last step is the mean alone, which forgets x
         close(gain.flip(0), f64(*from_x[1:]))
         close((states[1:-1, 0] - gain * states[:-2, 0]).flip(0), f64(*from_x0[1:]))
@@ -107,7 +107,7 @@ def test_ancestral_sampling_has_the_law_of_theory(name, sampler, T):
         added = {"posterior": beta * (1 - abar[n - 1]) / noisy, "beta": beta if n > 1 else 0.0}[STOCHASTIC[sampler]]
         gain = from_x0 * pull + from_x
         mean, square = gain * mean + from_x0 * still, gain**2 * square + added
-    gain, shift, noise = response(SAMPLERS[sampler], oracle, uniform_grid(oracle.schedule, T))
+    gain, shift, noise = response(SAMPLERS[sampler].function, oracle, uniform_grid(oracle.schedule, T))
     close(f64(shift, gain**2 + noise), f64(mean, square), 1e-9)
 
 
@@ -119,7 +119,7 @@ def test_each_variance_is_exact_for_its_own_data_and_bounds_all_others(sampler):
     times = uniform_grid(schedule, T)
     for std in (0.0, 0.4, 1.0):
         oracle = Gaussian(schedule, 0.0, std)
-        gain, _, noise = response(lambda *a: list(SAMPLERS[sampler](*a))[:-1], oracle, times)
+        gain, _, noise = response(lambda *a: list(SAMPLERS[sampler].function(*a))[:-1], oracle, times)
         start, end = oracle.marginal_std(times[[0, -1]], times[[0, -1]]).square().tolist()
         error = (gain**2 * start + noise) / end - 1
         if std == EXACT_FOR[variance]:

@@ -4,10 +4,12 @@ from functools import partial
 
 import pytest
 import torch
+from checks import functions
 from oracles import ALL, Gaussian, close, normal
 
+from simple_diffusion import samplers
 from simple_diffusion.inpainting import Inpainted, repaint, slerp
-from simple_diffusion.samplers import SAMPLERS, ddim, karras_grid
+from simple_diffusion.samplers import ddim, karras_grid
 from simple_diffusion.sampling import trajectory
 
 STD, RHO, GIVEN = 0.5, 0.9, 0.6
@@ -50,7 +52,7 @@ def test_repaint_draws_the_conditional_law(schedule):
     assert x[:, 1].std().item() == pytest.approx(STD * (1 - RHO**2) ** 0.5, rel=0.1)
 
 
-@pytest.mark.parametrize("sampler", [*SAMPLERS.values(), repaint], ids=[*SAMPLERS, "repaint"])
+@pytest.mark.parametrize("sampler", [*functions(samplers), repaint], ids=[*samplers.SAMPLERS, "repaint"])
 @pytest.mark.parametrize("schedule", ["karras", "cosine", "flow", "discrete"])
 def test_what_is_known_comes_out_and_what_is_not_is_drawn_as_ever(schedule, sampler):
     """Of pixels that do not depend on each other."""

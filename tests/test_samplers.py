@@ -15,10 +15,12 @@ from checks import (
     Spy,
     Z,
     ancestral_moments,
+    functions,
 )
 from oracles import ALL, Gaussian, Mixture, close, f64, normal
 
 from simple_diffusion import samplers, sampling
+from simple_diffusion.cli import options
 from simple_diffusion.denoiser import Denoiser
 from simple_diffusion.networks.unet import UNet
 from simple_diffusion.randomness import Draws
@@ -26,11 +28,12 @@ from simple_diffusion.schedules import Flow, Karras, Linear
 from simple_diffusion.targets import v
 
 every_schedule = pytest.mark.parametrize("schedule", ALL.values(), ids=ALL)
-every_sampler = pytest.mark.parametrize("sampler", samplers.SAMPLERS.values(), ids=samplers.SAMPLERS)
+every_sampler = pytest.mark.parametrize("sampler", functions(samplers), ids=samplers.SAMPLERS)
 
 
 def test_every_sampler_states_its_order():
     assert ORDERS.keys() | STOCHASTIC.keys() | PARTLY.keys() == samplers.SAMPLERS.keys()
+    assert ORDERS.keys() == {name for name, info in samplers.SAMPLERS.items() if info.solves_ode}
     assert set(STOCHASTIC.values()) == EXACT_FOR.keys() == samplers.VARIANCES.keys()
 
 
@@ -69,8 +72,20 @@ def test_solvers_draw_no_noise_and_the_others_do(name):
         drawn.append(step)
         return torch.zeros_like(x)
 
-    list(samplers.SAMPLERS[name](Gaussian(Linear()), Z, samplers.uniform_grid(Linear(), 5), None, noise))
+    list(samplers.SAMPLERS[name].function(Gaussian(Linear()), Z, samplers.uniform_grid(Linear(), 5), None, noise))
     assert drawn == ([0, 1, 2, 3] if name in STOCHASTIC | PARTLY else [])
+
+
+@pytest.mark.parametrize("steps", [1, 10])
+@pytest.mark.parametrize("info", samplers.SAMPLERS.values(), ids=samplers.SAMPLERS)
+def test_nfe_is_the_number_of_calls_of_the_denoiser(info, steps):
+    spy = Spy(Gaussian(Karras()))
+    list(info.function(spy, Z, samplers.karras_grid(Karras(), steps)))
+    assert len(spy.calls) == info.nfe(steps)
+
+
+def test_the_command_line_offers_every_sampler():
+    assert set(options.SAMPLERS) == samplers.SAMPLERS.keys()
 
 
 @every_sampler
@@ -95,7 +110,7 @@ def test_karras_grid_on_karras_is_equation_5_to_its_ends():
     close(Karras().ratio(samplers.karras_grid(Karras(), n)), f64(*want))
 
 
-@pytest.mark.parametrize("sampler", [samplers.SAMPLERS[name] for name in STOCHASTIC], ids=STOCHASTIC)
+@pytest.mark.parametrize("sampler", [samplers.SAMPLERS[name].function for name in STOCHASTIC], ids=STOCHASTIC)
 def test_ancestral_sampling_by_monte_carlo(sampler):
     n, schedule = 20_000, Flow()
     oracle, times = Gaussian(schedule), samplers.karras_grid(schedule, 500)

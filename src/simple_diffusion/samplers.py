@@ -210,17 +210,36 @@ def dpmpp(
         yield x
 
 
-SAMPLERS: dict[str, Sampler] = {
-    "ddpm": ddpm,
-    "ddpm-beta": partial(ddpm, variance="beta"),
-    "ddim": ddim,
-    "heun": heun,
-    "dpmpp": dpmpp,
-    "dpmpp-sde": partial(dpmpp, eta=0.6),
-}
+@dataclass(frozen=True)
+class SamplerInfo:
+    """A sampler and its properties.
 
-SOLVERS = ("ddim", "heun", "dpmpp")
-"""Of the ODE: the same noise gives the same image, the more exactly the more steps; the other samplers add noise."""
+    function       the sampler
+    nfe_per_step   evaluations of the network in a step; the last step of every sampler takes one
+    solves_ode     whether it is deterministic: the same noise gives the same image, and more steps bring that image
+                   closer to the exact solution. The other samplers add noise in every step.
+    usual_steps    number of steps that is enough for most models
+    """
+
+    function: Sampler
+    nfe_per_step: int = 1
+    solves_ode: bool = False
+    usual_steps: int = 20
+
+    def nfe(self, steps: int) -> int:
+        """Number of function evaluations (NFE): how often n steps evaluate the network for an image."""
+        return self.nfe_per_step * (steps - 1) + 1
+
+
+SAMPLERS: dict[str, SamplerInfo] = {
+    "ddpm": SamplerInfo(ddpm, usual_steps=250),
+    "ddpm-beta": SamplerInfo(partial(ddpm, variance="beta"), usual_steps=500),
+    "ddim": SamplerInfo(ddim, solves_ode=True, usual_steps=50),
+    "heun": SamplerInfo(heun, nfe_per_step=2, solves_ode=True),
+    "dpmpp": SamplerInfo(dpmpp, solves_ode=True),
+    "dpmpp-sde": SamplerInfo(partial(dpmpp, eta=0.6)),
+}
+"""Samplers by name."""
 
 FINE = ("heun", 50)
-"""The solver, and its steps, whose solution stands for the exact one."""
+"""The sampler and the number of steps whose solution of the ODE stands for the exact one."""

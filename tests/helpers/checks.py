@@ -33,6 +33,10 @@ class Spy:
         return self.denoiser(x, t, cond)
 
 
+def functions(samplers):
+    return [info.function for info in samplers.SAMPLERS.values()]
+
+
 def recorded(seed=0):
     """Noise that depends on the step alone."""
     return lambda step, x: normal(*x.shape, seed=1000 * seed + step)
@@ -84,7 +88,7 @@ def ends_at_posterior_mean(samplers, schedule):
     """n states; the last is the denoiser's word on the one before, at the last time; labels are passed on."""
     cond = torch.arange(9) % 3
     for grid in samplers.GRIDS.values():
-        for sampler in samplers.SAMPLERS.values():
+        for sampler in functions(samplers):
             for n in (1, 2, 5):
                 times, spy = grid(schedule, n), Spy(Mixture(schedule))
                 states = [Z, *sampler(spy, Z, times, cond, recorded())]
@@ -100,7 +104,7 @@ def single_image_is_solved_exactly(samplers, schedule):
     """Where all data are one image the paths of the ODE are straight: no solver errs, however large its steps."""
     oracle, times = Gaussian(schedule, std=0.0), samplers.karras_grid(schedule, 6, 0.05, 20.0)
     for name in ORDERS:
-        states = samplers.SAMPLERS[name](oracle, oracle.at(Z, times[0]), times, None, still)
+        states = samplers.SAMPLERS[name].function(oracle, oracle.at(Z, times[0]), times, None, still)
         for x, t in zip(states, times[1:], strict=False):
             close(x, oracle.at(Z, t), 1e-9)
 
@@ -136,7 +140,7 @@ def schedule_is_a_clock(samplers, schedule):
     levels, wide = torch.logspace(1.5, -1.5, 12, dtype=torch.float64), Karras(0.01, 100.0)
     times, clock = schedule.time_of(levels), wide.time_of(levels)
     alphas = [*schedule.alpha(times[1:]), 1.0]
-    for sampler in samplers.SAMPLERS.values():
+    for sampler in functions(samplers):
         got = sampler(Mixture(schedule), schedule.alpha(times[0]) * 30 * Z, times, None, recorded())
         want = sampler(Mixture(wide), 30 * Z, clock, None, recorded())
         for alpha, x, y in zip(alphas, got, want, strict=True):
@@ -158,7 +162,7 @@ def gaussian_errors(samplers, schedule, name):
     oracle, errors = Gaussian(schedule), []
     for n in COUNTS:
         times = uneven_grid(schedule, n)
-        *_, x, _ = samplers.SAMPLERS[name](oracle, oracle.at(Z, times[0]), times, None, still)
+        *_, x, _ = samplers.SAMPLERS[name].function(oracle, oracle.at(Z, times[0]), times, None, still)
         errors.append((x - oracle.at(Z, times[-1])).square().mean().sqrt().item())
     return errors
 
@@ -169,7 +173,7 @@ def mixture_errors(samplers, schedule, name):
     for n in COUNTS:
         times = samplers.karras_grid(schedule, n, 0.05, 20.0)
         x = start * schedule.alpha(times[0])
-        *_, x, _ = samplers.SAMPLERS[name](Mixture(schedule), x, times, None, still)
+        *_, x, _ = samplers.SAMPLERS[name].function(Mixture(schedule), x, times, None, still)
         errors.append((x / schedule.alpha(times[-1]) - end).square().mean().sqrt().item())
     return errors
 
@@ -195,7 +199,7 @@ def ddpm_is_bayes(samplers, schedule):
         x0 = oracle(f64(0, 1)[:, None], f64(t)).flatten()
         mean = (a / v * f64(0, 1) + a_s / s_s**2 * x0) / (a**2 / v + 1 / s_s**2)
         for name, variance in STOCHASTIC.items():
-            gain, shift, std = coefficients(samplers.SAMPLERS[name], oracle, t, s)
+            gain, shift, std = coefficients(samplers.SAMPLERS[name].function, oracle, t, s)
             precision = a**2 / v + 1 / ((a_s * EXACT_FOR[variance]) ** 2 + s_s**2)
             close(f64(gain + shift, shift, std), f64(mean[1], mean[0], precision**-0.5), 1e-9)
 
@@ -208,7 +212,9 @@ def ddpm_is_exact_for_its_data(samplers, schedule):
         means, stds = oracle.at(torch.zeros_like(times), times).tolist(), oracle.marginal_std(times, times).tolist()
         mean, square = means[0], stds[0] ** 2
         for i in range(3):
-            gain, shift, std = coefficients(samplers.SAMPLERS[name], oracle, times[i].item(), times[i + 1].item())
+            gain, shift, std = coefficients(
+                samplers.SAMPLERS[name].function, oracle, times[i].item(), times[i + 1].item()
+            )
             mean, square = gain * mean + shift, gain**2 * square + std**2
             close(f64(mean, square), f64(means[i + 1], stds[i + 1] ** 2), 1e-9)
 
@@ -221,7 +227,7 @@ def ddpm_is_the_textbook_on_a_table(samplers, schedule, n=20):
     table = Discrete(betas)
     oracle = Gaussian(table)
     for name, variance in STOCHASTIC.items():
-        x, states = Z, samplers.SAMPLERS[name](oracle, Z, samplers.uniform_grid(table, n), None, recorded())
+        x, states = Z, samplers.SAMPLERS[name].function(oracle, Z, samplers.uniform_grid(table, n), None, recorded())
         for step, i in enumerate(range(n, 0, -1)):
             x0, beta = oracle(x, f64(i / n)), betas[i - 1]
             mean = abar[i - 1].sqrt() * beta / (1 - abar[i]) * x0
@@ -237,7 +243,7 @@ def eta_keeps_the_marginal(samplers, schedule):
     alpha, sigma = schedule.alpha(times).tolist(), schedule.sigma(times).tolist()
     for i, (t, s) in enumerate(zip(times.tolist(), times[1:].tolist(), strict=False)):
         shares = [(partial(f, eta=eta), eta) for f in (samplers.ddim, samplers.dpmpp) for eta in (0.0, 0.4, 1.0)]
-        for sampler, eta in [*shares, *((samplers.SAMPLERS[name], eta) for name, eta in PARTLY.items())]:
+        for sampler, eta in [*shares, *((samplers.SAMPLERS[name].function, eta) for name, eta in PARTLY.items())]:
             gain, shift, std = coefficients(sampler, oracle, t, s)
             mean, variance = gain * alpha[i] * oracle.mean + shift, (gain * sigma[i]) ** 2 + std**2
             close(f64(mean, variance), f64(alpha[i + 1] * oracle.mean, sigma[i + 1] ** 2), 1e-9)
@@ -261,7 +267,7 @@ def ancestral_law_is_the_datas(samplers, schedule):
     from above with too much.
     """
     counts, oracle = (50, 100, 200), Gaussian(schedule)
-    every = {name: samplers.SAMPLERS[name] for name in STOCHASTIC}
+    every = {name: samplers.SAMPLERS[name].function for name in STOCHASTIC}
     every["ddim"] = lambda *a: samplers.ddim(*a, eta=1.0)
     for name, sampler in every.items():
         moments = [ancestral_moments(samplers, schedule, n, sampler) for n in counts]
@@ -275,7 +281,8 @@ def ancestral_law_is_the_datas(samplers, schedule):
 def dpmpp_law_is_the_datas_in_second_order(samplers, schedule):
     """Whatever eta, the mean is the data's, and the variance tends to it in second order, from above."""
     counts, oracle = (50, 100, 200), Gaussian(schedule)
-    for sampler in (samplers.dpmpp, *(samplers.SAMPLERS[name] for name in PARTLY), partial(samplers.dpmpp, eta=1.0)):
+    partly = [samplers.SAMPLERS[name].function for name in PARTLY]
+    for sampler in (samplers.dpmpp, *partly, partial(samplers.dpmpp, eta=1.0)):
         moments = [ancestral_moments(samplers, schedule, n, sampler) for n in counts]
         first, second, third = (variance / oracle.std**2 - 1 for _, variance in moments)
         assert 0 < third < 0.01
@@ -345,7 +352,7 @@ def images_belong_to_seed_and_number(sampling, schedule):
 def trajectory_ends_in_the_images(sampling, schedule):
     """The states of a batch run from the noise that the first step meets to the images that `sample` generates."""
     times, labels = real_samplers.karras_grid(schedule, 4), torch.arange(37) % 3
-    for sampler in real_samplers.SAMPLERS.values():
+    for sampler in functions(real_samplers):
         for cond in (None, labels):
             whole = sampling.sample(Mixture(schedule), (37, 2), times, cond, sampler=sampler, seed=3, batch=16)
             for first in (0, 16, 32):

@@ -380,7 +380,7 @@ REGISTERED = {
         "schedule": schedules.SCHEDULES,
         "table": schedules.BETAS,
         "grid": samplers.GRIDS,
-        "sampler": samplers.SAMPLERS,
+        "sampler": {name: info.function for name, info in samplers.SAMPLERS.items()},
         "target": targets.TARGETS,
         "measure": {name: measure for name, measure in losses.CRITERIA.items() if ours(measure)},
         "metric": {name: public()[name] for name in public() if re.fullmatch(r"evaluation\.metrics\.[a-z_]+", name)},

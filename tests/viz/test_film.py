@@ -77,7 +77,7 @@ def test_the_last_panel_is_the_image_bit_for_bit(name):
     for p in net.parameters():
         torch.nn.init.normal_(p, std=0.05)
     denoiser, cond = Denoiser(net, Karras(), v, 0.5).eval(), torch.arange(5) % 4
-    times, given = karras_grid(Karras(), 4), {"sampler": SAMPLERS[name], "seed": 3}
+    times, given = karras_grid(Karras(), 4), {"sampler": SAMPLERS[name].function, "seed": 3}
     x_t, x0_hat = film(denoiser, (5, 1, 8, 8), times, cond, **given)
     image = sample(denoiser, (5, 1, 8, 8), times, cond, **given)
     assert image.std() > 0.05
@@ -90,8 +90,8 @@ def test_the_last_panel_is_the_image_bit_for_bit(name):
 @pytest.mark.parametrize("name", ["ddpm", "ddim", "dpmpp"])
 def test_x0_hat_is_the_posterior_mean_that_the_step_was_given(name):
     oracle, times = Gaussian(Cosine(), mean=0.1), uniform_grid(Cosine(), 20)
-    _, x0_hat = film(oracle, SHAPE, times, sampler=SAMPLERS[name], shares=[0, 0.25, 0.5, 1])
-    path = list(trajectory(oracle, SHAPE, times, sampler=SAMPLERS[name]))
+    _, x0_hat = film(oracle, SHAPE, times, sampler=SAMPLERS[name].function, shares=[0, 0.25, 0.5, 1])
+    path = list(trajectory(oracle, SHAPE, times, sampler=SAMPLERS[name].function))
     for panel, step in zip(x0_hat, [1, 5, 10, 20], strict=True):
         assert torch.equal(panel, to_uint8(oracle(path[step - 1], times[step - 1])))
     assert len(x0_hat.unique()) > 20
@@ -106,7 +106,7 @@ def test_heun_shows_the_answer_at_its_second_point():
         return answers[-1][1]
 
     heard.schedule = oracle.schedule
-    _, x0_hat = film(heard, SHAPE, times, sampler=SAMPLERS["heun"], shares=[0, 1])
+    _, x0_hat = film(heard, SHAPE, times, sampler=SAMPLERS["heun"].function, shares=[0, 1])
     assert [t for t, _ in answers] == [1, 0.75, 0.75, 0.5, 0.5, 0.25, 0.25]
     assert {len(answer) for _, answer in answers} == {64}  # filled up as in `samples`, or the last bits would differ
     assert torch.equal(x0_hat[0], to_uint8(answers[1][1][:3]))

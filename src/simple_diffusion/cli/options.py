@@ -103,11 +103,15 @@ def device_options(sub: Parser) -> None:
     sub.add_argument("--precision", default="auto", choices=("auto", "fp32", "bf16"))
 
 
+SAMPLERS = ("ddpm", "ddpm-beta", "ddim", "heun", "dpmpp", "dpmpp-sde")
+"""The names in `samplers.SAMPLERS`, which would import torch. A test compares the two."""
+
+
 def sampling_options(sub: Parser) -> None:
     sub.add_argument("--guidance", type=scale, metavar="SCALE", help="0 ignores labels, 1 is none, above 1 stronger")
     sub.add_argument("--autoguidance", type=scale, metavar="SCALE", help="by an early snapshot: 1 is none")
     sub.add_argument("--steps", type=whole(1, 10000), metavar="N", help="steps of the sampler")
-    sub.add_argument("--sampler", choices=("ddpm", "ddpm-beta", "ddim", "heun", "dpmpp", "dpmpp-sde"))
+    sub.add_argument("--sampler", choices=SAMPLERS)
     sub.add_argument("--seed", type=seed, default=0, metavar="N", help="of the noise (default 0)")
 
 

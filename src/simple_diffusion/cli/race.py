@@ -97,8 +97,8 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
 
 def samplers(args: argparse.Namespace, model, course) -> dict[str, Any]:
     """The race of samplers."""
-    from ..evaluation.sweep import choice, cost_of, drawn, drawn_by, entrants, front, race
-    from ..samplers import FINE
+    from ..evaluation.sweep import choice, drawn, drawn_by, entrants, front, race
+    from ..samplers import FINE, SAMPLERS
     from ..system.files import write_atomic
     from ..viz.plots import race_curves
 
@@ -106,7 +106,7 @@ def samplers(args: argparse.Namespace, model, course) -> dict[str, Any]:
     began, few = time.perf_counter(), min(n, 128)
     drawn(model, drawn_by("dpmpp", 10), few, None if labels is None else labels[:few], course.seed)
     laps_to_run = entrants(args.evaluations)
-    evaluations = sum(cost_of(*one) for one in [*laps_to_run, FINE])
+    evaluations = sum(SAMPLERS[name].nfe(steps) for name, steps in [*laps_to_run, FINE])
     estimate = (time.perf_counter() - began) / few / 10 * evaluations * n
     say(args, f"{len(laps_to_run)} laps of {n:,} images: about {estimate:.0f} s for drawing.")
     laps = []

@@ -29,7 +29,6 @@ from ..validation import keep_out
 
 PROBE = 128  # real images that the network denoises in one diagnosis, and as many unseen ones
 DRAWN = 64  # images drawn in one: a batch of the sampler
-FINE = 40  # steps of dpmpp that stand for the exact solution
 MEASURED = 4000  # most images behind a statistic of the data
 MIDDLE = (LEVELS > 0.15) & (LEVELS < 3)
 """The noise levels at which images take shape: below only grain is removed, above the answer is the average image."""

@@ -10,9 +10,9 @@ from ..denoising_error import LEVELS, model_error, noised
 from ..evaluation.memorization import NEIGHBOUR, find_copies
 from ..guidance import Guided
 from ..randomness import permutation
-from ..samplers import SAMPLERS, SOLVERS, karras_grid
+from ..samplers import FINE, SAMPLERS, karras_grid
 from ..sampling import sample
-from .patient import DRAWN, FINE, MEASURED, MOST, Finding, Patient, Unknown, ratio
+from .patient import DRAWN, MEASURED, MOST, Finding, Patient, Unknown, ratio
 from .weights import OVER_FITTING_MEND
 
 
@@ -120,36 +120,37 @@ def too_few_steps(patient: Patient) -> Finding:
     """
     fine = exact(patient)
     config, samples = patient.config, patient.samples
-    if config.sampler not in SOLVERS:
+    info, many = SAMPLERS[config.sampler], FINE[1]
+    if not info.solves_ode:
         here, there = grain(samples), grain(fine)
         off = max(here / there, there / here) - 1
         said, bound = (
-            f"the grain of {config.sampler}'s images differs by {off:.0%} from that of {FINE} exact steps",
+            f"the grain of {config.sampler}'s images differs by {off:.0%} from that of {many} exact steps",
             0.3,
         )
     else:
         apart = (fine - fine.roll(1, 0)).square().mean().sqrt().clamp(min=1e-6)
         off = ((samples - fine).square().mean().sqrt() / apart).item()
         said = (
-            f"{config.sampler}'s images are {off:.0%} as far from those of {FINE} exact steps as two images are apart"
+            f"{config.sampler}'s images are {off:.0%} as far from those of {many} exact steps as two images are apart"
         )
         bound = 0.35
     other = "" if config.sampler == "dpmpp" else ", or with --sampler dpmpp --steps 20"
-    steps = {"ddpm": 250, "ddpm-beta": 500, "ddim": 50}.get(config.sampler, 20)
     return Finding(
         off / bound,
         f"in {config.sampler_steps} steps {said}",
-        f"draw with --steps {max(steps, 2 * config.sampler_steps)}{other}",
+        f"draw with --steps {max(info.usual_steps, 2 * config.sampler_steps)}{other}",
     )
 
 
 def exact(patient: Patient) -> Tensor:
-    """DRAWN samples of the same noise in FINE steps of dpmpp on the Karras grid, in [-1, 1]."""
+    """DRAWN samples of the same noise by the FINE solver on the Karras grid, in [-1, 1]."""
     assert patient.model is not None
+    name, steps = FINE
     denoiser, _, _ = patient.spec.sampler(patient.denoiser, patient.model.guide)
-    times = karras_grid(patient.denoiser.schedule, FINE)
+    times = karras_grid(patient.denoiser.schedule, steps)
     shape = (DRAWN, *patient.info.shape)
-    given = {"sampler": SAMPLERS["dpmpp"], "seed": patient.seed, "device": patient.device}
+    given = {"sampler": SAMPLERS[name].function, "seed": patient.seed, "device": patient.device}
     return sample(denoiser, shape, times, patient.labels, **given).clamp(-1, 1)
 
 

@@ -17,20 +17,15 @@ from ..data.images import to_uint8
 from ..guidance import Interval
 from ..model.generate import generate_batches
 from ..model.model_file import Model
-from ..samplers import FINE, SOLVERS
+from ..samplers import FINE, SAMPLERS
 from ..sampling import distance
 from .extractors import Features
 from .features import NEIGHBOURS, Featured, accuracy_of, fid_and_error, fid_of, some
 from .metrics import kernel_distance, precision_recall
 from .paired import difference_of
 
-RACERS = {"ddim": 1, "heun": 2, "dpmpp": 1, "dpmpp-sde": 1, "ddpm": 1}
-"""Samplers by name, and the evaluations that a step takes; heun's last step takes one."""
-
-
-def cost_of(sampler: str, steps: int) -> int:
-    """Evaluations of the network by image."""
-    return RACERS[sampler] * (steps - 1) + 1
+SWEPT = {name: info for name, info in SAMPLERS.items() if info.usual_steps <= 250}
+"""The samplers that are compared: all that do not need hundreds of steps."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -54,7 +49,7 @@ class SweepPoint:
     @property
     def cost(self) -> int:
         """Evaluations of the network by image."""
-        return cost_of(self.sampler, self.steps)
+        return SAMPLERS[self.sampler].nfe(self.steps)
 
     def settings(self) -> dict[str, Any]:
         """What the config takes over."""
@@ -68,7 +63,7 @@ def drawn_by(sampler: str, steps: int) -> dict[str, Any]:
 
 def entrants(costs: Iterable[int]) -> list[tuple[str, int]]:
     """(sampler, steps) at each cost that a whole number of steps comes to, or one evaluation less."""
-    racing = [(name, (cost - 1) // each + 1) for cost in costs for name, each in RACERS.items()]
+    racing = [(name, (cost - 1) // info.nfe_per_step + 1) for cost in costs for name, info in SWEPT.items()]
     return [(name, steps) for name, steps in racing if steps >= 2]
 
 
@@ -135,7 +130,7 @@ def race(model: Model, costs: Iterable[int], course: Course) -> Iterator[SweepPo
     for name, steps in entrants(costs):
         x = drawn(model, drawn_by(name, steps), *on)
         side = Featured(*course.extractor(to_uint8(x)))
-        away = distance(x, fine) if name in SOLVERS else None
+        away = distance(x, fine) if SAMPLERS[name].solves_ode else None
         yield SweepPoint(name, steps, *fid_and_error(course.real, side), kid_of(course.real, side), away, side)
 
 

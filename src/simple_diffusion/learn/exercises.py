@@ -151,7 +151,7 @@ EXERCISES: tuple[Exercise, ...] = (
                 lambda x, x0, z, *levels: ddpm_step(x, x0, ddpm_std(x, x0, z, *levels) * z, *levels)
             ),
             "its variance is beta, without sigma_s^2 / sigma_t^2, so that the last step adds noise": (
-                partial(step, samplers.SAMPLERS["ddpm-beta"])
+                partial(step, samplers.SAMPLERS["ddpm-beta"].function)
             ),
             "the noise is scaled by sigma_s": lambda x, x0, z, *levels: ddpm_mean(x, x0, z, *levels) + levels[3] * z,
             "the noise is not scaled": lambda x, x0, z, *levels: ddpm_mean(x, x0, z, *levels) + z,

@@ -109,4 +109,4 @@ class ModelSpec:
             unconditional = config.guidance == 0  # at every level, not only where guidance acts
             denoiser = Guided(denoiser, config.guidance, classes, EVERYWHERE if unconditional else interval)
         times = GRIDS[config.grid](denoiser.schedule, config.sampler_steps)
-        return Clipped(denoiser), times, SAMPLERS[config.sampler]
+        return Clipped(denoiser), times, SAMPLERS[config.sampler].function

@@ -17,7 +17,7 @@ from ..errors import UsageError
 from ..inpainting import Inpainted, repaint, slerp
 from ..model.model_file import Model, read
 from ..model.posthoc_ema import posthoc_model
-from ..samplers import FINE, SAMPLERS, SOLVERS, levels_along
+from ..samplers import FINE, SAMPLERS, levels_along
 from ..sampling import distance, start_noise, trajectory
 from ..viz.film import Recorder, steps_shown, visible
 
@@ -60,8 +60,9 @@ class SampleRequest:
                 raise UsageError(f"a seed is from 0 to {2**53 - 1}, not {seed}")
         if self.sampler not in SAMPLERS:
             raise UsageError(f"there is no sampler {self.sampler!r}: use one of {', '.join(SAMPLERS)}")
-        if self.to_seed is not None and self.sampler not in SOLVERS:
-            raise UsageError(f"{self.sampler} adds noise of its own on the way: use one of {', '.join(SOLVERS)}")
+        if self.to_seed is not None and not SAMPLERS[self.sampler].solves_ode:
+            deterministic = ", ".join(name for name, info in SAMPLERS.items() if info.solves_ode)
+            raise UsageError(f"{self.sampler} adds noise of its own on the way: use one of {deterministic}")
         if self.to_seed is not None and self.image is not None:
             raise UsageError("a way between two seeds can't be inside an image: ask for one of them")
         if (self.image is None) != (self.mask is None):
@@ -114,7 +115,6 @@ class Session:
             "parameters": sum(p.numel() for p in self.model.denoiser.parameters()),
             "trained": {"steps": self.model.step, "seconds": self.model.seconds},
             "samplers": [*SAMPLERS],
-            "solvers": SOLVERS,
             "sampler": config.sampler,
             "steps": config.sampler_steps,
             "guidance": config.guidance,
@@ -247,7 +247,7 @@ class Session:
                 sending += time.perf_counter() - paused
         seconds = time.perf_counter() - began - sending
         away = None
-        if ask.measure and ask.sampler in SOLVERS and ask.image is None:
+        if ask.measure and SAMPLERS[ask.sampler].solves_ode and ask.image is None:
             away = distance(x.cpu(), (yield from self.fine_of(ask)))
         yield {"seconds": round(seconds, 4), "distance": away}
 
