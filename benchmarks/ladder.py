@@ -120,7 +120,7 @@ def task(training: str, seed: int, steps: int, n: int, data: str) -> dict[str, d
     ema = EMA(denoiser, decay_of(config))
     for step in updates:
         ema.update(denoiser, step.n)
-        budget.advance(step.n, 0)
+        budget.sync(step.n, 0)
         if step.n == steps:
             break
     trained = time.perf_counter() - budget.started

@@ -198,7 +198,7 @@ def test_the_model_of_a_run_is_its_averaged_weights(squares, tmp_path, monkeypat
         kept = min(0.3, later / (later + 10))
         for name, p in denoiser.named_parameters():
             average[name] = kept * average.get(name, 0.0) + (1 - kept) * p.detach()
-        budget.advance(step.n, signal=0)
+        budget.sync(step.n, signal=0)
     found = dict(load(tmp_path / "run").named_parameters())
     for name, want in average.items():
         torch.testing.assert_close(found[name], want, rtol=1e-5, atol=1e-7)

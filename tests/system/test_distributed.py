@@ -223,14 +223,14 @@ def test_a_run_goes_on_with_another_number_of_processes(squares, tmp_path, capsy
 
 
 def test_a_signal_to_one_at_the_very_end_does_not_part_them(squares, tmp_path):
-    real = run.finish
+    real = run.Trainer.finish
 
-    def finish(*args):
+    def finish(trainer):
         hit(signal.SIGTERM)
-        return real(*args)
+        return real(trainer)
 
     argv = training(squares, tmp_path / "run")
-    codes, said = together(tmp_path, command(argv, only(1, lambda: patch.object(run, "finish", finish))))
+    codes, said = together(tmp_path, command(argv, only(1, lambda: patch.object(run.Trainer, "finish", finish))))
     assert codes == [143, 143], said
 
 
@@ -277,18 +277,17 @@ def test_other_settings_are_refused(squares, tmp_path):
 def test_other_weights_are_found_before_they_are_saved(squares, tmp_path):
     def drift():
         def work():
-            weights = next(run_.state.denoiser.parameters())
+            weights = next(trainers[0].state.denoiser.parameters())
             weights.data.view(-1)[0] += 1e-6
 
-        real, run_ = run.train_on, None
+        real, trainers = run.Trainer.train, []
 
-        def train_on(run, quiet):
-            nonlocal run_
-            run_ = run
-            return real(run, quiet)
+        def train(trainer):
+            trainers.append(trainer)
+            return real(trainer)
 
         stack = ExitStack()
-        stack.enter_context(patch.object(run, "train_on", train_on))
+        stack.enter_context(patch.object(run.Trainer, "train", train))
         stack.enter_context(after_step(4, work))
         return stack
 

@@ -33,9 +33,9 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
     from ..model.build import ModelSpec
     from ..model.model_file import read
     from ..run.budget import MOST_RESERVE
+    from ..run.command import command_of
     from ..run.folder import refuse_held
     from ..run.report import FILE, FILM, LEVELS_FILE, write_report
-    from ..run.trainer import command_of
     from ..system.files import write_atomic
     from .sample import film_file
 

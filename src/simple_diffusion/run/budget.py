@@ -1,4 +1,4 @@
-"""How much of a run is done, by the clock or by steps, and the learning rate that follows from it."""
+"""How much of a run is over, in seconds or in steps, and the learning rate that follows from it."""
 
 import time
 from dataclasses import dataclass
@@ -8,17 +8,17 @@ from ..system.distributed import all_max, rank
 from ..training import LEARNING_RATES
 
 MOST_RESERVE = 0.03
-"""Share of a run by the clock that may be kept for what follows the last step: it may end so much early."""
+"""The largest share of a timed run that is reserved for what follows the last step: the run may end this much early."""
 
 
 @dataclass
 class Budget:
-    """How much of a run is done.
+    """How much of a run is over.
 
     config    gives the length
-    started   `time.perf_counter()` when the command began: the clock counts everything since
-    before    seconds that the run took before, if it was stopped and goes on
-    reserve   seconds to keep for what follows the last step; grows to what saving and drawing turn out to take
+    started   `time.perf_counter()` when the command began; all time since then counts
+    before    seconds that the run had taken when it was stopped, for a run that is resumed
+    reserve   seconds reserved for what follows the last step; set by how long saving and drawing take
     progress  share of the run that is over, 1 at its end
     """
 
@@ -30,24 +30,53 @@ class Budget:
 
     @property
     def elapsed(self) -> float:
+        """Seconds that the run has taken."""
         return self.before + time.perf_counter() - self.started
 
     def expect(self, seconds: float) -> None:
-        """Keep so much in reserve, but never more than MOST_RESERVE of the run."""
+        """Reserve these seconds for the end of the run, but at most MOST_RESERVE of its length."""
         self.reserve = min(seconds, MOST_RESERVE * self.config.seconds)
 
     def lr(self, step: int) -> float:
-        """The learning rate of the step that comes next."""
+        """The learning rate of the next step."""
         return self.config.lr * LEARNING_RATES[self.config.lr_schedule](self.progress, self.config.warmup)
 
-    def advance(self, step: int, signal: int) -> int:
-        """Set the progress after `step` updates, by the clock of rank 0.
+    def sync(self, step: int, signal: int) -> int:
+        """Let all processes agree on the progress after `step` updates, by the clock of rank 0, and on signals.
 
-        Returns the signal that some process of the run has got, 0 if none has.
+        signal   number of the signal that this process received, 0 for none
+
+        Returns the number of a signal that any process received, 0 for none.
         """
         if self.config.steps:
             progress = step / self.config.steps
         else:
             progress = min(1.0, self.elapsed / max(self.config.seconds - self.reserve, 1e-9))
-        self.progress, heard = all_max(progress if rank() == 0 else 0.0, signal)
-        return int(heard)
+        self.progress, signal_of_any = all_max(progress if rank() == 0 else 0.0, signal)
+        return int(signal_of_any)
+
+
+@dataclass
+class Throughput:
+    """Training images a second since a step of the run.
+
+    batch   images a step
+    step    the step from which they are counted
+    time    the budget's clock at that step
+    """
+
+    batch: int
+    step: int
+    time: float
+
+    def restart(self, step: int, now: float) -> None:
+        """Count from this step."""
+        self.step, self.time = step, now
+
+    def exclude(self, seconds: float) -> None:
+        """Do not count these seconds: no step was made in them."""
+        self.time += seconds
+
+    def speed(self, step: int, now: float) -> float:
+        """Images a second up to this step."""
+        return (step - self.step) * self.batch / max(now - self.time, 1e-9)

@@ -1,29 +1,25 @@
-"""A training run: the loop with its budget, its averaged weights, its log, and its folder.
+"""A training run: the loop with its budget, averaged weights, log and folder.
 
 FOLDER/
   config.toml          every setting, and the command that repeats the run
   log.csv              step, images, seconds, loss, learning_rate, images_per_second, held_out_loss
-  left-out.csv         the images that could not be read, and why; only where some were left out
-  checkpoints/         all that `--resume` needs, the newest two
-  averages/            averages of two widths at each fifth of the way, for `--ema`
-  model.safetensors    what `sample` uses: averaged weights and config; rewritten with each picture and at every stop
-  samples/             grids drawn from fixed noise while it trained
-  report.html          all of it on one page, renewed with each picture
-  lock                 who holds the folder
+  left-out.csv         the images that could not be read, with the reason; only if there are any
+  checkpoints/         the two newest checkpoints, for `--resume`
+  averages/            averaged weights of two EMA lengths at each fifth of the run, for `--ema`
+  model.safetensors    averaged weights and configuration, for `sample`; written with each picture and at every stop
+  samples/             grids of samples from the same noise, made during training
+  report.html          all of this on one page; written with each picture
+  lock                 the process that uses the folder
 """
 
-import json
 import math
-import shlex
-import sys
 from contextlib import ExitStack
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
-from tqdm import tqdm
 
 from ..data.images import Images, left_out_csv, to_unit
 from ..data.info import DataInfo
@@ -41,55 +37,38 @@ from ..randomness import permutation
 from ..system.distributed import all_max, broadcast, check_same_task, check_same_weights, on_rank0, rank
 from ..system.files import damaged, remove_parts, write_atomic
 from ..system.signals import Stopped, stop_on_signals
-from ..training import NotFiniteError
+from ..training import NotFiniteError, Step
 from ..validation import HeldOut, keep_out
 from ..viz.grids import make_grid, png
 from ..viz.plots import Points
-from .budget import Budget
+from .budget import Budget, Throughput
 from .checkpoint import Checkpoint, State, latest, room_for, save_checkpoint
+from .command import command_of, config_toml
+from .display import Display
 from .estimate import outlook
 from .folder import hold, refuse_taken
 from .log import Log
-from .milestones import PICTURES
+from .milestones import CHECKS, PICTURES, ROWS, Milestones
 from .report import write_report
 from .steps import decay_of, learner, suspects, updates
 
 DRAWING = 0.05
+"""Largest share of the time so far that pictures may have taken when the next one is drawn."""
 
 PREVIEW: dict[str, Any] = {"sampler": "dpmpp", "grid": "karras"}
-"""How pictures are drawn while it trains, in at most PREVIEW_STEPS steps: DDPM's thousand would take longer than it."""
+"""How pictures are sampled during training, in at most PREVIEW_STEPS steps: DDPM's thousand steps take too long."""
 PREVIEW_STEPS = 10
 
-SETTLED = 2  # steps after which a speed can be measured
-LOOK = 4.0  # seconds of steps behind the outlook
+SETTLED = 2  # steps after which the speed is measured
+LOOK = 4.0  # seconds for which it is measured
 
-CHECKS = 20  # measurements of the held-out loss in a run
-ROWS = 200  # of the log
-RECENT = 0.2  # weight of a row in the running means
-BOUNDED = 1000  # images that the bounds of the loss are computed from
+RECENT = 0.2  # weight of a row of the log in the running mean of the losses
+BOUNDED = 1000  # images from which the bounds of the loss are computed
 
 
 def preview_labels(classes: int, rows: int = 10, columns: int = 10) -> Tensor | None:
-    """One label for each image of a grid that has one class a row: int64 `[N]`, or None without classes."""
+    """Labels for a grid that has one class in each row: int64 `[N]`, or None without classes."""
     return torch.arange(min(classes, rows)).repeat_interleave(columns) if classes else None
-
-
-def command_of(config: Config, steps: int = 0) -> str:
-    """The command that repeats a run; a run by the clock is repeated by the steps that its time gave it."""
-    if steps:
-        config = replace(config, steps=steps, seconds=0.0)
-    words = ["simple-diffusion", "train", config.data]
-    for key, value in asdict(config).items():
-        if value != asdict(Config())[key] and key != "data":
-            words += ["--set", f"{key}={','.join(map(str, value)) if isinstance(value, tuple) else value}"]
-    return shlex.join(words)
-
-
-def config_toml(config: Config, steps: int = 0) -> bytes:
-    """config.toml: JSON's strings, numbers and lists are TOML's too."""
-    lines = ["# every setting of this run; the command that repeats it:", f"# {command_of(config, steps)}", ""]
-    lines += [f"{key} = {json.dumps(value)}" for key, value in asdict(config).items()]
-    return ("\n".join(lines) + "\n").encode()
 
 
 def bounds_of_loss(spec: ModelSpec, images: Images, denoiser: Denoiser) -> dict[str, Points]:
@@ -115,7 +94,14 @@ def bounds_of_loss(spec: ModelSpec, images: Images, denoiser: Denoiser) -> dict[
 
 @dataclass(frozen=True)
 class Result:
-    """How a run ended."""
+    """How a run ended.
+
+    loss           of the last row of the log
+    signal         that stopped the run, 0 for none
+    picture        the last grid of samples, None if a signal interrupted it
+    held_out_loss  the lowest one, None if it was not measured
+    gave_up        whether the run stopped early because the held-out loss no longer fell
+    """
 
     folder: Path
     step: int
@@ -125,116 +111,290 @@ class Result:
     images_per_second: float
     signal: int
     picture: Path | None
-    held_out_loss: float | None = None  # the lowest
-    gave_up: bool = False  # it stopped because the held-out loss had not fallen for long
+    held_out_loss: float | None = None
+    gave_up: bool = False
 
 
-@dataclass
 class Trainer:
-    """A run under way: what it trains, and what it leaves behind. Only rank 0 writes.
+    """A training run: its state, its milestones, and the files that it writes. Only rank 0 writes.
 
-    drawing   seconds spent on pictures
-    saved     when the last checkpoint was written, on the budget's clock
-    recent    running mean of the loss of each sample `[B]`, whose noise levels are stratified; None before there is one
-    bounds    of the loss by noise level, computed with the first report
+    spec      of the model
+    images    to train on
+    folder    of the run
+    state     at the beginning of the run, or restored from a checkpoint
+    budget    whose progress is that of the state
+    stopped   a signal that stops the run
+    quiet     print nothing
     """
 
-    spec: ModelSpec
-    images: Images
-    folder: Path
-    state: State
-    budget: Budget
-    stopped: Stopped
-    drawing: float = 0.0
-    saved: float = 0.0
-    recent: Tensor | None = None
-    bounds: dict[str, Points] | None = None
-    pictures: list[float] = field(default_factory=list)
+    def __init__(
+        self, spec: ModelSpec, images: Images, folder: Path, state: State, budget: Budget, stopped: Stopped, quiet: bool
+    ):
+        self.spec, self.images, self.folder, self.state = spec, images, folder, state
+        self.budget, self.stopped = budget, stopped
+        self.config, self.numbers = spec.config, state.numbers
+        n, progress = self.numbers.n, budget.progress
 
-    @property
-    def config(self) -> Config:
-        return self.spec.config
+        self.pictures = Milestones(PICTURES, progress=progress)
+        self.rows = Milestones(range(1, ROWS + 1), ROWS, progress)
+        self.checks = Milestones(range(1, CHECKS + 1), CHECKS, progress)
+        self.averages = Milestones(missing_averages(folder) if state.second is not None else ())
+        self.snapshot = Milestones([self.config.snapshot] if self.config.snapshot and state.guide is None else ())
 
-    def model(self) -> Model:
-        """The averaged weights, ready to be saved."""
-        numbers = self.state.numbers
-        return Model(self.state.ema.model, self.spec, numbers.n, self.budget.elapsed, self.state.guide)
+        self.log = Log(folder, after=n) if rank() == 0 else None
+        self.loss = math.nan if self.log is None else self.log.loss  # of the last row
+        self.mean_losses: Tensor | None = None  # running mean over the rows, for each sample of the batch `[B]`
+        self.bounds: dict[str, Points] | None = None  # of the loss by noise level
+        self.display = Display(folder.name, quiet)
 
-    def save(self, log: Log | None = None) -> None:
-        """Write a checkpoint. Raises ResourceError, on every process."""
-        self.state.numbers.seconds = self.budget.elapsed
-        check_same_weights(list(self.state.denoiser.parameters()))
+        now = budget.elapsed
+        self.saved = self.numbers.seconds  # when the last checkpoint was written
+        self.drawing = 0.0  # seconds spent on pictures
+        self.first_step = n
+        self.since_start = Throughput(self.config.batch, n, now)
+        self.since_row = Throughput(self.config.batch, n, now)
+        self.since_settled: Throughput | None = None  # None before the speed can be measured, and once it was printed
 
-        def write() -> None:
-            if log is not None:
-                log.sync()
-            save_checkpoint(self.folder, self.spec, self.state)
+    def train(self) -> None:
+        """Train until the end of the run or a signal. Raises DivergedError after saving the last good weights."""
+        state, budget, numbers = self.state, self.budget, self.numbers
+        learning = state.denoiser, state.optimizer, budget.lr
+        steps = updates(self.spec, self.images, *learning, start=numbers.n, bad=numbers.bad)
+        try:
+            while not numbers.done:
+                step = next(steps)
+                self.take(step)
+                self.print_forecast(step)
 
-        on_rank0(write)
-        self.saved = self.budget.elapsed
+                signal = budget.sync(step.n, self.stopped.number)
+                self.keep_averages()
+                self.validate()
+                is_over = budget.progress >= 1 or self.out_of_patience()
+                if self.rows.due(budget.progress) or is_over:
+                    self.write_row(step)
+
+                if is_over or signal:
+                    numbers.done = is_over
+                    self.stopped.number = self.stopped.number or signal
+                    break
+                self.checkpoint_and_draw()
+        except NotFiniteError as error:
+            self.save_model(with_picture=False)
+            self.report(live=False)
+            where = suspects(error.step, self.images, self.spec)
+            raise DivergedError(f"{error}, or look at {where}") from error
+        finally:
+            self.display.close()
+            if self.log is not None:
+                self.log.close()
+
+    def take(self, step: Step) -> None:
+        """Update the averaged weights with a step, or report that it was skipped."""
+        state, numbers = self.state, self.numbers
+        numbers.n, numbers.bad = step.n, 0 if step.finite else numbers.bad + 1
+        if step.finite:
+            state.ema.update(state.denoiser, step.n)
+            if state.second is not None:
+                state.second.update(state.denoiser, step.n)
+            state.losses.append(step.losses)
+        elif not self.display.quiet:
+            where = suspects(step, self.images, self.spec)
+            self.display.print(f"step {step.n} was left out, it is not finite: {where}")
+
+    def print_forecast(self, step: Step) -> None:
+        """Print once, after some seconds, how the run will end."""
+        now = self.budget.elapsed
+        if step.n - self.first_step == SETTLED:
+            self.since_settled = Throughput(self.config.batch, step.n, now)
+        elif self.since_settled is not None and now >= self.since_settled.time + LOOK:
+            speed = self.since_settled.speed(step.n, now)
+            seen, device = step.n * self.config.batch, step.losses.device
+            self.display.print(str(outlook(self.config, len(self.images), speed, device, seen, now)))
+            self.since_settled = None
 
     def keep_averages(self) -> None:
-        """Write both averages as they are now."""
-        assert self.state.second is not None
-        models = self.state.ema.model, self.state.second.model
-        named = dict(zip(posthoc_ema.widths_of(self.config), models, strict=True))
-        on_rank0(lambda: posthoc_ema.keep(self.folder, self.state.numbers.n, named))
+        """Keep the averaged weights where a milestone is reached: a snapshot for autoguidance, two EMA lengths."""
+        state = self.state
+        if self.snapshot.due(self.budget.progress):
+            state.guide = state.ema.snapshot()
+        if state.second is not None and self.averages.due(self.budget.progress):
+            models = state.ema.model, state.second.model
+            by_length = dict(zip(posthoc_ema.widths_of(self.config), models, strict=True))
+            on_rank0(lambda: posthoc_ema.keep(self.folder, self.numbers.n, by_length))
 
-    def show(self, picture: bool) -> Path | None:
-        """Save the averaged weights and draw a grid with them; what that takes is kept in reserve for the end."""
-        began, path = self.budget.elapsed, None
-        model = self.model()
+    def validate(self) -> None:
+        """Measure the held-out loss where it is due."""
+        held_out, progress = self.state.held_out, self.budget.progress
+        if held_out is not None and self.checks.due(progress):
+            self.numbers.held_out_loss = held_out.check(self.state.ema.model, progress)
+            self.numbers.best, self.numbers.best_progress = held_out.best, held_out.best_progress
+
+    def out_of_patience(self) -> bool:
+        """Whether the held-out loss has not fallen for longer than the configuration's `patience`."""
+        held_out, patience = self.state.held_out, self.config.patience
+        return held_out is not None and 0 < patience <= self.budget.progress - held_out.best_progress
+
+    def write_row(self, step: Step) -> None:
+        """Write a row of the log from the losses since the last one."""
+        elapsed, progress, numbers = self.budget.elapsed, self.budget.progress, self.numbers
+        self.loss = self.mean_loss()
+        speed = self.since_row.speed(step.n, elapsed)
+        held_out_loss = "" if numbers.held_out_loss is None else f"{numbers.held_out_loss:.6g}"
+        cells = f"{step.n * self.config.batch}", f"{elapsed:.2f}", f"{self.loss:.6g}", f"{step.lr:.4g}", f"{speed:.0f}"
+        if self.log is not None:
+            self.log.row(step.n, *cells, held_out_loss)
+        self.since_row.restart(step.n, self.budget.elapsed)
+        self.display.update(progress, self.loss, speed, elapsed / progress - elapsed)
+
+    def mean_loss(self) -> float:
+        """The mean of the losses since the last row, which go into the running means; NaN if there are none."""
+        if not self.state.losses:
+            return math.nan
+        losses = torch.cat(self.state.losses).view(-1, self.config.batch)
+        self.state.losses.clear()
+        recent = losses.mean(0)
+        self.mean_losses = recent if self.mean_losses is None else self.mean_losses.lerp(recent, RECENT)
+        return losses.mean().item()
+
+    def checkpoint_and_draw(self) -> None:
+        """Write a checkpoint, and save and draw the model, where they are due."""
+        began, progress = self.budget.elapsed, self.budget.progress
+        can_draw = self.pictures.reached(progress) and self.drawing <= DRAWING * began
+        saves, draws = broadcast(began - self.saved >= self.config.save_seconds, can_draw)
+        if saves:
+            write_checkpoint(self.folder, self.spec, self.state, self.budget, self.log)
+            self.saved = self.budget.elapsed
+        if draws:
+            self.pictures.due(progress)
+            self.save_model(with_picture=True)
+            self.report(live=True)
+            self.display.picture(progress, self.numbers.n, self.loss)
+        self.since_row.exclude(self.budget.elapsed - began)
+
+    def save_model(self, with_picture: bool) -> Path | None:
+        """Save the averaged weights, and a grid of samples from them unless a signal arrives. Returns its path.
+
+        The time that this takes is reserved for the end of the run.
+        """
+        began, picture = self.budget.elapsed, None
+        model = Model(self.state.ema.model, self.spec, self.numbers.n, began, self.state.guide)
         on_rank0(lambda: save(self.folder / MODEL_FILE, model))
-        if picture:
-            labels = preview_labels(self.spec.info.classes)
-            count = 64 if labels is None else len(labels)
-            quick = model.changed(**PREVIEW, sampler_steps=min(self.config.sampler_steps, PREVIEW_STEPS))
-            pixels = generate(quick, count, labels, self.config.seed, stopped=self.stopped)
-            if not any(all_max(self.stopped.number)):
-                path = self.folder / "samples" / f"step-{self.state.numbers.n:08d}.png"
-                sheet = png(make_grid(pixels, 8 if labels is None else 10))
-                on_rank0(lambda: write_atomic(path, sheet))
+        if with_picture:
+            picture = self.draw(model)
             self.budget.expect(1.1 * (self.budget.elapsed - began) + 0.3)
-        self.drawing += self.budget.elapsed - began
+        seconds = self.budget.elapsed - began
+        self.drawing += seconds
+        self.since_start.exclude(seconds)
+        return picture
+
+    def draw(self, model: Model) -> Path | None:
+        """Write a grid of samples, the same noise each time. Returns its path, None where a signal arrived."""
+        labels = preview_labels(self.spec.info.classes)
+        count = 64 if labels is None else len(labels)
+        quick = model.changed(**PREVIEW, sampler_steps=min(self.config.sampler_steps, PREVIEW_STEPS))
+        pixels = generate(quick, count, labels, self.config.seed, stopped=self.stopped)
+        if self.signal_of_any():
+            return None
+        path = self.folder / "samples" / f"step-{self.numbers.n:08d}.png"
+        sheet = png(make_grid(pixels, 8 if labels is None else 10))
+        on_rank0(lambda: write_atomic(path, sheet))
         return path
 
-    def note(self, losses: list[Tensor]) -> float:
-        """Take the losses of some steps into the running means. Returns their mean."""
-        steps = torch.cat(losses).view(-1, self.config.batch)
-        self.recent = steps.mean(0) if self.recent is None else self.recent.lerp(steps.mean(0), RECENT)
-        return steps.mean().item()
+    def signal_of_any(self) -> int:
+        """The signal that any process has received, 0 for none."""
+        return int(all_max(self.stopped.number)[0])
 
-    def levels(self) -> dict[str, Points]:
-        """(sigma/alpha, loss) of late, and its bounds; empty before the first row of the log."""
-        if self.recent is None:
+    def report(self, live: bool) -> None:
+        """Write report.html; `live` says that the run goes on."""
+        command = command_of(self.config, 0 if live else self.steps_to_repeat())
+
+        def write() -> None:
+            levels, progress = self.loss_by_level(), self.budget.progress
+            write_report(
+                self.folder, self.spec, command, images=self.images, levels=levels, progress=progress, live=live
+            )
+
+        on_rank0(write)
+
+    def loss_by_level(self) -> dict[str, Points]:
+        """(sigma/alpha, recent loss) with its bounds; empty before the first row of the log."""
+        if self.mean_losses is None:
             return {}
         if self.bounds is None:
             self.bounds = bounds_of_loss(self.spec, self.images, self.state.denoiser)
         schedule = self.state.denoiser.schedule
-        return {"loss": loss_by_level(self.recent, self.spec.density, schedule)} | self.bounds
+        return {"loss": loss_by_level(self.mean_losses, self.spec.density, schedule)} | self.bounds
 
-    def report(self, live: bool) -> None:
-        """Renew report.html."""
-        command = command_of(self.config, 0 if live else self.repeats())
-        progress = self.budget.progress
-        write_report(
-            self.folder,
-            self.spec,
-            command,
-            images=self.images,
-            levels=self.levels(),
-            progress=progress,
-            live=live,
-        )
+    def steps_to_repeat(self) -> int:
+        """The number of steps that repeats a timed run, 0 where the configuration determines the end."""
+        return 0 if self.config.steps or self.out_of_patience() else self.numbers.n
 
-    def repeats(self) -> int:
-        """The steps that repeat a run by the clock; 0 where the config says how it ends."""
-        return 0 if self.config.steps or self.exhausted() else self.state.numbers.n
+    def finish(self) -> Result:
+        """Save the state that the run has reached, and with `patience` the weights of the lowest held-out loss."""
+        config, numbers, held_out = self.config, self.numbers, self.state.held_out
+        images, speed = numbers.n * config.batch, self.since_start.speed(numbers.n, self.budget.elapsed)
+        loss = torch.cat(self.state.losses).mean().item() if self.state.losses else self.loss
+        write_checkpoint(self.folder, self.spec, self.state, self.budget)
+        if held_out is not None and held_out.weights is not None and config.patience:
+            self.state.ema.model.load_state_dict(held_out.weights)
+        picture = self.save_model(with_picture=not self.signal_of_any())  # all processes sample, or none
+        signal = self.signal_of_any()  # it may have arrived in the meantime
+        gave_up, seconds = self.out_of_patience(), self.budget.elapsed
+        on_rank0(lambda: write_atomic(self.folder / "config.toml", config_toml(config, self.steps_to_repeat())))
+        self.report(live=False)
+        return Result(self.folder, numbers.n, images, seconds, loss, speed, signal, picture, numbers.best, gave_up)
 
-    def exhausted(self) -> bool:
-        """Has the held-out loss not fallen for longer than the config's patience?"""
-        held_out, patience = self.state.held_out, self.config.patience
-        return held_out is not None and 0 < patience <= self.budget.progress - held_out.best_progress
+
+def missing_averages(folder: Path) -> tuple[float, ...]:
+    """The shares of the run at which its averaged weights were not kept yet, by rank 0's folder."""
+    kept = int(broadcast(len(posthoc_ema.kept(folder)))[0])
+    return posthoc_ema.SHARES[kept:]
+
+
+def write_checkpoint(folder: Path, spec: ModelSpec, state: State, budget: Budget, log: Log | None = None) -> None:
+    """Write a checkpoint, after the rows of the log that belong to it. Raises ResourceError, on every process.
+
+    log   that is still open, or None
+    """
+    state.numbers.seconds = budget.elapsed
+    check_same_weights(list(state.denoiser.parameters()))
+
+    def write() -> None:
+        if log is not None:
+            log.sync()
+        save_checkpoint(folder, spec, state)
+
+    on_rank0(write)
+
+
+def initial_state(spec: ModelSpec, held_out: Images | None, device: torch.device) -> State:
+    """The state of a run before its first step.
+
+    held_out   images on which a held-out loss is measured, or None
+    """
+    config = spec.config
+    measure = None if held_out is None else HeldOut(held_out, spec.loss(), config.seed, memory_format(config))
+    denoiser, optimizer = learner(spec, device)
+    state = State(denoiser, optimizer, EMA(denoiser, decay_of(config)), measure)
+    if lengths := posthoc_ema.widths_of(config):
+        state.second = EMA(denoiser, power_decay(lengths[1]))
+    return state
+
+
+def restore(state: State, checkpoint: Checkpoint) -> None:
+    """Set the state to that of a checkpoint. Raises CheckpointError if they do not fit."""
+    try:
+        state.restore(checkpoint.tensors, checkpoint.numbers)
+    except ValueError as error:
+        raise damaged(checkpoint.path, error) from error
+
+
+def begin_folder(folder: Path, config: Config, images: Images, n: int) -> None:
+    """Write what is known before step n + 1, and remove averages of later steps."""
+    write_atomic(folder / "config.toml", config_toml(config))
+    if images.left_out:
+        write_atomic(folder / "left-out.csv", left_out_csv(images.left_out))
+    posthoc_ema.forget_after(folder, n)
 
 
 def train_run(
@@ -246,171 +406,44 @@ def train_run(
     quiet: bool = False,
     resume: bool = False,
 ) -> Result:
-    """Train as the config says, and leave the run folder behind.
+    """Train as the configuration specifies, and write the run folder.
 
     config    fitted to the device
-    folder    new or empty, or that of the run to go on with
+    folder    new or empty, or that of the run to resume
     started   `time.perf_counter()` at the beginning of the budget
-    resume    go on from the newest checkpoint in the folder
+    resume    continue from the newest checkpoint in the folder
 
-    Raises UsageError where the folder is taken, BusyError where another process holds it, ResourceError where the disk
-    takes no checkpoint, CheckpointError where there is none to go on from, and DivergedError after saving the last good
+    Raises UsageError if the folder is not empty, BusyError if another process uses it, ResourceError if the disk is
+    full, CheckpointError if there is no checkpoint to resume from, and DivergedError after saving the last good
     weights.
     """
     with ExitStack() as stack:
 
-        def take() -> None:
+        def take_folder() -> None:
             stack.enter_context(hold(folder))
             if not resume:
                 refuse_taken(folder)
             remove_parts(folder)
 
-        on_rank0(take)
-        return _train_held(config, images, folder, device, started, quiet, latest(folder) if resume else None)
+        on_rank0(take_folder)
+        checkpoint = latest(folder) if resume else None
+        spec = ModelSpec(config, DataInfo.of(images))
+        check_same_task((spec, checkpoint and checkpoint.numbers.n))
 
+        held_out = None
+        if config.held_out:
+            images, held_out = keep_out(images, config.held_out, config.seed)
+        state = initial_state(spec, held_out, device)
+        if checkpoint is not None:
+            restore(state, checkpoint)
 
-def _train_held(
-    config: Config,
-    images: Images,
-    folder: Path,
-    device: torch.device,
-    started: float,
-    quiet: bool,
-    checkpoint: Checkpoint | None,
-) -> Result:
-    """Train in a folder that nobody else holds, from the checkpoint or from the beginning."""
-    spec = ModelSpec(config, DataInfo.of(images))
-    check_same_task((spec, checkpoint and checkpoint.numbers.n))
-    held_out = None
-    if config.held_out:
-        images, kept = keep_out(images, config.held_out, config.seed)
-        held_out = HeldOut(kept, spec.loss(), config.seed, memory_format(config))
-    denoiser, optimizer = learner(spec, device)
-    state = State(denoiser, optimizer, EMA(denoiser, decay_of(config)), held_out)
-    if widths := posthoc_ema.widths_of(config):
-        state.second = EMA(denoiser, power_decay(widths[1]))
-    if checkpoint is not None:
-        try:
-            state.restore(checkpoint.tensors, checkpoint.numbers)
-        except ValueError as error:
-            raise damaged(checkpoint.path, error) from error
-    with stop_on_signals() as stopped:
+        stopped = stack.enter_context(stop_on_signals())
         budget = Budget(config, started, before=state.numbers.seconds)
-        run = Trainer(spec, images, folder, state, budget, stopped, saved=budget.before)
         if checkpoint is None:
             on_rank0(lambda: room_for(folder, state))
-            run.save()  # first of all, so that a folder in which anything stands can be gone on with
-        return finish(run, train_on(run, quiet))
-
-
-def train_on(run: Trainer, quiet: bool) -> tuple[float, float]:
-    """Train until the run's end or a signal. Returns (loss of the last row, images/s)."""
-    config, state, budget = run.config, run.state, run.budget
-    numbers, held_out = state.numbers, state.held_out
-    on_rank0(lambda: write_atomic(run.folder / "config.toml", config_toml(config)))
-    if run.images.left_out:
-        on_rank0(lambda: write_atomic(run.folder / "left-out.csv", left_out_csv(run.images.left_out)))
-    quiet = quiet or rank() > 0
-    on_rank0(lambda: posthoc_ema.forget_after(run.folder, numbers.n))
-    (moments_kept,) = broadcast(len(posthoc_ema.kept(run.folder)))
-    moments = list(posthoc_ema.SHARES[int(moments_kept) :]) if state.second is not None else []
-    budget.advance(numbers.n, 0)
-    rows, checks = int(budget.progress * ROWS), int(budget.progress * CHECKS)
-    pictures = [share for share in PICTURES if share > budget.progress]
-    log = Log(run.folder, after=numbers.n) if rank() == 0 else None
-    loss = math.nan if log is None else log.loss
-    first, row_step, row_time, before = numbers.n, numbers.n, budget.elapsed, budget.elapsed
-    settled, told = math.inf, quiet
-    form = "{desc} {percentage:3.0f}%|{bar}| {postfix}"
-    over = numbers.done
-    learning = state.denoiser, state.optimizer, budget.lr
-    steps = updates(run.spec, run.images, *learning, start=numbers.n, bad=numbers.bad)
-    with tqdm(total=1.0, desc=run.folder.name, bar_format=form, disable=quiet or not sys.stderr.isatty()) as bar:
-        try:
-            while not over:
-                step = next(steps)
-                numbers.n, numbers.bad = step.n, 0 if step.finite else numbers.bad + 1
-                if step.finite:
-                    state.ema.update(state.denoiser, step.n)
-                    if state.second is not None:
-                        state.second.update(state.denoiser, step.n)
-                    state.losses.append(step.losses)
-                elif not quiet:
-                    where = suspects(step, run.images, run.spec)
-                    print(f"step {step.n} was left out, it is not finite: {where}", file=sys.stderr)
-                if step.n - first == SETTLED:
-                    settled = budget.elapsed
-                elif not told and budget.elapsed >= settled + LOOK:
-                    told, rate = True, (step.n - first - SETTLED) * config.batch / (budget.elapsed - settled)
-                    seen, device = step.n * config.batch, step.losses.device
-                    expected = outlook(config, len(run.images), rate, device, seen, budget.elapsed)
-                    bar.write(str(expected), file=sys.stderr)
-                signal = budget.advance(step.n, run.stopped.number)
-                progress = budget.progress
-                if config.snapshot and state.guide is None and progress >= config.snapshot:
-                    state.guide = state.ema.snapshot()
-                if moments and progress >= moments[0]:
-                    moments = [share for share in moments if share > progress]
-                    run.keep_averages()
-                if held_out is not None and progress * CHECKS >= checks + 1:
-                    checks = int(progress * CHECKS)
-                    numbers.held_out_loss = held_out.check(state.ema.model, progress)
-                    numbers.best, numbers.best_progress = held_out.best, held_out.best_progress
-                over = progress >= 1 or run.exhausted()
-                if progress * ROWS >= rows + 1 or over:
-                    loss = run.note(state.losses) if state.losses else math.nan
-                    speed = (step.n - row_step) * config.batch / max(budget.elapsed - row_time, 1e-9)
-                    unseen = "" if numbers.held_out_loss is None else f"{numbers.held_out_loss:.6g}"
-                    cells = f"{step.n * config.batch}", f"{budget.elapsed:.2f}", f"{loss:.6g}", f"{step.lr:.4g}"
-                    if log is not None:
-                        log.row(step.n, *cells, f"{speed:.0f}", unseen)
-                    rows, row_step, row_time = int(progress * ROWS), step.n, budget.elapsed
-                    state.losses.clear()
-                    left = budget.elapsed / progress - budget.elapsed
-                    bar.set_postfix_str(f"loss {loss:.4f}, {speed:,.0f} images/s, {left:,.0f} s left")
-                    bar.update(progress - bar.n)
-                if over or signal:
-                    numbers.done = over
-                    run.stopped.number = run.stopped.number or signal
-                    break
-                paused = budget.elapsed
-                saves, draws = broadcast(
-                    paused - run.saved >= config.save_seconds,
-                    bool(pictures) and progress >= pictures[0] and run.drawing <= DRAWING * paused,
-                )
-                if saves:
-                    run.save(log)
-                if draws:
-                    pictures = [share for share in pictures if share > progress]
-                    run.show(picture=True)
-                    on_rank0(lambda: run.report(live=True))
-                    if bar.disable and not quiet:
-                        print(f"{progress:4.0%}  step {step.n}, loss {loss:.4f}", file=sys.stderr)
-                row_time += budget.elapsed - paused
-        except NotFiniteError as error:
-            run.show(picture=False)
-            on_rank0(lambda: run.report(live=False))
-            where = suspects(error.step, run.images, run.spec)
-            raise DivergedError(f"{error}, or look at {where}") from error
-        finally:
-            if log is not None:
-                log.close()
-    average = (numbers.n - first) * config.batch / max(budget.elapsed - before - run.drawing, 1e-9)
-    if state.losses:
-        loss = torch.cat(state.losses).mean().item()
-    return loss, average
-
-
-def finish(run: Trainer, trained: tuple[float, float]) -> Result:
-    """Save what the run has come to; where it stopped by itself, with a picture and the weights that are best."""
-    config, state, held_out = run.config, run.state, run.state.held_out
-    run.save()
-    if held_out is not None and held_out.weights is not None and config.patience:
-        state.ema.model.load_state_dict(held_out.weights)
-    picture = run.show(picture=not any(all_max(run.stopped.number)))  # all draw, or none
-    signal = int(*all_max(run.stopped.number))  # it may have come while they drew
-    gave_up = run.exhausted()
-    on_rank0(lambda: write_atomic(run.folder / "config.toml", config_toml(config, run.repeats())))
-    on_rank0(lambda: run.report(live=False))
-    images, seconds = state.numbers.n * config.batch, run.budget.elapsed
-    return Result(run.folder, state.numbers.n, images, seconds, *trained, signal, picture, state.numbers.best, gave_up)
+            write_checkpoint(folder, spec, state, budget)  # first, so that a folder with any file can be resumed
+        on_rank0(lambda: begin_folder(folder, config, images, state.numbers.n))
+        budget.sync(state.numbers.n, 0)
+        trainer = Trainer(spec, images, folder, state, budget, stopped, quiet)
+        trainer.train()
+        return trainer.finish()
