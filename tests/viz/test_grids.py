@@ -11,7 +11,7 @@ from PIL import Image, ImageSequence
 from simple_diffusion import to_uint8, to_unit
 from simple_diffusion.data.arrays import npz
 from simple_diffusion.schedules import SCHEDULES
-from simple_diffusion.viz.grids import WEBP_SIDE, animation, extent, frames, make_grid, png, strips, webp
+from simple_diffusion.viz.grids import WEBP_SIDE, animation, frames, grid_size, make_grid, png, strips, webp
 from simple_diffusion.viz.plots import uniform_density
 
 
@@ -58,7 +58,7 @@ def test_npz_needs_no_pickle():
 )
 def test_the_extent_of_a_grid_is_known_before_it_is_drawn(n, columns, size):
     sheet = make_grid(torch.zeros(n, 1, *size, dtype=torch.uint8), columns)
-    assert extent(n, columns, *size) == (sheet.height, sheet.width)
+    assert grid_size(n, columns, *size) == (sheet.height, sheet.width)
 
 
 @pytest.mark.parametrize("channels", [1, 3])

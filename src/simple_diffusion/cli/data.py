@@ -49,11 +49,11 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
     if args.noised is not None:
         from ..data.images import to_unit
         from ..system.files import write_atomic
-        from ..viz.film import noising
         from ..viz.grids import png, strips
+        from ..viz.trajectory import noise_images
 
         chosen = some(images, 8) if images.labels is None else some(images, 1, 8)
-        panels = noising(to_unit(images.pixels[chosen]), SCHEDULES[schedule](), torch.linspace(0, 1, PANELS))
+        panels = noise_images(to_unit(images.pixels[chosen]), SCHEDULES[schedule](), torch.linspace(0, 1, PANELS))
         write_atomic(args.noised, png(strips(panels)))
         say(args, f"Noised by {schedule}, t from 0 to 1: {args.noised}")
     channels, height, width = images.shape

@@ -100,7 +100,7 @@ def samplers(args: argparse.Namespace, model, course) -> dict[str, Any]:
     from ..evaluation.sweep import choice, drawn, drawn_by, entrants, front, race
     from ..samplers import FINE, SAMPLERS
     from ..system.files import write_atomic
-    from ..viz.plots import race_curves
+    from ..viz.plots import plot_sampler_sweep
 
     config, n, labels, extractor = model.config, course.n, course.labels, course.extractor
     began, few = time.perf_counter(), min(n, 128)
@@ -126,7 +126,7 @@ def samplers(args: argparse.Namespace, model, course) -> dict[str, Any]:
         for name, of_name in curves.items()
     }
     line = [(lap.cost, lap.fid) for lap in on_front]
-    write_atomic(args.out, race_curves(quality, distance, line, f"FID, {extractor.name}, n = {n:,}"))
+    write_atomic(args.out, plot_sampler_sweep(quality, distance, line, f"FID, {extractor.name}, n = {n:,}"))
     say(args, f"Picture: {args.out}")
     if args.write:
         save_if_unchanged(args.model, model.changed(**best.settings()))
@@ -204,7 +204,7 @@ def format_point(word: str, name: str, value: float, marks: Any) -> str:
 def drawn_sweep(args: argparse.Namespace, laps: list[Lap], course, axis: str, legend: str) -> None:
     """The picture of a sweep, a panel each for FID, recall and accuracy."""
     from ..system.files import write_atomic
-    from ..viz.plots import sweep_curves
+    from ..viz.plots import plot_scores
 
     panels = {}
     for title, key in (("FID", "fid"), ("recall", "recall"), ("accuracy", "accuracy")):
@@ -214,7 +214,7 @@ def drawn_sweep(args: argparse.Namespace, laps: list[Lap], course, axis: str, le
                 lines.setdefault(name, []).append((value, getattr(marks, key)))
         if lines:
             panels[f"{title}, n = {course.n:,}"] = lines
-    write_atomic(args.out, sweep_curves(panels, axis, legend))
+    write_atomic(args.out, plot_scores(panels, axis, legend))
     say(args, f"Picture: {args.out}")
 
 

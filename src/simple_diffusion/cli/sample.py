@@ -88,12 +88,12 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
     from ..data.arrays import npz
     from ..model.generate import generate
     from ..system.files import write_atomic
-    from ..viz.film import MOST
-    from ..viz.grids import WEBP_SIDE, extent, make_grid, png, rows_of, webp
+    from ..viz.grids import WEBP_SIDE, deal_into_rows, grid_size, make_grid, png, webp
+    from ..viz.trajectory import MAX_IMAGES
 
     n = args.n or (4 if args.film else 100)
-    if args.film and n > MOST:
-        raise UsageError(f"a film shows at most {MOST} images, not {n}: use a smaller --n")
+    if args.film and n > MAX_IMAGES:
+        raise UsageError(f"a film shows at most {MAX_IMAGES} images, not {n}: use a smaller --n")
     model = open_model(args)
     info = model.info
     chosen = parse_labels(args.label, info.class_names) if args.label is not None else list(range(info.classes))
@@ -112,9 +112,13 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
     if out is None:
         folder = Path(args.model) / "samples" if Path(args.model).is_dir() else Path()
         out = folder / ("film.png" if args.film else f"n{n}-seed{args.seed}.png")
-    if out.suffix == ".webp" and (1 + args.film) * max(extent(n, columns, info.height, info.width)) > WEBP_SIDE:
+    if out.suffix == ".webp" and (1 + args.film) * max(grid_size(n, columns, info.height, info.width)) > WEBP_SIDE:
         raise UsageError(f"--out {out} would be larger than WebP allows, {WEBP_SIDE:,} pixels: use .png")
-    if out.suffix == ".png" and not args.film and math.prod(extent(n, columns, info.height, info.width)) > MOST_PIXELS:
+    if (
+        out.suffix == ".png"
+        and not args.film
+        and math.prod(grid_size(n, columns, info.height, info.width)) > MOST_PIXELS
+    ):
         raise UsageError(f"--out {out} would have more than {MOST_PIXELS:,} pixels: use .npz, or a folder's name")
     what = f"{'a film of ' if args.film else ''}{sampling_text(model, n)}"
     if args.dry_run:
@@ -137,7 +141,7 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
         named = labels is not None and (labels < info.classes).all()
         write_atomic(out, npz(pixels, labels if named else None))
     elif out.suffix:
-        sheet = make_grid(rows_of(pixels, len(chosen)) if one_class_a_row else pixels, columns)
+        sheet = make_grid(deal_into_rows(pixels, len(chosen)) if one_class_a_row else pixels, columns)
         write_atomic(out, webp(sheet) if out.suffix == ".webp" else png(sheet))
     else:
         for i, image in enumerate(pixels):
@@ -149,16 +153,18 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
 
 def film_file(model: Any, n: int, labels: Any, seed: int, shares: tuple[float, ...] | None, ending: str) -> bytes:
     """The content of a film's file: strips for .png, else an animation."""
-    from ..viz.film import SHARES, film
     from ..viz.grids import animation, frames, png, strips
+    from ..viz.trajectory import FRACTIONS, record_trajectory
 
     if shares is None and ending == ".png" and model.config.grid == "uniform":
-        shares = SHARES
+        shares = FRACTIONS
     elif shares is None:
         moments = PANELS if ending == ".png" else FRAMES
         shares = tuple((i + 1) / moments for i in range(moments))
     denoiser, times, sampler = model.sampler()
     device = next(model.denoiser.parameters()).device
     shape = (n, *model.info.shape)
-    films = film(denoiser, shape, times, labels, sampler=sampler, seed=seed, shares=shares, device=device)
+    films = record_trajectory(
+        denoiser, shape, times, labels, sampler=sampler, seed=seed, fractions=shares, device=device
+    )
     return png(strips(*films)) if ending == ".png" else animation(frames(*films), ending[1:].upper())

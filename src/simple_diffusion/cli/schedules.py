@@ -31,8 +31,8 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
     from ..model.config import Config
     from ..schedules import BETAS, SCHEDULES, Discrete
     from ..system.files import write_atomic
-    from ..viz.film import noising
-    from ..viz.plots import schedule_curves
+    from ..viz.plots import plot_schedules
+    from ..viz.trajectory import noise_images
 
     tables = {name: (lambda name=name: Discrete(BETAS[name](TIMESTEPS))) for name in BETAS}
     known = tables | SCHEDULES  # a table is drawn where there is no curve of its name
@@ -42,10 +42,10 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
     chosen = {name: known[name]() for name in args.names or SCHEDULES}
     images = load(args, args.data, args.size, args.skip_bad)
     x0, moments = to_unit(images.pixels[:1]), torch.linspace(0, 1, PANELS)
-    films = {name: noising(x0, schedule, moments)[:, 0] for name, schedule in chosen.items()}
+    films = {name: noise_images(x0, schedule, moments)[:, 0] for name, schedule in chosen.items()}
     usual = ModelSpec(Config(), DataInfo.of(images)).density
     assert isinstance(usual, LogNormal)
-    write_atomic(args.out, schedule_curves(chosen, films, (usual.mean, usual.std)))
+    write_atomic(args.out, plot_schedules(chosen, films, (usual.mean, usual.std)))
     say(args, f"{', '.join(chosen)}, on an image of {images.name}: {args.out}")
     t = torch.linspace(0, 1, 11, dtype=torch.float64)[1:]
     return {

@@ -18,7 +18,7 @@ from ..denoising_error import LEVELS, gaussian_error, ideal_error, model_error
 from ..model.model_file import Model
 from ..randomness import permutation
 from ..viz.grids import make_grid, png
-from ..viz.plots import level_curves
+from ..viz.plots import plot_denoising_error
 from .extractors import Features
 from .features import (
     GROUPS,
@@ -297,7 +297,7 @@ def pictures(
     if model is not None:
         told = model.info.in_own_classes
         errors = level_errors(model.denoiser, told(train), None if test is None else told(test))
-        files["levels.png"] = level_curves(LEVELS, errors)
+        files["levels.png"] = plot_denoising_error(LEVELS, errors)
     return files
 
 

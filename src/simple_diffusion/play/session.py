@@ -19,7 +19,7 @@ from ..model.model_file import Model, read
 from ..model.posthoc_ema import posthoc_model
 from ..samplers import FINE, SAMPLERS, levels_along
 from ..sampling import distance, start_noise, trajectory
-from ..viz.film import Recorder, steps_shown, visible
+from ..viz.trajectory import Recorder, steps_shown, to_pixels
 
 MOST_IMAGES, MOST_PIXELS = 64, 2**20
 """Of a drawing."""
@@ -241,8 +241,8 @@ class Session:
                 yield {
                     "step": step,
                     "level": sigmas[step] / alphas[step],
-                    "noisy": packed(visible(x, alphas[step], sigmas[step])),
-                    "guess": packed(visible(guess)),
+                    "noisy": packed(to_pixels(x, alphas[step], sigmas[step])),
+                    "guess": packed(to_pixels(guess)),
                 }
                 sending += time.perf_counter() - paused
         seconds = time.perf_counter() - began - sending

@@ -1,1 +1,1 @@
-"""Pictures: grids, plots, trajectories."""
+"""Images and plots: grids, curves, denoising trajectories."""

@@ -22,8 +22,8 @@ from simple_diffusion.samplers import SAMPLERS, ddim, karras_grid, uniform_grid
 from simple_diffusion.sampling import sample, trajectory
 from simple_diffusion.schedules import Cosine, Flow, Karras, Linear
 from simple_diffusion.targets import v
-from simple_diffusion.viz.film import SHARES, film, noising, steps_shown
 from simple_diffusion.viz.grids import animation, frames, make_grid, png, strips, webp
+from simple_diffusion.viz.trajectory import FRACTIONS, noise_images, record_trajectory, steps_shown
 
 SHAPE = (3, 1, 4, 6)
 
@@ -42,14 +42,14 @@ def moving(content) -> list[np.ndarray]:
 
 
 def test_the_predecessors_six_panels_and_what_becomes_of_them_in_few_steps():
-    assert steps_shown(SHARES, 500) == [1, 201, 401, 451, 481, 500]
-    assert steps_shown(SHARES, 10) == [1, 4, 8, 9, 10]
-    assert steps_shown(SHARES, 1) == [1]
+    assert steps_shown(FRACTIONS, 500) == [1, 201, 401, 451, 481, 500]
+    assert steps_shown(FRACTIONS, 10) == [1, 4, 8, 9, 10]
+    assert steps_shown(FRACTIONS, 1) == [1]
 
 
 @pytest.mark.parametrize("n", [1, 2, 3, 7, 10, 50, 499, 500, 501, 1000])
 def test_a_film_runs_from_the_first_step_to_the_image(n):
-    shown = steps_shown(SHARES, n)
+    shown = steps_shown(FRACTIONS, n)
     assert (shown[0], shown[-1]) == (1, n)
     assert shown == sorted(set(shown))
     assert steps_shown([(i + 1) / n for i in range(n)], n) == list(range(1, n + 1))
@@ -58,13 +58,13 @@ def test_a_film_runs_from_the_first_step_to_the_image(n):
 
 @pytest.mark.parametrize("shares", [[], [-0.1], [0.5, 1.01], [float("nan")]])
 def test_no_share_outside_the_way(shares):
-    with pytest.raises(ValueError, match="shares"):
+    with pytest.raises(ValueError, match="fractions"):
         steps_shown(shares, 10)
 
 
 def test_more_than_a_batch_is_refused():
     with pytest.raises(ValueError, match="64"):
-        film(Gaussian(Karras()), (65, 1, 2, 2), karras_grid(Karras(), 2))
+        record_trajectory(Gaussian(Karras()), (65, 1, 2, 2), karras_grid(Karras(), 2))
 
 
 # --- what they show
@@ -78,11 +78,11 @@ def test_the_last_panel_is_the_image_bit_for_bit(name):
         torch.nn.init.normal_(p, std=0.05)
     denoiser, cond = Denoiser(net, Karras(), v, 0.5).eval(), torch.arange(5) % 4
     times, given = karras_grid(Karras(), 4), {"sampler": SAMPLERS[name].function, "seed": 3}
-    x_t, x0_hat = film(denoiser, (5, 1, 8, 8), times, cond, **given)
+    x_t, x0_hat = record_trajectory(denoiser, (5, 1, 8, 8), times, cond, **given)
     image = sample(denoiser, (5, 1, 8, 8), times, cond, **given)
     assert image.std() > 0.05
     assert torch.equal(x_t[-1], to_uint8(image))
-    assert x_t.shape == x0_hat.shape == (len(steps_shown(SHARES, 4)), 5, 1, 8, 8)
+    assert x_t.shape == x0_hat.shape == (len(steps_shown(FRACTIONS, 4)), 5, 1, 8, 8)
     assert x_t.dtype == x0_hat.dtype == torch.uint8
     assert (x0_hat[-1].int() - x_t[-1].int()).abs().max() <= 1  # every sampler ends at x0_hat
 
@@ -90,7 +90,7 @@ def test_the_last_panel_is_the_image_bit_for_bit(name):
 @pytest.mark.parametrize("name", ["ddpm", "ddim", "dpmpp"])
 def test_x0_hat_is_the_posterior_mean_that_the_step_was_given(name):
     oracle, times = Gaussian(Cosine(), mean=0.1), uniform_grid(Cosine(), 20)
-    _, x0_hat = film(oracle, SHAPE, times, sampler=SAMPLERS[name].function, shares=[0, 0.25, 0.5, 1])
+    _, x0_hat = record_trajectory(oracle, SHAPE, times, sampler=SAMPLERS[name].function, fractions=[0, 0.25, 0.5, 1])
     path = list(trajectory(oracle, SHAPE, times, sampler=SAMPLERS[name].function))
     for panel, step in zip(x0_hat, [1, 5, 10, 20], strict=True):
         assert torch.equal(panel, to_uint8(oracle(path[step - 1], times[step - 1])))
@@ -106,7 +106,7 @@ def test_heun_shows_the_answer_at_its_second_point():
         return answers[-1][1]
 
     heard.schedule = oracle.schedule
-    _, x0_hat = film(heard, SHAPE, times, sampler=SAMPLERS["heun"].function, shares=[0, 1])
+    _, x0_hat = record_trajectory(heard, SHAPE, times, sampler=SAMPLERS["heun"].function, fractions=[0, 1])
     assert [t for t, _ in answers] == [1, 0.75, 0.75, 0.5, 0.5, 0.25, 0.25]
     assert {len(answer) for _, answer in answers} == {64}  # filled up as in `samples`, or the last bits would differ
     assert torch.equal(x0_hat[0], to_uint8(answers[1][1][:3]))
@@ -117,15 +117,15 @@ def test_heun_shows_the_answer_at_its_second_point():
 def test_every_schedule_shows_the_same_film_on_the_same_levels(schedule):
     """x_t / sqrt(alpha^2 + sigma^2) is a function of sigma/alpha alone: a schedule is a change of clock."""
     levels, shares = f64(20, 7, 3, 1, 0.4, 0.1), [i / 6 for i in range(1, 7)]
-    panels = film(Gaussian(schedule), SHAPE, schedule.time_of(levels), sampler=ddim, shares=shares)
-    want = film(Gaussian(Karras()), SHAPE, Karras().time_of(levels), sampler=ddim, shares=shares)
+    panels = record_trajectory(Gaussian(schedule), SHAPE, schedule.time_of(levels), sampler=ddim, fractions=shares)
+    want = record_trajectory(Gaussian(Karras()), SHAPE, Karras().time_of(levels), sampler=ddim, fractions=shares)
     for got, film_of_karras in zip(panels, want, strict=True):
         assert (got.int() - film_of_karras.int()).abs().max() <= 1  # a rounding of a half
     assert 1 < panels[0][0].float().sub(127.5).abs().mean() < 127  # seen, neither grey nor all clamped
 
 
 def test_noise_is_shown_at_unit_variance_whatever_its_level():
-    x_t, _ = film(Gaussian(Karras()), (8, 1, 16, 16), karras_grid(Karras(), 50), shares=[0])
+    x_t, _ = record_trajectory(Gaussian(Karras()), (8, 1, 16, 16), karras_grid(Karras(), 50), fractions=[0])
     inside = (x_t > 63.75) & (x_t < 191.25)  # |eps| < 1/2, which has probability erf(1 / sqrt 8)
     n = inside.numel()
     p = torch.erf(f64(1 / 8**0.5)).item()
@@ -153,7 +153,7 @@ def test_memory_does_not_grow_with_the_steps():
 
         oracle = Gaussian(Linear())
         denoiser.schedule = oracle.schedule
-        x_t, x0_hat = film(denoiser, (2, 1, 2, 2), uniform_grid(Linear(), n), sampler=sampler)
+        x_t, x0_hat = record_trajectory(denoiser, (2, 1, 2, 2), uniform_grid(Linear(), n), sampler=sampler)
         assert (x_t.element_size(), x0_hat.element_size()) == (1, 1)
         assert len(x_t) == 6
         return most
@@ -167,7 +167,7 @@ def test_memory_does_not_grow_with_the_steps():
 @pytest.mark.parametrize("schedule", ALL.values(), ids=ALL)
 def test_noising_is_the_forward_process_with_one_noise_an_image(schedule):
     times = schedule.time_of(f64(0.2, 0.5, 1, 4))
-    still = to_unit(noising(torch.zeros(3, 1, 20, 20), schedule, times)).double()  # sigma eps / hypot
+    still = to_unit(noise_images(torch.zeros(3, 1, 20, 20), schedule, times)).double()  # sigma eps / hypot
     x0 = torch.linspace(-1, 1, 400).reshape(1, 1, 20, 20).expand(3, -1, -1, -1)
     share = f64(0.2, 0.5, 1, 4)
     share = share / (1 + share**2).sqrt()  # sigma / hypot
@@ -175,7 +175,7 @@ def test_noising_is_the_forward_process_with_one_noise_an_image(schedule):
     assert still[0].abs().max() < 1
     assert abs(eps.std() - 1) < 5 / (2 * eps.numel()) ** 0.5
     assert eps.flatten(1).corrcoef().fill_diagonal_(0).abs().max() < 5 / 400**0.5  # each image has its own
-    for panel, s in zip(noising(x0, schedule, times), share, strict=True):
+    for panel, s in zip(noise_images(x0, schedule, times), share, strict=True):
         want = ((1 - s**2).sqrt() * x0 + s * eps).clamp(-1, 1)
         assert (to_unit(panel) - want).abs().max() <= 1 / 255 + s / share[0] / 255 + 1e-6
 
@@ -183,7 +183,7 @@ def test_noising_is_the_forward_process_with_one_noise_an_image(schedule):
 def test_noising_begins_with_the_image():
     pixels = torch.arange(256, dtype=torch.uint8).reshape(1, 1, 16, 16)
     for schedule in (Linear(), Cosine(), Flow()):
-        assert torch.equal(noising(to_unit(pixels), schedule, f64(0, 1))[0], pixels)
+        assert torch.equal(noise_images(to_unit(pixels), schedule, f64(0, 1))[0], pixels)
 
 
 # --- extremes
@@ -201,11 +201,11 @@ def test_nothing_wraps_round_on_any_way_to_a_file(channels, size):
     huge.schedule = Karras()
     times = karras_grid(Karras(), 3)
     if size < 1e10:  # later the way itself leaves float32, inf - inf
-        films = film(huge, (1, channels, 6, 8), times, sampler=ddim)
+        films = record_trajectory(huge, (1, channels, 6, 8), times, sampler=ddim)
         assert all(torch.equal(panel[0], want) for panels in films for panel in panels)
     else:
         films = (to_uint8(size * sign)[None, None].expand(3, 1, -1, -1, -1),) * 2
-    noised = noising(size * sign[None], Cosine(), f64(0, 0.5))
+    noised = noise_images(size * sign[None], Cosine(), f64(0, 0.5))
     drawn = to_uint8(size * sign)[None]
     assert torch.equal(noised, want.expand_as(noised))
     assert torch.equal(drawn[0], want)
@@ -235,10 +235,10 @@ def test_nan_is_an_error_and_not_a_grey():
     lost.schedule = Flow()
     times = uniform_grid(Flow(), 4)
     with pytest.raises(DivergedError, match="NaN"):
-        film(lost, SHAPE, times, sampler=ddim)
-    film(lost, SHAPE, times, sampler=ddim, shares=[0])  # not seen, not said
+        record_trajectory(lost, SHAPE, times, sampler=ddim)
+    record_trajectory(lost, SHAPE, times, sampler=ddim, fractions=[0])  # not seen, not said
     with pytest.raises(DivergedError, match="NaN"):
-        noising(torch.full(SHAPE, torch.nan), Flow(), times)
+        noise_images(torch.full(SHAPE, torch.nan), Flow(), times)
 
 
 # --- the commands
