@@ -95,7 +95,7 @@ show({"samples, the closest": samples[closest], "nearest training image": neares
 # %%
 views = sd.symmetries(square=True)
 torch.manual_seed(0)
-told = training(sd.UNet(widths=(32, 64), blocks=(1, 2), views=len(views)), sd.augmented(loss, views, null=0))
+told = training(sd.UNet(widths=(32, 64), blocks=(1, 2), augmentations=len(views)), sd.augmented(loss, views, null=0))
 
 turned = sd.sample(sd.Clipped(told[-1]), (16, 1, 28, 28), sd.karras_grid(sd.Karras(), 10), torch.full((16,), 1))
 show({"asked for plain": looked_at(told[-1])[0], "asked for a turn": sd.to_uint8(turned)})
@@ -144,7 +144,7 @@ print(*(f"  {numbers} with {name}" for name, numbers in results.items()), sep="\
 #
 # ```python
 # find_copies(samples, [training_images], unseen_images).share
-# net = sd.UNet(widths=(32, 64), blocks=(1, 2), views=8)
+# net = sd.UNet(widths=(32, 64), blocks=(1, 2), augmentations=8)
 # loss = sd.augmented(loss, sd.symmetries(square=True), null=0)
 # ```
 #

@@ -69,7 +69,7 @@ def test_the_momentum_is_nesterovs():
 
 
 def test_every_parameter_is_in_one_group_and_what_is_no_matrix_is_left_to_adamw():
-    net = UNet(3, classes=4, widths=(8, 16), blocks=(1, 1), views=2)
+    net = UNet(3, classes=4, widths=(8, 16), blocks=(1, 1), augmentations=2)
     optimizer = muon(net, lr=0.01, betas=(0.8, 0.95))
     matrices, others = (group["params"] for group in optimizer.param_groups)
     assert sorted(map(id, matrices + others)) == sorted(map(id, net.parameters()))
@@ -80,7 +80,7 @@ def test_every_parameter_is_in_one_group_and_what_is_no_matrix_is_left_to_adamw(
     }
     assert all(p.ndim > 1 for p in matrices)
 
-    twin = UNet(3, classes=4, widths=(8, 16), blocks=(1, 1), views=2)
+    twin = UNet(3, classes=4, widths=(8, 16), blocks=(1, 1), augmentations=2)
     twin.load_state_dict(net.state_dict())
     reference = adamw(twin, lr=0.01, betas=(0.8, 0.95))
     before = {name: p.detach().clone() for name, p in net.named_parameters()}

@@ -1,7 +1,7 @@
-"""Augmentations: the views of an image that are as good as the image, and the loss that trains on them.
+"""Augmentation: transformed images as further training data, and the loss that trains on them.
 
-A network that is told which view it sees draws only the view that it is asked for: nothing leaks into the samples
-(Karras et al. 2022, appendix F.2).
+A network that is conditioned on the augmentation generates samples of the augmentation that it is asked for, so that
+the others do not leak into the samples (Karras et al. 2022, appendix F.2).
 """
 
 from collections.abc import Callable, Sequence
@@ -14,21 +14,21 @@ from .losses import Loss
 from .randomness import Draws
 
 Augmentation = Callable[[Tensor], Tensor]
-"""Images `[..., H, W]` -> the same images seen otherwise, of the same shape."""
+"""Images `[..., H, W]` -> transformed images of the same shape."""
 
 
 def identity(x: Tensor) -> Tensor:
-    """x as it is, of any shape."""
+    """x itself, of any shape."""
     return x
 
 
 def mirror(x: Tensor) -> Tensor:
-    """The images x `[..., H, W]` with left and right exchanged."""
+    """Flip the images x `[..., H, W]` horizontally."""
     return x.flip(-1)
 
 
 def symmetries(square: bool) -> list[Augmentation]:
-    """The symmetries of a rectangle of pixels `[..., H, W]`, the identity first: 8 if it is square, else 4."""
+    """The 8 symmetries of a square, or the 4 of another rectangle, for images `[..., H, W]`; the identity is first."""
     turns = (0, 1, 2, 3) if square else (0, 2)
     return [lambda x, k=k, f=f: torch.rot90(f(x), k, (-2, -1)) for f in (identity, mirror) for k in turns]
 
@@ -38,25 +38,26 @@ AUGMENTATIONS: dict[str, Callable[[bool], list[Augmentation]]] = {
     "mirror": lambda square: [identity, mirror],
     "symmetries": symmetries,
 }
-"""name -> (is the image square?) -> its views, the identity first."""
+"""name -> (is the image square?) -> augmentations, the identity first."""
 
 
-def augmented(loss: Loss, views: Sequence[Augmentation], null: int, told: bool = True) -> Loss:
-    """The same loss on a random view of each sample, the views equally likely (Karras et al. 2022, appendix F.2).
+def augmented(loss: Loss, augmentations: Sequence[Augmentation], null: int, conditioned: bool = True) -> Loss:
+    """The same loss under a random augmentation of each sample, all equally likely (Karras et al. 2022, appendix F.2).
 
-    loss   (denoiser, x0, cond, draws) -> `[B]`
-    views  functions of images `[..., H, W]`; the first one is the identity
-    null   the label that means "no label": the number of classes
-    told   whether the label also names the view, for a network with `Labels(classes, width, views=len(views))`
+    loss           (denoiser, x0, cond, draws) -> `[B]`
+    augmentations  functions of images `[..., H, W]`; the first one is the identity
+    null           the label that means "no label": the number of classes
+    conditioned    whether the label also holds the number of the augmentation, for a network with
+                   `Labels(classes, width, len(augmentations))`
     """
 
-    def of_view(denoiser: Denoiser, x0: Tensor, cond: Tensor | None, draws: Draws) -> Tensor:
-        view = (draws.uniform("view") * len(views)).long().to(x0.device)  # [B]
-        seen = torch.empty_like(x0)  # in x0's memory format
-        for number, look in enumerate(views):
-            seen[view == number] = look(x0[view == number])
-        if told:
-            cond = view * (null + 1) + (null if cond is None else cond)
-        return loss(denoiser, seen, cond, draws)
+    def augmented_loss(denoiser: Denoiser, x0: Tensor, cond: Tensor | None, draws: Draws) -> Tensor:
+        chosen = (draws.uniform("view") * len(augmentations)).long().to(x0.device)  # [B]
+        transformed = torch.empty_like(x0)  # keeps the memory format of x0
+        for number, augmentation in enumerate(augmentations):
+            transformed[chosen == number] = augmentation(x0[chosen == number])
+        if conditioned:
+            cond = chosen * (null + 1) + (null if cond is None else cond)
+        return loss(denoiser, transformed, cond, draws)
 
-    return of_view
+    return augmented_loss

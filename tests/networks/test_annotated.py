@@ -60,7 +60,7 @@ def test_number_of_parameters(options, parameters):
 
 
 def test_labels_and_views_cost_a_row_each():
-    assert numbers_in(unet(classes=10, views=3)) == numbers_in(unet()) + (10 + 2) * 4 * 8
+    assert numbers_in(unet(classes=10, augmentations=3)) == numbers_in(unet()) + (10 + 2) * 4 * 8
 
 
 @pytest.mark.parametrize("size", [(8, 8), (1, 1), (5, 14)])
@@ -99,7 +99,9 @@ def test_each_level_has_its_width_and_half_the_resolution_of_the_one_above(dim_m
 
 @pytest.mark.parametrize("training", [True, False])
 def test_all_arguments_work_together(training):
-    net = unet(12, 3, (2, 1, 3), init_dim=18, out_dim=5, self_condition=True, groups=6, classes=4, views=2, dropout=0.1)
+    net = unet(
+        12, 3, (2, 1, 3), init_dim=18, out_dim=5, self_condition=True, groups=6, classes=4, augmentations=2, dropout=0.1
+    )
     out = net.train(training)(noise(2, 3, 9, 14), LEVELS, torch.tensor([4, 7]))
     assert out.shape == (2, 5, 9, 14)
     assert out.isfinite().all()
@@ -127,7 +129,7 @@ def test_groups_are_those_of_the_residual_blocks(groups):
         ({"groups": 0}, "groups"),
         ({"groups": 3}, "groups"),
         ({"classes": -1}, "classes"),
-        ({"views": 0}, "views"),
+        ({"augmentations": 0}, "augmentations"),
         ({"channels": 3, "out_dim": 2, "self_condition": True}, "self_condition"),
         ({"dropout": -0.1}, "dropout"),
         ({"dropout": 1.0}, "dropout"),
@@ -318,7 +320,11 @@ def test_no_gradient_passes_through_the_first_output(selfish, mode):
 
 
 def test_the_blocks_are_told_the_level_and_the_label():
-    net, told, cond = unet(classes=3, views=2).double(), [], torch.tensor([2, 5])  # the latter: class 1, second view
+    net, told, cond = (
+        unet(classes=3, augmentations=2).double(),
+        [],
+        torch.tensor([2, 5]),
+    )  # the latter: class 1, second view
     net.middle1.register_forward_hook(lambda module, args, out: told.append(args[1]))
     net(noise(2, 1, 8, 8).double(), LEVELS, cond)
     (first, _, last), rows, views = net.time, net.labels.of_class.weight, net.labels.of_view.weight
@@ -329,7 +335,7 @@ def test_the_blocks_are_told_the_level_and_the_label():
 
 
 def test_label_view_and_level_matter_and_no_label_is_the_last():
-    net, x = unet(classes=3, views=2), noise(2, 1, 8, 8)
+    net, x = unet(classes=3, augmentations=2), noise(2, 1, 8, 8)
     outs = [net(x, LEVELS, torch.full((2,), label)) for label in range(8)] + [net(x, LEVELS + 0.1)]
     for i, a in enumerate(outs):
         for b in outs[:i]:
@@ -366,7 +372,7 @@ def test_dropout_works_in_training_alone():
 @pytest.mark.parametrize("self_condition", [False, True])
 def test_gradients_reach_every_parameter(self_condition, dtype):
     """In bf16 too, where a pass without gradient may leave cast weights behind for the one that needs it."""
-    net = unet(channels=2, dim_mults=(1, 2, 3), self_condition=self_condition, classes=3, views=2).train()
+    net = unet(channels=2, dim_mults=(1, 2, 3), self_condition=self_condition, classes=3, augmentations=2).train()
     denoiser = Denoiser(net, Cosine(), noise_target, dtype=dtype)
     cond = torch.arange(7)  # all labels, plain and of the second view
     denoiser.predict(noise(7, 2, 8, 8), torch.linspace(0.1, 0.9, 7), cond).square().sum().backward()

@@ -252,7 +252,7 @@ def test_dropout_works_in_training_alone():
         ({"n_scaling": -1}, "n_scaling"),
         ({"n_bottleneck": -1}, "n_bottleneck"),
         ({"num_classes": -1}, "num_classes"),
-        ({"views": 0}, "views"),
+        ({"augmentations": 0}, "augmentations"),
         ({"dropout": 1.0}, "dropout"),
         ({"dropout": math.nan}, "dropout"),
     ],
@@ -278,7 +278,7 @@ def test_labels_and_level_matter_and_no_label_adds_nothing():
 
 
 def test_views_are_told_apart_and_the_plain_one_is_a_plain_label():
-    net, x = unet(num_classes=3, views=8), noise(1, 1, 8, 8)
+    net, x = unet(num_classes=3, augmentations=8), noise(1, 1, 8, 8)
     outs = [net(x, LEVELS[:1], torch.tensor([1 + 4 * view])) for view in range(8)]
     for a, b in itertools.combinations(outs, 2):
         assert (a - b).abs().max() > 1e-3
@@ -294,7 +294,7 @@ def test_a_sample_does_not_hear_its_neighbours():
 
 
 def test_gradients_reach_every_parameter():
-    net = unet(num_classes=3, views=2, n_bottleneck=3)
+    net = unet(num_classes=3, augmentations=2, n_bottleneck=3)
     net(noise(6, 1, 8, 8), torch.linspace(-1, 1, 6), torch.tensor([0, 1, 2, 4, 5, 6])).square().sum().backward()
     for name, p in net.named_parameters():
         assert p.grad is not None, name
@@ -314,7 +314,7 @@ def test_every_pixel_and_channel_sees_the_image():
 
 
 def test_it_moves_with_to():
-    net = unet(num_classes=3, views=2).to("meta")  # a tensor left behind on the CPU could not meet these
+    net = unet(num_classes=3, augmentations=2).to("meta")  # a tensor left behind on the CPU could not meet these
     out = net(noise(2, 1, 8, 8).to("meta"), LEVELS.to("meta"), torch.tensor([0, 1]).to("meta"))
     assert out.device.type == "meta"
 

@@ -60,7 +60,7 @@ class ModelSpec:
     def network(self) -> nn.Module:
         """The untrained network; weights from torch's global generator."""
         config, info, widths = self.config, self.info, self.config.widths
-        shared = {"views": self.augment_labels, "dropout": config.dropout}
+        shared = {"augmentations": self.augment_labels, "dropout": config.dropout}
         if config.network == "annotated":
             mults = dim_mults_of(widths)
             return AnnotatedUNet(widths[0], dim_mults=mults, channels=info.channels, classes=info.classes, **shared)
@@ -91,7 +91,7 @@ class ModelSpec:
         """The same with augmentation and dropped labels."""
         config, classes, loss = self.config, self.info.classes, self.loss()
         if len(self.augmentations) > 1:
-            loss = augmented(loss, self.augmentations, classes, told=config.augment_conditioning == "yes")
+            loss = augmented(loss, self.augmentations, classes, conditioned=config.augment_conditioning == "yes")
         return drop_labels(loss, null=classes, p=config.drop_labels) if classes else loss
 
     def sampler(

@@ -1,7 +1,7 @@
 """The U-Net of "The Annotated Diffusion Model" (Rogge & Rasul 2022), which descends from that of DDPM (Ho et al. 2020).
 
-Its parts are papers of their own: weight-standardised convolutions (Qiao et al. 2019) under group normalisation
-(Wu & He 2018), FiLM (Perez et al. 2018) and linear attention (Shen et al. 2021) at every resolution.
+It adds weight-standardized convolutions (Qiao et al. 2019) with group normalization (Wu & He 2018), FiLM (Perez et al.
+2018), and linear attention (Shen et al. 2021) at every resolution.
 """
 
 from collections.abc import Sequence
@@ -15,11 +15,14 @@ from .dropout import Dropout
 from .embedding import Labels, sinusoid
 
 HEADS, HEAD = 4, 32
-"""Heads of every attention, and channels of each."""
+"""Number of heads of each attention, and channels of each head."""
 
 
 class StandardizedConv(nn.Conv2d):
-    """A 3 x 3 convolution whose weights have mean 0 and variance 1 for each output channel (Qiao et al. 2019)."""
+    """A 3 x 3 convolution whose weights are normalized to mean 0 and variance 1 for each output channel.
+
+    Qiao et al. 2019.
+    """
 
     def __init__(self, channels_in: int, channels: int):
         super().__init__(channels_in, channels, 3, padding=1)
@@ -30,7 +33,7 @@ class StandardizedConv(nn.Conv2d):
 
 
 class ResBlock(nn.Module):
-    """Two convolutions on a residual branch, the first one's output scaled and shifted by the embedding."""
+    """Two convolutions on a residual branch; the embedding scales and shifts the output of the first one."""
 
     def __init__(self, channels_in: int, channels: int, emb: int, groups: int, dropout: float):
         super().__init__()
@@ -48,7 +51,7 @@ class ResBlock(nn.Module):
 
 
 class Attention(nn.Module):
-    """Self-attention over the positions of the map, on a residual branch (Vaswani et al. 2017, eq. 1)."""
+    """Self-attention over the positions of the feature map, on a residual branch (Vaswani et al. 2017, eq. 1)."""
 
     def __init__(self, channels: int):
         super().__init__()
@@ -61,7 +64,7 @@ class Attention(nn.Module):
         return F.scaled_dot_product_attention(q, k, v)
 
     def branch(self, x: Tensor) -> Tensor:
-        tokens = self.norm(x).flatten(2).transpose(1, 2)  # [B, C, H, W] -> [B, N, C], a view of channels-last maps
+        tokens = self.norm(x).flatten(2).transpose(1, 2)  # [B, C, H, W] -> [B, N, C], no copy if channels-last
         q, k, v = self.qkv(tokens).unflatten(2, (3, HEADS, HEAD)).permute(2, 0, 3, 1, 4)  # [B, heads, N, 32] each
         h = self.out(self.attend(q, k, v).transpose(1, 2).flatten(2))
         return h.transpose(1, 2).unflatten(2, x.shape[2:])  # [B, N, C] -> [B, C, H, W]
@@ -73,7 +76,7 @@ class Attention(nn.Module):
 class LinearAttention(Attention):
     """Attention whose cost is linear in the number of positions (Shen et al. 2021).
 
-    The softmax of q k^T becomes a product of two: of the queries over channels, of the keys over positions.
+    Two softmaxes, of the queries over channels and of the keys over positions, replace the softmax of q k^T.
     """
 
     def __init__(self, channels: int):
@@ -81,7 +84,7 @@ class LinearAttention(Attention):
         self.out_norm = nn.GroupNorm(1, channels)
 
     def attend(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        context = k.softmax(2).transpose(2, 3) @ v  # [B, heads, 32, 32], whatever N is
+        context = k.softmax(2).transpose(2, 3) @ v  # [B, heads, 32, 32] for any N
         return q.softmax(3) * HEAD**-0.5 @ context
 
     def forward(self, x: Tensor) -> Tensor:
@@ -89,7 +92,7 @@ class LinearAttention(Attention):
 
 
 class Level(nn.Module):
-    """Two residual blocks, linear attention, and the convolution that leaves for the next level's size and width."""
+    """Two residual blocks, linear attention, and a convolution to the size and width of the next level."""
 
     def __init__(self, channels_in: int, channels: int, emb: int, groups: int, dropout: float, leave: nn.Module):
         super().__init__()
@@ -100,7 +103,7 @@ class Level(nn.Module):
 
 
 class Down(Level):
-    """A level on the way down: what both blocks put out is laid on the pile of skips."""
+    """A level on the way down. It appends the outputs of its blocks to the skip connections."""
 
     def forward(self, x: Tensor, emb: Tensor, skips: list[Tensor]) -> Tensor:
         x = self.block1(x, emb)
@@ -111,7 +114,7 @@ class Down(Level):
 
 
 class Up(Level):
-    """A level on the way up: both blocks take a skip from the top of the pile."""
+    """A level on the way up. Each of its blocks takes the last skip connection as further input."""
 
     def forward(self, x: Tensor, emb: Tensor, skips: list[Tensor]) -> Tensor:
         x = self.block1(torch.cat([x, skips.pop()], 1), emb)
@@ -135,25 +138,26 @@ def dim_mults_of(widths: Sequence[int], groups: int = 4) -> tuple[int, ...]:
 class AnnotatedUNet(nn.Module):
     """net(x, noise_level, cond) for images of any number of channels, height and width.
 
-    dim             base width, even; the noise level is embedded in 4 dim numbers
+    dim             base width, even; the embedding of the noise level has 4 dim channels
     init_dim        width of the stem, None for dim
     out_dim         channels of the output, None for `channels`
-    dim_mults       width of each level in multiples of dim; level i works at 1 / 2^i of the resolution
+    dim_mults       width of each level in multiples of dim; level i has 1 / 2^i of the resolution
     channels        of the image
-    self_condition  whether the network is also shown its own estimate, as further channels
-    groups          of every group normalisation in the residual blocks; divides init_dim, dim and every level's width
-    classes         number of labels, 0 for none; the label `classes` means "no label"
-    views           augmentations that it may be told of (`Labels`), 1 for none
+    self_condition  whether the network also takes its own estimate as input, in further channels
+    groups          of the group normalizations in the residual blocks; divides init_dim, dim and each level's width
+    classes         number of classes, 0 for none; the label `classes` means "no label"
+    augmentations   number of augmentations that the network is conditioned on (`Labels`), 1 for none
     dropout         between the two convolutions of the residual blocks, a probability in [0, 1)
 
     x `[B, channels, H, W]`, noise_level = log(sigma/alpha)/4 `[B]`, cond `[B]` int64 or None -> `[B, out_dim, H, W]`.
 
     Self-conditioning (Chen, Zhang & Hinton 2022, "Analog Bits", algorithm 1) keeps no state between calls. A call first
-    runs the network without gradient on an estimate of 0, then again with the first `channels` of that output as the
-    estimate. In training the odd rows of the batch get it and the even rows keep 0: the paper's coin flip at 1/2,
-    without a draw; a batch of one row therefore trains without it. In eval mode all rows get it, at twice the cost.
+    runs the network without gradient on an estimate of 0, then again with the first `channels` channels of that output
+    as the estimate. In training, rows 1, 3, 5, ... of the batch get the estimate and the others keep 0, in place of the
+    paper's random choice with probability 1/2; a batch of one row therefore trains without it. In eval mode all rows
+    get the estimate, and a call takes two forward passes.
 
-    Raises ValueError for sizes that do not fit together.
+    Raises ValueError for sizes that do not match.
     """
 
     def __init__(
@@ -166,38 +170,38 @@ class AnnotatedUNet(nn.Module):
         self_condition: bool = False,
         groups: int = 4,
         classes: int = 0,
-        views: int = 1,
+        augmentations: int = 1,
         dropout: float = 0.0,
     ):
         super().__init__()
         init_dim = dim if init_dim is None else init_dim
         out_dim = channels if out_dim is None else out_dim
         widths = [init_dim, *(dim * mult for mult in dim_mults)]
-        if min(dim, channels, out_dim, groups, views) < 1 or classes < 0:
-            raise ValueError("dim, channels, out_dim, groups and views must be 1 or more, and classes 0 or more")
+        if min(dim, channels, out_dim, groups, augmentations) < 1 or classes < 0:
+            raise ValueError("dim, channels, out_dim, groups and augmentations must be at least 1, classes at least 0")
         if dim % 2:
-            raise ValueError(f"dim must be even, as it is half sines and half cosines, not {dim}")
+            raise ValueError(f"dim must be even, for sines and cosines of the noise level, got {dim}")
         if not dim_mults or min(widths) < 1:
-            raise ValueError(f"dim_mults needs at least one level, and every width must be 1 or more, not {widths}")
+            raise ValueError(f"dim_mults needs at least one level, and all widths must be at least 1, got {widths}")
         if any(width % groups for width in (dim, *widths)):
-            raise ValueError(f"groups must divide dim and every width, which {groups} does not: {dim}, {widths}")
+            raise ValueError(f"groups must divide dim and all widths, got {groups} for {dim} and {widths}")
         if self_condition and out_dim < channels:
             raise ValueError(
-                f"self_condition needs an out_dim of {channels} or more, the image's channels, not {out_dim}"
+                f"self_condition needs an out_dim of at least the image's {channels} channels, got {out_dim}"
             )
         if not 0 <= dropout < 1:
-            raise ValueError(f"dropout must be at least 0 and below 1, not {dropout}")
+            raise ValueError(f"dropout must be at least 0 and below 1, got {dropout}")
 
         self.dim, self.channels, self.self_condition = dim, channels, self_condition
         self.stride = 2 ** (len(dim_mults) - 1)
         emb = 4 * dim
         shared = emb, groups, dropout
         self.time = nn.Sequential(nn.Linear(dim, emb), nn.GELU(), nn.Linear(emb, emb))
-        self.labels = Labels(classes, emb, views)
+        self.labels = Labels(classes, emb, augmentations)
         self.stem = nn.Conv2d(channels * (2 if self_condition else 1), init_dim, 1)
         self.down, self.up = nn.ModuleList(), nn.ModuleList()
         for i, (width, below) in enumerate(pairwise(widths)):
-            if i < len(dim_mults) - 1:  # 2 x 2 convolution of stride 2: pixel-unshuffle and 1 x 1 convolution in one
+            if i < len(dim_mults) - 1:  # stride 2: equals a pixel-unshuffle and a 1 x 1 convolution
                 shrink = nn.Conv2d(width, below, 2, stride=2)
             else:
                 shrink = nn.Conv2d(width, below, 3, padding=1)
@@ -218,12 +222,12 @@ class AnnotatedUNet(nn.Module):
         rows = slice(1, None, 2) if self.training else slice(None)
         if len(x[rows]):
             with torch.no_grad():
-                told = noise_level[rows], None if cond is None else cond[rows]
-                estimate[rows] = self.once(torch.cat([x, estimate], 1)[rows], *told)[:, : self.channels].to(x.dtype)
+                inputs = torch.cat([x, estimate], 1)[rows], noise_level[rows], None if cond is None else cond[rows]
+                estimate[rows] = self.once(*inputs)[:, : self.channels].to(x.dtype)
         return self.once(torch.cat([x, estimate], 1), noise_level, cond)
 
     def once(self, x: Tensor, noise_level: Tensor, cond: Tensor | None) -> Tensor:
-        """One pass; x `[B, C, H, W]` with the estimate's channels behind the image's, if there are any."""
+        """One forward pass; x `[B, C, H, W]` includes the channels of the estimate if the network takes one."""
         height, width = x.shape[-2:]
         emb = F.silu(self.time(sinusoid(noise_level, self.dim).to(x.dtype)) + self.labels(cond))
         x = self.stem(F.pad(x, (0, -width % self.stride, 0, -height % self.stride)))

@@ -1,28 +1,30 @@
-"""A small convolutional classifier, whose last map also gives the features that samples are judged by."""
+"""A small convolutional classifier. Its last feature map also gives the features for the evaluation of samples."""
 
 from torch import Tensor, nn
 
 
 class Classifier(nn.Module):
-    """Convolutions of 3 x 3 with BatchNorm and GELU, the first at full resolution, each further one halving it.
+    """3 x 3 convolutions with batch normalization and GELU; each but the first halves the resolution.
 
     channels  of the image
     classes   number of logits
     size      height and width of the image
-    layers    convolutions, of widths start, 2 start, 4 start, 6 start, ...
-    start     width of the first one
+    layers    number of convolutions; their widths are start, 2 start, 4 start, 6 start, ...
+    start     width of the first convolution
 
     x `[B, channels, size, size]` in [-1, 1] -> features `[B, F]`, the spatial mean of the last map, and logits
     `[B, classes]`, linear in the whole map. The defaults have 345,194 parameters and F = 192.
 
-    Raises ValueError for numbers that make no network.
+    Raises ValueError for a number that is out of range.
     """
 
     def __init__(self, channels: int = 1, classes: int = 10, size: int = 32, layers: int = 4, start: int = 32):
         super().__init__()
         self.architecture = {"channels": channels, "classes": classes, "size": size, "layers": layers, "start": start}
         if not all(1 <= n <= 4096 for n in self.architecture.values()) or layers > 16:
-            raise ValueError(f"a classifier of {self.architecture} is not possible: use 1 to 4096, and 1 to 16 layers")
+            raise ValueError(
+                f"a classifier needs numbers from 1 to 4096 and at most 16 layers, got {self.architecture}"
+            )
         body: list[nn.Module] = []
         for i in range(layers):
             width, stride = (2 * start * i, 2) if i else (start, 1)

@@ -1,8 +1,8 @@
-"""A U-Net of double convolutions with attention at every level: the widely taught network of DDPM tutorials.
+"""A U-Net of double convolutions with attention at every level, the network of many DDPM tutorials.
 
-Its shape is figure 1 of Ronneberger et al. 2015: max-pooling down, bilinear upsampling, pairs of 3 x 3 convolutions.
-The noise level and the label come to it as a shift. It works at full resolution and so costs far more than `unet.UNet`;
-it is here because published results rest on it.
+It follows figure 1 of Ronneberger et al. 2015: max-pooling on the way down, bilinear upsampling, and pairs of 3 x 3
+convolutions. The embedding of noise level and label is added to the feature maps. The network computes at full
+resolution and takes far more time than `unet.UNet`; it is included because published results use it.
 """
 
 from collections.abc import Sequence
@@ -17,7 +17,7 @@ from .embedding import Labels, sinusoid
 
 
 class DoubleConv(nn.Sequential):
-    """Two 3 x 3 convolutions, each with a norm over the whole map, and GELU (Hendrycks & Gimpel 2016) between them."""
+    """Two 3 x 3 convolutions, each normalized over all channels, with GELU (Hendrycks & Gimpel 2016) between them."""
 
     def __init__(self, channels_in: int, middle: int, channels: int, dropout: float):
         super().__init__(
@@ -31,7 +31,7 @@ class DoubleConv(nn.Sequential):
 
 
 class SelfAttention(nn.Module):
-    """A transformer's layer over the positions of the map, norms first (Vaswani et al. 2017; Xiong et al. 2020)."""
+    """A pre-norm transformer layer over the positions of the feature map (Vaswani et al. 2017; Xiong et al. 2020)."""
 
     def __init__(self, channels: int, heads: int):
         super().__init__()
@@ -42,7 +42,7 @@ class SelfAttention(nn.Module):
         self.mlp = nn.Sequential(
             nn.LayerNorm(channels), nn.Linear(channels, channels), nn.GELU(), nn.Linear(channels, channels)
         )
-        nn.init.xavier_uniform_(self.qkv.weight)  # the start of nn.MultiheadAttention
+        nn.init.xavier_uniform_(self.qkv.weight)  # initialized as nn.MultiheadAttention
         nn.init.zeros_(self.qkv.bias)
         nn.init.zeros_(self.out.bias)
 
@@ -57,7 +57,7 @@ class SelfAttention(nn.Module):
 
 
 class Level(nn.Module):
-    """A residual double convolution, one that changes the width, the embedding as a shift, and attention or none."""
+    """A residual double convolution, one that changes the width, the added embedding, and attention if it has heads."""
 
     def __init__(self, channels_in: int, middle: int, channels: int, emb: int, heads: int, dropout: float):
         super().__init__()
@@ -91,20 +91,20 @@ class DoubleConvUNet(nn.Module):
     out_channels  of the output, `channels` if None
     time_dim      width of the embedding of noise level and label, even
     base_channels channels at full resolution; the width doubles with each level but the last
-    n_scaling     number of times the resolution halves, 0 for none
-    n_bottleneck  double convolutions at the lowest resolution: a half of them double the width, a half halve it
-                  again, and of an odd number the middle one keeps it
-    num_classes   number of labels, 0 for none; the label `num_classes` means "no label"
-    views         augmentations that it may be told of (`Labels`), 1 for none
-    attention     whether each level ends in self-attention over all of its positions
-    heads         of the attention; they divide base_channels
+    n_scaling     how many times the resolution is halved
+    n_bottleneck  number of double convolutions at the lowest resolution: the first half of them double the width, the
+                  second half halve it again, and the middle one of an odd number keeps it
+    num_classes   number of classes, 0 for none; the label `num_classes` means "no label"
+    augmentations number of augmentations that the network is conditioned on (`Labels`), 1 for none
+    attention     whether each level ends with self-attention over all positions
+    heads         of the attention; their number divides base_channels
     dropout       inside the double convolutions, a probability in [0, 1)
 
     x `[B, channels, H, W]`, noise_level = log(sigma/alpha)/4 `[B]`, cond `[B]` int64 or None ->
-    `[B, out_channels, H, W]`. Raises ValueError for settings that make no network.
+    `[B, out_channels, H, W]`. Raises ValueError for a setting that is out of range.
 
-    The published network is the default; it hears of step numbers where this one hears of noise levels, which mean the
-    same on every schedule.
+    The defaults are those of the published network. That network is conditioned on the step number; this one is
+    conditioned on the noise level, which means the same with every schedule.
     """
 
     def __init__(
@@ -116,7 +116,7 @@ class DoubleConvUNet(nn.Module):
         n_scaling: int = 3,
         n_bottleneck: int = 3,
         num_classes: int = 0,
-        views: int = 1,
+        augmentations: int = 1,
         attention: bool = True,
         heads: int = 4,
         dropout: float = 0.0,
@@ -124,21 +124,21 @@ class DoubleConvUNet(nn.Module):
         super().__init__()
         out_channels = channels if out_channels is None else out_channels
         at_least_1 = {"channels": channels, "out_channels": out_channels, "base_channels": base_channels}
-        at_least_1 |= {"views": views, "heads": heads}
+        at_least_1 |= {"augmentations": augmentations, "heads": heads}
         at_least_0 = {"n_scaling": n_scaling, "n_bottleneck": n_bottleneck, "num_classes": num_classes}
         for low, numbers in ((1, at_least_1), (0, at_least_0)):
             for name, number in numbers.items():
                 if number < low:
-                    raise ValueError(f"{name} is {low} or more, not {number}")
+                    raise ValueError(f"{name} must be at least {low}, got {number}")
         if time_dim < 2 or time_dim % 2:
-            raise ValueError(f"time_dim is even, a sine and a cosine for each frequency, not {time_dim}")
+            raise ValueError(f"time_dim must be even, for a sine and a cosine of each frequency, got {time_dim}")
         if attention and base_channels % heads:
-            raise ValueError(f"heads must divide base_channels, and {heads} does not divide {base_channels}")
+            raise ValueError(f"heads must divide base_channels, got {heads} heads for {base_channels} channels")
         if not 0 <= dropout < 1:
-            raise ValueError(f"dropout lies in [0, 1), not at {dropout}")
+            raise ValueError(f"dropout must be at least 0 and below 1, got {dropout}")
 
         self.time_dim, self.stride = time_dim, 2**n_scaling
-        self.labels = Labels(num_classes, time_dim, views)
+        self.labels = Labels(num_classes, time_dim, augmentations)
         widths = [base_channels * 2**i for i in range(n_scaling)] or [base_channels]
         levels = {"emb": time_dim, "heads": heads if attention else 0, "dropout": dropout}
         self.stem = DoubleConv(channels, base_channels, base_channels, dropout)

@@ -1,4 +1,4 @@
-"""Dropout whose draws come from a generator that the caller chooses, thread by thread."""
+"""Dropout with a seed for each thread."""
 
 import threading
 from collections.abc import Iterator
@@ -12,9 +12,9 @@ _here = threading.local()
 
 @contextmanager
 def dropout_seed(seed: int) -> Iterator[None]:
-    """Inside, the `Dropout`s of this thread draw from a generator of this seed.
+    """Inside the context, the `Dropout` modules of this thread use a generator with this seed.
 
-    torch's own dropout draws from one generator for all threads, in whatever order they come.
+    All threads share the generator of PyTorch's own dropout, so that its numbers depend on the order of the threads.
     """
     before = getattr(_here, "seed", None)
     _here.seed, _here.generators = seed, {}
@@ -25,7 +25,10 @@ def dropout_seed(seed: int) -> Iterator[None]:
 
 
 class Dropout(nn.Module):
-    """In training, each element is 0 with probability p, the others scaled by 1/(1 - p) (Srivastava et al. 2014)."""
+    """In training, set each element to 0 with probability p and scale the others by 1/(1 - p).
+
+    Srivastava et al. 2014.
+    """
 
     def __init__(self, p: float):
         super().__init__()
@@ -39,7 +42,7 @@ class Dropout(nn.Module):
 
 
 def generator_of(device: torch.device) -> torch.Generator | None:
-    """This thread's generator on a device, or None for torch's own."""
+    """This thread's generator on a device, or None for PyTorch's global one."""
     seed = getattr(_here, "seed", None)
     if seed is None:
         return None

@@ -1,7 +1,8 @@
-"""The default network: a small U-Net that starts at half resolution and attends at its lowest level.
+"""The default network: a small U-Net with a patch size of 2 and with attention at its lowest resolution.
 
-Most of the work happens at 14 x 14 and 7 x 7, where a convolution's arithmetic outweighs the memory it moves: the sizes
-that a few minutes on two cores can train. `docs/architecture.md` says how the shape was chosen.
+For images of 28 x 28 pixels it computes at 14 x 14 and 7 x 7. At these sizes a convolution spends more time on
+arithmetic than on memory access, so that it trains in a few minutes on two CPU cores. `docs/architecture.md` describes
+how the shape was chosen.
 """
 
 import math
@@ -18,25 +19,25 @@ Layer = TypeVar("Layer", nn.Conv2d, nn.Linear)
 
 
 def group_norm(channels: int) -> nn.GroupNorm:
-    """Groups of 32 channels or all at once: channels-last CPU kernels are five times slower on groups below 16."""
+    """Groups of 32 channels, or one group: channels-last CPU kernels are five times slower on groups below 16."""
     return nn.GroupNorm(channels // 32 if channels % 32 == 0 else 1, channels)
 
 
 def zeroed(layer: Layer) -> Layer:
-    """The layer with weight 0: a residual branch that starts as the identity (Zhang et al. 2019)."""
+    """Set the layer's weight to 0, so that its residual block starts as the identity (Zhang et al. 2019)."""
     nn.init.zeros_(layer.weight)
     return layer
 
 
 class Embedding(nn.Module):
-    """Noise level `[B]` and label `[B]` -> one vector `[B, width]`."""
+    """Embed the noise level `[B]` and the label `[B]` together: `[B, width]`."""
 
-    def __init__(self, width: int, classes: int, views: int):
+    def __init__(self, width: int, classes: int, augmentations: int):
         super().__init__()
         frequencies = math.pi * 2 ** torch.linspace(-1, 4, 32)  # noise levels span about [-2, 1.5]
         self.register_buffer("frequencies", frequencies)
         self.level = nn.Sequential(nn.Linear(64, width), nn.SiLU(), nn.Linear(width, width))
-        self.labels = Labels(classes, width, views)
+        self.labels = Labels(classes, width, augmentations)
 
     def forward(self, noise_level: Tensor, cond: Tensor | None) -> Tensor:
         angles = noise_level[:, None] * self.frequencies  # [B] -> [B, 32]
@@ -44,7 +45,7 @@ class Embedding(nn.Module):
 
 
 class ResBlock(nn.Module):
-    """Two 3 x 3 convolutions on a residual branch, the first one's output scaled by the embedding."""
+    """Two 3 x 3 convolutions on a residual branch; the embedding scales the output of the first one."""
 
     def __init__(self, channels_in: int, channels: int, emb: int, dropout: float):
         super().__init__()
@@ -62,9 +63,9 @@ class ResBlock(nn.Module):
 
 
 class Attention(nn.Module):
-    """Self-attention over the positions of the map, on a residual branch (Vaswani et al. 2017, eq. 1).
+    """Self-attention over the positions of the feature map, on a residual branch (Vaswani et al. 2017, eq. 1).
 
-    Written out: on the 49 to 64 positions of small images this takes half the time of PyTorch's fused kernel on a CPU.
+    PyTorch's fused kernel takes twice as long on a CPU for the 49 to 64 positions of small images.
     """
 
     def __init__(self, channels: int, head: int = 64):
@@ -84,7 +85,7 @@ class Attention(nn.Module):
 
 
 class Level(nn.ModuleList):
-    """Residual blocks in a row, each followed by attention if `attend`."""
+    """Residual blocks in sequence, each followed by attention if `attend`."""
 
     def __init__(self, channels_in: int, channels: int, blocks: int, emb: int, attend: bool, dropout: float):
         super().__init__()
@@ -102,16 +103,17 @@ class Level(nn.ModuleList):
 class UNet(nn.Module):
     """net(x, noise_level, cond) for images of any number of channels, height and width.
 
-    channels  of the image
-    classes   number of labels, 0 for none; the label `classes` means "no label"
-    widths    channels of each level; level i works at 1 / (patch 2^i) of the resolution, the last one attends
-    blocks    residual blocks of each level, the same number on the way down and up (the last level counts once)
-    patch     pixels folded into channels at the door (pixel-unshuffle)
-    dropout   inside the residual blocks, a probability in [0, 1)
-    views     augmentations that it may be told of (`Labels`), 1 for none
+    channels       of the image
+    classes        number of classes, 0 for none; the label `classes` means "no label"
+    widths         channels of each level; level i has 1 / (patch 2^i) of the resolution, and the last has attention
+    blocks         number of residual blocks of each level, on the way down and again on the way up (the last level
+                   has them once)
+    patch          patch size: a pixel-unshuffle turns each patch x patch square of pixels into channels
+    dropout        inside the residual blocks, a probability in [0, 1)
+    augmentations  number of augmentations that the network is conditioned on (`Labels`), 1 for none
 
     x `[B, channels, H, W]`, noise_level = log(sigma/alpha)/4 `[B]`, cond `[B]` int64 or None ->
-    `[B, channels, H, W]`. Raises ValueError for widths and blocks of two lengths.
+    `[B, channels, H, W]`. Raises ValueError unless widths and blocks have the same length.
 
     A U-Net (Ronneberger et al. 2015) of residual blocks and attention, as DDPM's (Ho et al. 2020, appendix B).
     """
@@ -124,14 +126,14 @@ class UNet(nn.Module):
         blocks: tuple[int, ...] = (1, 2),
         patch: int = 2,
         dropout: float = 0.0,
-        views: int = 1,
+        augmentations: int = 1,
     ):
         super().__init__()
         if len(widths) != len(blocks):
-            raise ValueError(f"widths and blocks need one number a level each, not {widths} and {blocks}")
+            raise ValueError(f"widths and blocks need one number for each level, got {widths} and {blocks}")
         self.patch, self.stride = patch, patch * 2 ** (len(widths) - 1)
         emb, (*upper, lowest) = 2 * widths[-1], widths
-        self.embedding = Embedding(emb, classes, views)
+        self.embedding = Embedding(emb, classes, augmentations)
         self.stem = nn.Conv2d(channels * patch**2, widths[0], 3, padding=1, bias=False)
         self.down, self.shrink, self.grow, self.up = (nn.ModuleList() for _ in range(4))
         for width, below, depth in zip(upper, widths[1:], blocks, strict=False):
