@@ -90,12 +90,12 @@ def test_messages(tmp_path):
             assert b.stride() == a.stride()
             assert c == 5
             assert c.shape == ()
-            assert ranks.same([b"ab", b"c"])
-            assert not ranks.same([b"01" if me else b"10"])  # the same bytes in another order
-            ranks.check_same_task({"lr": 1})
+            assert ranks.same_everywhere([b"ab", b"c"])
+            assert not ranks.same_everywhere([b"01" if me else b"10"])  # the same bytes in another order
+            ranks.check_same_settings({"lr": 1})
             ranks.check_same_weights([a, torch.tensor(1.0)])
             for check, thing, error in (
-                (ranks.check_same_task, {"lr": me}, UsageError),
+                (ranks.check_same_settings, {"lr": me}, UsageError),
                 (ranks.check_same_weights, [torch.tensor([0.0, 1.0]).roll(me)], DivergedError),
                 (ranks.check_same_weights, [torch.tensor(0.0 if me else -0.0)], DivergedError),
             ):
@@ -118,7 +118,7 @@ def test_what_the_first_does_alone(tmp_path):
 
         with ranks.process_group():
             ranks.on_rank0(writes)
-            with pytest.raises(ResourceError, match="process 0" if me else "full") as caught:
+            with pytest.raises(ResourceError, match="rank 0" if me else "full") as caught:
                 ranks.on_rank0(fails)
             assert caught.value.exit_code == 6
 
@@ -271,7 +271,7 @@ def test_other_settings_are_refused(squares, tmp_path):
     work = lambda me: ends(training(squares, tmp_path / "run", f"--set=lr={0.001 + me / 1000}"))  # noqa: E731
     codes, said = together(tmp_path, work)
     assert codes == [2, 2], said
-    assert "other settings or data" in said[0]
+    assert "different settings or data" in said[0]
 
 
 def test_other_weights_are_found_before_they_are_saved(squares, tmp_path):
@@ -307,7 +307,7 @@ def test_when_one_is_killed_the_other_says_so(squares, tmp_path, victim):
     kill = only(victim, lambda: after_step(4, lambda: hit(signal.SIGKILL)))
     codes, said = together(tmp_path, command(argv, kill))
     assert (codes[victim], codes[1 - victim]) == (-signal.SIGKILL, 6), said
-    assert f"process {victim} of this run ended first" in said[1 - victim]
+    assert f"rank {victim} of this run failed" in said[1 - victim]
     assert latest(tmp_path / "run").numbers.n == 3
 
 
@@ -317,7 +317,7 @@ def test_of_four_the_one_that_is_killed_is_named_by_all(squares, tmp_path):
     codes, said = together(tmp_path, command(training(squares, tmp_path / "run"), kill), world=4)
     assert codes == [6, 6, -9, 6], said
     for number in (0, 1, 3):
-        assert "process 2 of this run ended first" in said[number]
+        assert "rank 2 of this run failed" in said[number]
 
 
 def test_an_error_of_one_ends_the_other(squares, tmp_path):
@@ -327,7 +327,7 @@ def test_an_error_of_one_ends_the_other(squares, tmp_path):
     spoil = only(1, lambda: patch("simple_diffusion.data.sources.load_images", broken))
     codes, said = together(tmp_path, command(training(squares, tmp_path / "run"), spoil))
     assert codes == [6, 3], said
-    assert "process 1 of this run ended first" in said[0]
+    assert "rank 1 of this run failed" in said[0]
     assert said[1].strip() == "simple-diffusion (process 1): no such data here"
 
 
@@ -354,7 +354,7 @@ def test_when_the_first_cannot_save_all_end(squares, tmp_path, how):
     codes, said = together(tmp_path, command(argv, only(0, spoil)))
     assert codes == [6, 6], said
     assert "can't be written" in said[0]
-    assert "process 0 of this run could not go on" in said[1]
+    assert "rank 0 of this run failed" in said[1]
 
 
 def test_without_the_others_the_sentence_says_so(tmp_path):
@@ -365,7 +365,7 @@ def test_without_the_others_the_sentence_says_so(tmp_path):
         def work():
             os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "RANK": "0", "WORLD_SIZE": "2"}
             with (
-                pytest.raises(ResourceError, match="it can't join the other processes of this run: "),
+                pytest.raises(ResourceError, match="this process could not join the other processes of the run: "),
                 ranks.process_group(),
             ):
                 raise AssertionError

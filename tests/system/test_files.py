@@ -19,10 +19,10 @@ from simple_diffusion.errors import CheckpointError, ResourceError
 from simple_diffusion.system.files import (
     FORMAT,
     MAX_HEADER,
-    adopt,
     cache_folder,
     fits,
     from_json,
+    load_weights,
     read_tensors,
     remove_parts,
     write_atomic,
@@ -53,7 +53,7 @@ def test_a_disk_that_gives_back_something_else_is_found(tmp_path, monkeypatch):
     write_atomic(path, b"old")
     real = Path.read_bytes
     monkeypatch.setattr(Path, "read_bytes", lambda part: real(part)[:-1] + b"?")
-    with pytest.raises(ResourceError, match="does not read back"):
+    with pytest.raises(ResourceError, match="differs from the content written"):
         write_atomic(path, b"new")
     assert real(path) == b"old"
     assert list(tmp_path.iterdir()) == [path]
@@ -122,7 +122,7 @@ def test_files_of_format_1_carry_no_checksum_and_newer_ones_are_not_read(tmp_pat
     assert read_tensors(path) == ({"x": pytest.approx(torch.ones(3))}, {"format": 1, "words": "old"})
     for newer in ({"format": FORMAT + 1}, {"format": FORMAT + 1, "sha256": "0" * 64}):
         path.write_bytes(parts.record(json.dumps(newer))[:-5])  # whatever its bytes mean
-        with pytest.raises(CheckpointError, match="newer version: upgrade"):
+        with pytest.raises(CheckpointError, match=r"newer version .*upgrade"):
             read_tensors(path)
     digests = ("0" * 64, "0" * 63, "", "\ud800" * 64, None, False, 0, [])
     for wrong in ({"format": FORMAT}, {"format": 0}, {"format": True}, *({"format": 2, "sha256": d} for d in digests)):
@@ -140,7 +140,7 @@ def test_the_longest_header_is_read_and_one_byte_more_is_not(tmp_path):
         if read:
             assert torch.equal(read_tensors(path)[0]["x"], torch.ones(3))
         else:
-            with pytest.raises(CheckpointError, match="it claims a header of 2,097,153 bytes"):
+            with pytest.raises(CheckpointError, match="its header has 2,097,153 bytes, more than 2,097,152"):
                 read_tensors(path)
 
 
@@ -152,7 +152,7 @@ def test_a_key_that_stands_twice_is_refused_wherever_it_stands(tmp_path):
     twice = json.dumps(parts.about)[:-1] + ', "words": "b"}'
     for bad in (parts.record(twice), parts.file(json.dumps(parts.header)[:-1] + ', "x": {}}')):
         path.write_bytes(bad)
-        with pytest.raises(CheckpointError, match="a key of its header stands twice"):
+        with pytest.raises(CheckpointError, match="its header repeats a key"):
             read_tensors(path)
 
 
@@ -188,8 +188,8 @@ def test_a_dataclass_is_made_of_json_or_refused_by_name():
     assert from_json(Thing, {"name": "a"}) == Thing("a")
     assert from_json(Thing, {"name": "a", "sizes": [3, 4], "weight": 2}) == Thing("a", (3, 4), 2)
     for wrong, word in (
-        ([], "a Thing is not"),
-        (None, "a Thing is not"),
+        ([], "a Thing must be a JSON object"),
+        (None, "a Thing must be a JSON object"),
         ({}, "name"),
         ({"name": 1}, "name can't be 1"),
         ({"name": "a", "sizes": [1, "x"]}, "sizes can't be"),
@@ -205,23 +205,23 @@ def on_meta() -> nn.Module:
         return nn.Sequential(nn.Linear(2, 3), nn.BatchNorm1d(3))
 
 
-def test_weights_are_adopted_if_they_are_the_modules():
+def test_weights_are_loaded_only_if_they_match_the_module():
     real = nn.Sequential(nn.Linear(2, 3), nn.BatchNorm1d(3))
     weights, module = {name: w.clone() for name, w in real.state_dict().items()}, on_meta()
-    adopt(module, weights)
+    load_weights(module, weights)
     assert_equal(module.state_dict(), weights)
     assert all(module.state_dict()[name].data_ptr() == w.data_ptr() for name, w in weights.items())  # not copied
     name = "0.bias"
     for wrong, word in (
         ({key: w for key, w in weights.items() if key != name}, "^0.bias is missing$"),
-        (weights | {"9.bias": torch.zeros(3)}, "^9.bias is no weight of this network$"),
-        (weights | {name: torch.zeros(4)}, r"^0.bias is torch.float32 \(4,\), not torch.float32 \(3,\)$"),
-        (weights | {name: torch.zeros(3).double()}, r"^0.bias is torch.float64 \(3,\), not torch.float32 \(3,\)$"),
-        (weights | {name: torch.tensor([0, 0, math.nan])}, "^0.bias holds a number that is not finite$"),
-        (weights | {name: torch.tensor([0, -math.inf, 0])}, "^0.bias holds a number that is not finite$"),
+        (weights | {"9.bias": torch.zeros(3)}, "^9.bias is not a weight of this network$"),
+        (weights | {name: torch.zeros(4)}, r"^0.bias must be torch.float32 \(3,\), got torch.float32 \(4,\)$"),
+        (weights | {name: torch.zeros(3).double()}, r"^0.bias must be torch.float32 \(3,\), got torch.float64 \(3,\)$"),
+        (weights | {name: torch.tensor([0, 0, math.nan])}, "^0.bias contains NaN or infinity$"),
+        (weights | {name: torch.tensor([0, -math.inf, 0])}, "^0.bias contains NaN or infinity$"),
     ):
         with pytest.raises(ValueError, match=word):
-            adopt(on_meta(), wrong)
+            load_weights(on_meta(), wrong)
 
 
 @pytest.mark.parametrize(

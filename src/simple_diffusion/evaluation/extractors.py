@@ -16,7 +16,7 @@ from torch import Tensor
 from ..data.images import Images
 from ..errors import CheckpointError, DataError, ResourceError
 from ..networks.classifier import Classifier
-from ..system.files import adopt, cache_folder, damaged, from_json, read_tensors, write_tensors
+from ..system.files import cache_folder, damaged, from_json, load_weights, read_tensors, write_tensors
 from .classifier import accuracy, infer, train_classifier
 
 VERSION = 1  # of the training; one that changes what it yields is another version
@@ -195,7 +195,7 @@ def read_extractor(path: Path) -> Extractor:
             raise ValueError(f"{record.name!r} is no name")
         with torch.device("meta"):  # shapes are compared before a byte is spent on them
             net = Classifier(**record.architecture)
-        adopt(net, tensors)
+        load_weights(net, tensors)
     except (KeyError, TypeError, ValueError, RuntimeError) as error:
         raise damaged(path, error) from error
     net = net.to(memory_format=torch.channels_last)  # pyrefly: ignore[no-matching-overload]

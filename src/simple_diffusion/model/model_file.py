@@ -15,7 +15,7 @@ from ..denoiser import Denoiser, PosteriorMean
 from ..errors import CheckpointError, SimpleDiffusionError
 from ..samplers import Sampler
 from ..system.device import pick_device
-from ..system.files import adopt, damaged, fits, from_json, read_tensors, write_tensors
+from ..system.files import damaged, fits, from_json, load_weights, read_tensors, write_tensors
 from .build import ModelSpec
 from .config import Config, fitted, memory_format
 from .migrate import migrated
@@ -108,7 +108,7 @@ def denoiser_of(weights: dict[str, Tensor], spec: ModelSpec, device: torch.devic
     """The denoiser with these weights, ready to sample. Raises ValueError where they are not those of the config."""
     with torch.device("meta"):  # shapes are compared before a byte is spent on them
         denoiser = spec.denoiser()
-    adopt(denoiser, weights)
+    load_weights(denoiser, weights)
     denoiser = denoiser.to(device).to(memory_format=memory_format(spec.config))  # pyrefly: ignore[no-matching-overload]
     return denoiser.eval().requires_grad_(False)
 

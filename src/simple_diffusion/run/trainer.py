@@ -34,7 +34,7 @@ from ..model.config import Config, memory_format
 from ..model.generate import generate
 from ..model.model_file import MODEL_FILE, Model, save
 from ..randomness import permutation
-from ..system.distributed import all_max, broadcast, check_same_task, check_same_weights, on_rank0, rank
+from ..system.distributed import all_max, broadcast, check_same_settings, check_same_weights, on_rank0, rank
 from ..system.files import damaged, remove_parts, write_atomic
 from ..system.signals import Stopped, stop_on_signals
 from ..training import NotFiniteError, Step
@@ -428,7 +428,7 @@ def train_run(
         on_rank0(take_folder)
         checkpoint = latest(folder) if resume else None
         spec = ModelSpec(config, DataInfo.of(images))
-        check_same_task((spec, checkpoint and checkpoint.numbers.n))
+        check_same_settings((spec, checkpoint and checkpoint.numbers.n))
 
         held_out = None
         if config.held_out:

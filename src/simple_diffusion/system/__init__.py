@@ -1,1 +1,1 @@
-"""The machine: devices, threads, processes, files, signals."""
+"""Devices, threads, processes, files and signals."""

@@ -1,16 +1,17 @@
-"""What this machine has, and which device and arithmetic follow from it."""
+"""The choice of the device and of the arithmetic."""
 
 import torch
 
 from ..errors import UsageError
 
 PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16}
+"""name -> type of the numbers that the network computes with."""
 
 
 def pick_device(name: str = "auto") -> torch.device:
-    """The device called `name`; "auto" is a GPU where there is one, and its convolutions are made deterministic.
+    """The device of this name; "auto" is a GPU if there is one. On CUDA, convolutions become deterministic.
 
-    Raises UsageError if it is not there.
+    Raises UsageError if the machine has no such device.
     """
     present = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
     if name == "auto":
@@ -18,15 +19,15 @@ def pick_device(name: str = "auto") -> torch.device:
     if not present[name]:
         raise UsageError(f"this machine has no {name} device: use --device auto")
     if name == "cuda":  # pragma: no cover (GPU)
-        torch.backends.cudnn.deterministic = True  # a run twice is the same to the bit, and resumes so
+        torch.backends.cudnn.deterministic = True  # a repeated or resumed run is bit-exact
     return torch.device(name)
 
 
 def pick_precision(name: str, device: torch.device) -> str:
-    """ "fp32" or "bf16": as asked, or what is faster on this device.
+    """ "fp32" or "bf16": the given name, or for "auto" the faster one on this device.
 
-    The rule, measured by `benchmarks/throughput.py`: bf16 where the hardware multiplies bf16 numbers (AMX, AVX512_BF16,
-    tensor cores), fp32 elsewhere, where casts cost more than they save.
+    `benchmarks/throughput.py` measured the rule: bf16 is faster where the hardware multiplies bf16 numbers (AMX,
+    AVX512_BF16, tensor cores). Elsewhere the casts take more time than they save.
     """
     if name != "auto":
         return name

@@ -1,6 +1,7 @@
-"""Several processes that share a run: torch.distributed, started by torchrun, with gloo on CPUs and NCCL on GPUs.
+"""Several processes that train one run together: torch.distributed, started by torchrun; gloo on CPUs, NCCL on GPUs.
 
-Alone, a process is rank 0 of 1, and nothing here does anything. All messages are tensors: nothing that arrives is run.
+Without torchrun a process is rank 0 of 1, and the functions here return their input. The processes exchange tensors
+only, so that no received data are executed.
 """
 
 import hashlib
@@ -20,104 +21,108 @@ from ..errors import DivergedError, ResourceError, SimpleDiffusionError, UsageEr
 from .signals import stop_on_signals
 
 TIMEOUT = timedelta(minutes=30)
-"""How long the others wait for one that hangs, or has much to do alone; of one that dies they hear at once."""
+"""How long a process waits for another one that hangs or works alone. If the other one dies, it waits no longer."""
 
-ROLL_CALL = 3.0  # seconds
-"""How long a process that is left alone listens for who else is left."""
+CHECK_IN_SECONDS = 3.0
+"""How long the processes that are left have to check in after one of them failed."""
 
 
-class LostError(ResourceError):
-    """Another process of the run does not answer any more."""
+class ConnectionLostError(ResourceError):
+    """Another process of the run does not answer any more. Exit code 6."""
 
 
 def rank() -> int:
-    """This process's number, 0 in front."""
+    """The number of this process, 0 for the first."""
     return dist.get_rank() if dist.is_initialized() else 0
 
 
 def world_size() -> int:
-    """How many processes share the run."""
+    """The number of processes of the run."""
     return dist.get_world_size() if dist.is_initialized() else 1
 
 
 @contextmanager
 def process_group() -> Iterator[None]:
-    """Join the processes that torchrun started.
+    """Join the processes that torchrun started, for the time of the context.
 
-    Raises ResourceError, which names them, where others go away.
+    Raises ResourceError if the connection to another process is lost; the message names the ranks that failed.
     """
-    # An optimiser imports this, and it holds on to the group that it finds: then a group that is lost can't be closed.
+    # An optimizer imports this module, which keeps a reference to the group that exists then. A group with such a
+    # reference can't be closed after a failure, so it is imported before there is one.
     importlib.import_module("torch._dynamo")
-    gpus, me, everyone = torch.cuda.is_available(), int(os.environ["RANK"]), range(int(os.environ["WORLD_SIZE"]))
+    gpus, me, size = torch.cuda.is_available(), int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
     if gpus:  # pragma: no cover (GPU)
         torch.cuda.set_device(int(os.environ["LOCAL_RANK"]) % torch.cuda.device_count())
     backend = "cpu:gloo,cuda:nccl" if gpus and dist.is_nccl_available() else "gloo"
     try:
         store, _, _ = next(dist.rendezvous("env://", timeout=TIMEOUT))
         group = dist.PrefixStore("group", store)
-        dist.init_process_group(backend, store=group, rank=me, world_size=len(everyone), timeout=TIMEOUT)
+        dist.init_process_group(backend, store=group, rank=me, world_size=size, timeout=TIMEOUT)
     except RuntimeError as error:
-        raise ResourceError(f"it can't join the other processes of this run: {reason(error)}") from error
+        raise ResourceError(f"this process could not join the other processes of the run: {reason(error)}") from error
     try:
         yield
-    except LostError as error:
-        with stop_on_signals():  # torchrun ends us now, and this must be said before
-            dist.destroy_process_group()  # so that whoever waits for this one hears of it too
-            gone = ", ".join(map(str, missing(store, me, everyone)))
-        if gone:
-            raise ResourceError(f"process {gone} of this run ended first: it says why, or torchrun does") from error
-        raise ResourceError(f"the processes of this run lost touch: {error}") from error
+    except ConnectionLostError as error:
+        with stop_on_signals():  # torchrun terminates this process soon, but it must report the cause before
+            dist.destroy_process_group()  # processes that wait for this one then learn of the failure
+            failed = ", ".join(map(str, failed_ranks(store, me, size)))
+        if failed:
+            raise ResourceError(f"rank {failed} of this run failed: see its own error message") from error
+        raise ResourceError(f"the processes of this run lost their connection: {error}") from error
     finally:
         if dist.is_initialized():
             dist.destroy_process_group()
 
 
-def missing(store: dist.Store, me: int, everyone: Sequence[int]) -> list[int]:
-    """Who does not answer to a roll call."""
-    until, gone = time.monotonic() + ROLL_CALL, [0]  # process 0 keeps the book: without it, it is the one
-    with suppress(RuntimeError):  # process 0 has waited long enough, and went
+def failed_ranks(store: dist.Store, me: int, size: int) -> list[int]:
+    """The ranks that do not check in within a few seconds. All processes that are left call this."""
+    deadline, failed = time.monotonic() + CHECK_IN_SECONDS, [0]  # rank 0 holds the store: without a store, it failed
+    with suppress(RuntimeError):  # rank 0 has exited, and the store with it
         store.set(f"{me} is here", "")
-        while (gone := [n for n in everyone if not store.check([f"{n} is here"])]) and time.monotonic() < until:
+        while (failed := [n for n in range(size) if not store.check([f"{n} is here"])]) and time.monotonic() < deadline:
             time.sleep(0.1)
-    return gone
+    return failed
 
 
-def all_reduce(message: Tensor, op: dist.ReduceOp.RedOpType = dist.ReduceOp.SUM) -> Tensor:
-    """The message, with what all processes say in it. Raises LostError."""
+def all_reduce(tensor: Tensor, op: dist.ReduceOp.RedOpType = dist.ReduceOp.SUM) -> Tensor:
+    """Reduce the tensor over all processes, in place. Raises ConnectionLostError."""
     if world_size() == 1:
-        return message
+        return tensor
     try:
-        dist.all_reduce(message, op)
-        return message
+        dist.all_reduce(tensor, op)
+        return tensor
     except torch.OutOfMemoryError:  # pragma: no cover (GPU)
         raise
     except RuntimeError as error:
-        lost = LostError(reason(error))
-    raise lost  # not in the block above: by `error` it would hold on to the group, whose end the others wait for
+        lost = ConnectionLostError(reason(error))
+    raise lost  # outside of the block: a chained `error` would keep the group alive, and the others wait for its end
 
 
 def all_sum(tensors: Sequence[Tensor]) -> list[Tensor]:
-    """The sum over the processes of each tensor, in its own layout; all of them in one message."""
+    """The sum of each tensor over the processes, in the tensor's own memory layout. One all-reduce serves all."""
     if world_size() == 1:
         return list(tensors)
-    message = all_reduce(torch.cat([tensor.flatten() for tensor in tensors]))
-    parts = message.split([tensor.numel() for tensor in tensors])
+    flat = all_reduce(torch.cat([tensor.flatten() for tensor in tensors]))
+    parts = flat.split([tensor.numel() for tensor in tensors])
     # The layout matters: the norm of a gradient is summed in the order of its memory.
     return [torch.empty_like(t).copy_(part.view(t.shape)) for part, t in zip(parts, tensors, strict=True)]
 
 
 def all_max(*numbers: float) -> list[float]:
-    """The largest of each number over the processes."""
+    """The maximum of each number over the processes."""
     return all_reduce(torch.tensor(numbers, dtype=torch.float64), dist.ReduceOp.MAX).tolist()
 
 
 def broadcast(*numbers: float) -> list[float]:
-    """What rank 0 says: clocks differ, and all must do the same."""
+    """The numbers of rank 0: where clocks or files differ, all processes follow it."""
     return all_max(*(number if rank() == 0 else -torch.inf for number in numbers))
 
 
 def on_rank0(work: Callable[[], None]) -> None:
-    """Let rank 0 do it alone; the others learn whether it could. Raises its error there, and its like elsewhere."""
+    """Do the work in rank 0 alone; the other processes wait for it.
+
+    If it fails, rank 0 raises the error of the work, and the other processes raise ResourceError with its exit code.
+    """
     failure: SimpleDiffusionError | None = None
     if rank() == 0:
         try:
@@ -128,13 +133,13 @@ def on_rank0(work: Callable[[], None]) -> None:
     if failure:
         raise failure
     if code:
-        error = ResourceError("process 0 of this run could not go on: it says why")
+        error = ResourceError("rank 0 of this run failed: see its own error message")
         error.exit_code = int(code)
         raise error
 
 
-def same(pieces: Iterable[Any]) -> bool:
-    """Does every process hold these bytes?"""
+def same_everywhere(pieces: Iterable[Any]) -> bool:
+    """Whether all processes pass the same bytes."""
     digest = hashlib.sha256()
     for piece in pieces:
         digest.update(piece)
@@ -143,13 +148,15 @@ def same(pieces: Iterable[Any]) -> bool:
     return high == -low
 
 
-def check_same_task(task: object) -> None:
-    """Raise UsageError unless every process was given what prints the same."""
-    if not same([repr(task).encode()]):
-        raise UsageError("the processes of this run see other settings or data: give all the same command and files")
+def check_same_settings(settings: object) -> None:
+    """Raise UsageError unless the settings have the same `repr` in all processes."""
+    if not same_everywhere([repr(settings).encode()]):
+        raise UsageError("the processes of this run have different settings or data: start all with the same command")
 
 
 def check_same_weights(tensors: Sequence[Tensor]) -> None:
-    """Raise DivergedError unless every process holds the same bits."""
-    if world_size() > 1 and not same(t.detach().flatten().view(torch.uint8).cpu().numpy() for t in tensors):
-        raise DivergedError("the processes of this run hold different weights: go on from the last checkpoint")
+    """Raise DivergedError unless the tensors are bit-exact in all processes."""
+    if world_size() == 1:
+        return
+    if not same_everywhere(t.detach().flatten().view(torch.uint8).cpu().numpy() for t in tensors):
+        raise DivergedError("the processes of this run have different weights: resume from the last checkpoint")

@@ -1,6 +1,6 @@
-"""Files: written whole or not at all; numbers with a record of what they are; where downloads are kept.
+"""Atomic writes, files of tensors with a checked record, and the cache folder.
 
-A file of numbers is safetensors with JSON in its header. Reading one executes nothing, whatever it holds.
+A file of tensors is a safetensors file with JSON in its header. No code in a file is ever executed.
 """
 
 import hashlib
@@ -25,18 +25,18 @@ Files of format 1 have no checksum; those of formats 1 and 2 have older names in
 """
 
 NO_CHECKSUM = "0" * 64
-"""What stands in the place of the checksum while it is computed: the rest of the file is all that it covers."""
+"""Placeholder of the checksum in the bytes that it is computed of."""
 
 MAX_HEADER = 2**21
-"""Bytes of a header, enough for some 20,000 tensors: reading one takes up to thirty times its length in memory."""
+"""Largest header in bytes, enough for about 20,000 tensors. A header takes up to 30 times its size in memory."""
 
 T = TypeVar("T")
 
 
 def write_atomic(path: Path, content: bytes) -> None:
-    """Write `content` to `path`, so that a reader, or a machine that stops, sees the old file or the new one.
+    """Write `content` to `path` so that readers see either the old file or the new one, even after a power failure.
 
-    Raises ResourceError if the disk does not take it; what stood there before is untouched.
+    Raises ResourceError if the write fails; the old file is then unchanged.
     """
     part = path.with_name(path.name + ".tmp")
     try:
@@ -46,9 +46,9 @@ def write_atomic(path: Path, content: bytes) -> None:
             file.flush()
             os.fsync(file.fileno())
         if part.read_bytes() != content:
-            raise OSError(None, "what was written does not read back")
+            raise OSError(None, "the content read back differs from the content written")
         os.replace(part, path)
-        if os.name == "posix":  # the rename itself must reach the disk too
+        if os.name == "posix":  # the rename must reach the disk too
             folder = os.open(path.parent, os.O_RDONLY)
             try:
                 os.fsync(folder)
@@ -57,43 +57,48 @@ def write_atomic(path: Path, content: bytes) -> None:
     except OSError as error:
         raise unwritable(path, error) from error
     finally:
-        with suppress(OSError):  # it is gone where all went well; a signal comes by here too
+        with suppress(OSError):  # after success it is already gone
             part.unlink()
 
 
 def remove_parts(folder: Path) -> None:
-    """Remove what `write_atomic` had half written when a run in this folder was killed."""
+    """Remove the temporary files of a run in this folder that was killed during `write_atomic`."""
     for part in [*folder.glob("*.tmp"), *folder.glob("*/step-*.tmp")]:
         with suppress(OSError):
             part.unlink()
 
 
 def unwritable(path: Path, error: OSError) -> ResourceError:
-    """The sentence for a disk that does not take a file."""
+    """The error for a file that can't be written."""
     return ResourceError(f"{path} can't be written ({reason(error)}): free the disk or choose another --out")
 
 
 def write_tensors(path: Path, tensors: dict[str, Tensor], record: dict[str, Any]) -> None:
-    """Write tensors, with a record of plain values in the header. Raises ResourceError."""
+    """Write tensors to a safetensors file, with a record of JSON values in its header. Raises ResourceError."""
     header = {"simple-diffusion": json.dumps({"sha256": NO_CHECKSUM, "format": FORMAT, **record})}
     content = save({name: tensor.contiguous() for name, tensor in tensors.items()}, header)
     write_atomic(path, content.replace(NO_CHECKSUM.encode(), hashlib.sha256(content).hexdigest().encode(), 1))
 
 
 def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """What `write_tensors` wrote. Raises CheckpointError, naming the path, if it is damaged or not ours."""
+    """Read (tensors, record) from a file of `write_tensors`.
+
+    Raises CheckpointError, which names the path, if the file is missing, damaged, newer or of another program.
+    """
     try:
         with open(path, "rb") as file:
             start = file.read(8)
             length = int.from_bytes(start, "little")
             if length > MAX_HEADER:
-                raise ValueError(f"it claims a header of {length:,} bytes")
+                raise ValueError(f"its header has {length:,} bytes, more than {MAX_HEADER:,}")
             header = file.read(length)
-            names = json.loads(header, object_pairs_hook=_each_once)  # safetensors takes the last of two
+            names = json.loads(
+                header, object_pairs_hook=_each_once
+            )  # safetensors would take the last of two equal keys
             record = json.loads(names["__metadata__"]["simple-diffusion"], object_pairs_hook=_each_once)
             number = record["format"]
             if type(number) is not int or number < 1:
-                raise ValueError(f"its format is {number!r}")
+                raise ValueError(f"its format number is {number!r}")
             content = start + header + file.read()
         newer = number > FORMAT
         if not newer and number >= 2:
@@ -102,36 +107,36 @@ def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     except (SafetensorError, OSError, KeyError, TypeError, ValueError, RecursionError) as error:
         raise damaged(path, error) from error
     if newer:
-        raise CheckpointError(f"{path} was made by a newer version: upgrade simple-diffusion")
+        raise CheckpointError(f"a newer version of simple-diffusion wrote {path}: upgrade simple-diffusion")
     return tensors, record
 
 
 def damaged(path: Path, error: Exception) -> CheckpointError:
-    """The sentence for a file that does not hold what it should."""
+    """The error for a file whose content is not valid."""
     return CheckpointError(f"{path} is not a file of simple-diffusion, or is damaged: {reason(error)}")
 
 
 def _check_sum(content: bytes, digest: Any) -> None:
-    """Raise ValueError unless the content is what the digest in it was computed of."""
+    """Raise ValueError unless the content has the SHA-256 digest that it holds."""
     zeroed = content.replace(str(digest).encode(), NO_CHECKSUM.encode(), 1)
     if hashlib.sha256(zeroed).hexdigest() != digest:
-        raise ValueError("its checksum does not match, so some of its bytes have changed")
+        raise ValueError("its checksum does not match its content")
 
 
 def _each_once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    """A JSON object. Raises ValueError if a key stands twice, of which another reader would take the other one."""
+    """A JSON object. Raises ValueError for a repeated key, of which readers may take either value."""
     if len(dict(pairs)) < len(pairs):
-        raise ValueError("a key of its header stands twice")
+        raise ValueError("its header repeats a key")
     return dict(pairs)
 
 
 def from_json(kind: type[T], values: Any) -> T:
-    """The dataclass from JSON, whose lists are its tuples; a field that came later than the file has its default.
+    """A dataclass from a JSON object; lists become tuples, and missing keys take the defaults of their fields.
 
-    Raises TypeError for an unknown key, a missing one without default, and a value of another type than its field's.
+    Raises TypeError for an unknown key, a missing key without default, or a value that does not match its field's type.
     """
     if not isinstance(values, dict):
-        raise TypeError(f"a {kind.__name__} is not {values!r}")
+        raise TypeError(f"a {kind.__name__} must be a JSON object, got {values!r}")
     types = get_type_hints(kind)
     for key, value in values.items():
         if key in types and not fits(value, types[key]):
@@ -140,7 +145,7 @@ def from_json(kind: type[T], values: Any) -> T:
 
 
 def fits(value: Any, kind: Any) -> bool:
-    """Is a value from JSON of this type? A float may also be a whole number, but neither NaN nor infinite."""
+    """Whether a value from JSON matches a type. A float may also be an integer, but must be finite."""
     arguments = get_args(kind)
     if isinstance(kind, UnionType):
         return any(fits(value, one) for one in arguments)
@@ -149,29 +154,29 @@ def fits(value: Any, kind: Any) -> bool:
     if get_origin(kind) is dict:  # dict[str, item]
         return isinstance(value, dict) and all(fits(item, arguments[1]) for item in value.values())
     if kind is float:
-        return type(value) in (int, float) and -1e300 <= value <= 1e300  # NaN is not
+        return type(value) in (int, float) and -1e300 <= value <= 1e300  # false for NaN
     return type(value) is kind
 
 
-def adopt(module: nn.Module, tensors: dict[str, Tensor]) -> None:
-    """Make tensors from a file the weights of a module on "meta", of which no byte was spent yet.
+def load_weights(module: nn.Module, tensors: dict[str, Tensor]) -> None:
+    """Make tensors from a file the weights of a module on the "meta" device, without a copy.
 
-    Raises ValueError unless their names, types and shapes are the module's and every number is finite.
+    Raises ValueError unless names, types and shapes match those of the module and all numbers are finite.
     """
     wanted = module.state_dict()
     if odd := sorted(wanted.keys() ^ tensors.keys()):
-        raise ValueError(f"{odd[0]} is {'missing' if odd[0] in wanted else 'no weight of this network'}")
+        raise ValueError(f"{odd[0]} is {'missing' if odd[0] in wanted else 'not a weight of this network'}")
     for name, tensor in tensors.items():
         (dtype, shape), (given, size) = ((x.dtype, tuple(x.shape)) for x in (wanted[name], tensor))
         if (given, size) != (dtype, shape):
-            raise ValueError(f"{name} is {given} {size}, not {dtype} {shape}")
+            raise ValueError(f"{name} must be {dtype} {shape}, got {given} {size}")
         if not tensor.isfinite().all():
-            raise ValueError(f"{name} holds a number that is not finite")
+            raise ValueError(f"{name} contains NaN or infinity")
     module.load_state_dict(tensors, assign=True)
 
 
 def cache_folder() -> Path:
-    """Where downloads and what was computed once are kept for this user."""
+    """The user's folder for downloads and cached results."""
     if sys.platform == "win32":
         base = os.environ.get("LOCALAPPDATA") or Path.home() / "AppData" / "Local"
     elif sys.platform == "darwin":

@@ -1,4 +1,4 @@
-"""Ctrl-C and SIGTERM: a run reads them between two steps, saves, and goes."""
+"""Ctrl-C (SIGINT) and SIGTERM. A training run checks for them between two steps, saves a checkpoint and exits."""
 
 import signal
 from collections.abc import Iterator
@@ -6,14 +6,14 @@ from contextlib import contextmanager
 
 
 class Stopped:
-    """Which signal asked the run to stop, 0 if none did."""
+    """The number of the last signal that asked the run to stop, 0 if there was none."""
 
     number = 0
 
 
 @contextmanager
 def exit_on_sigterm() -> Iterator[None]:
-    """While inside, SIGTERM ends the process as Ctrl-C does: what was begun is undone. The exit code is 143."""
+    """SIGTERM raises SystemExit, as Ctrl-C raises KeyboardInterrupt, so that cleanup code runs. Exit code 143."""
 
     def leave(number: int, frame: object) -> None:
         raise SystemExit(128 + number)
@@ -27,7 +27,7 @@ def exit_on_sigterm() -> Iterator[None]:
 
 @contextmanager
 def stop_on_signals() -> Iterator[Stopped]:
-    """While inside, the signals only leave a note, however many come."""
+    """SIGINT and SIGTERM do not interrupt, however many arrive; their number is stored in the yielded `Stopped`."""
     stopped = Stopped()
 
     def note(number: int, frame: object) -> None:

@@ -1,6 +1,6 @@
-"""Work for the cores of a CPU: each computes on a piece of its own.
+"""Parallel work on a CPU: each thread computes a whole item alone.
 
-Cores that share the work on one small batch mostly wait for each other.
+This is faster than sharing each operation between the threads: on small tensors they mostly wait for each other.
 """
 
 import os
@@ -18,23 +18,23 @@ Item = TypeVar("Item")
 Result = TypeVar("Result")
 
 
-def _alone() -> None:
-    """Let this thread compute on one core."""
-    torch.get_num_threads()  # a thread takes over the common setting when it first asks for it: that comes before ours
+def _use_one_thread() -> None:
+    """Let torch compute the operations of this thread without further threads."""
+    torch.get_num_threads()  # on first use a thread adopts the global setting, which would replace ours
     torch.set_num_threads(1)
 
 
 @lru_cache(maxsize=4)
 def workers(number: int, process: int) -> ThreadPoolExecutor:
-    """So many threads, each of which computes on one core alone; they stay, as making one takes milliseconds.
+    """A pool of `number` threads. It is kept, because to start a thread takes milliseconds.
 
-    process   the number of this process: threads do not outlive a fork
+    process   the id of this process: threads do not survive a fork
     """
-    cores = torch.get_num_threads()
-    pool = ThreadPoolExecutor(number, initializer=_alone)
-    all_there = Barrier(number)
-    wait([pool.submit(all_there.wait) for _ in range(number)])
-    torch.set_num_threads(cores)  # the common setting is the one that was made last
+    threads = torch.get_num_threads()
+    pool = ThreadPoolExecutor(number, initializer=_use_one_thread)
+    all_started = Barrier(number)
+    wait([pool.submit(all_started.wait) for _ in range(number)])
+    torch.set_num_threads(threads)  # the new threads have changed the global setting
     return pool
 
 
@@ -54,18 +54,18 @@ def parallel_map(
     try:
         for item in items:
             ahead.append(pool.submit(work, item))
-            if len(ahead) > 2 * threads:  # enough to keep all threads busy, few enough to fit in memory
+            if len(ahead) > 2 * threads:  # keeps all threads busy, and few results in memory
                 yield ahead.popleft().result()
         while ahead:
             yield ahead.popleft().result()
-    finally:  # an error, or nobody wants the rest
+    finally:  # after an error, or if the caller stops early
         for future in ahead:
             future.cancel()
         wait(ahead)
 
 
 def on_one_thread(items: Iterator[Tensor]) -> Iterator[Tensor]:
-    """The same items, each computed on one core: sums over a tensor depend in their last bits on how many share it."""
+    """The same items, each computed by one thread: the last bits of a sum depend on how many threads share it."""
     if torch.get_num_threads() == 1:
         yield from items
         return
