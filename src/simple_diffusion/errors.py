@@ -1,21 +1,24 @@
-"""What can go wrong, as the user sees it: one sentence that names the thing and the mend, and an exit code.
+"""The errors of the package. The command line prints their message in one line and exits with their exit code.
 
-Raise these with a message that stands alone; the command line prints it and exits with `exit_code`.
+A message says what is wrong, in which file or option, and how to fix it. It must make sense on its own.
 """
 
 
 def printable(text: str, keep: str = "") -> str:
-    """The text with an escape in the place of every character that a terminal would obey, except those of `keep`."""
+    """Escape all control and other unprintable characters of a text, except those in `keep`.
+
+    Names and texts from files may hold control sequences that a terminal would follow.
+    """
     return "".join(c if c.isprintable() or c in keep else ascii(c)[1:-1] for c in text)
 
 
 def reason(error: Exception) -> str:
-    """What the error of a library says, as a part of our sentence: one line of at most 160 characters."""
+    """The message of a library's error, to be quoted in an error of ours: one line of at most 160 characters."""
     return " ".join(str(error).split())[:160].rstrip(" .") or type(error).__name__
 
 
 class SimpleDiffusionError(Exception):
-    """Base of every error that is the input's fault and not the program's: one line, whatever a file put into it."""
+    """Base class of all errors that the input or the machine causes, and no bug of the program. Exit code 1."""
 
     exit_code = 1
 
@@ -24,36 +27,36 @@ class SimpleDiffusionError(Exception):
 
 
 class UsageError(SimpleDiffusionError):
-    """A wrong option, name or value."""
+    """An option, name or value is not allowed. Exit code 2."""
 
     exit_code = 2
 
 
 class DataError(SimpleDiffusionError):
-    """Data that is missing, unreadable or of the wrong kind."""
+    """The data are missing, unreadable or of the wrong kind. Exit code 3."""
 
     exit_code = 3
 
 
 class DivergedError(SimpleDiffusionError):
-    """Training or sampling produced a number that is not finite."""
+    """Training or sampling produced NaN or infinity, or the processes of a run hold different weights. Exit code 4."""
 
     exit_code = 4
 
 
 class CheckpointError(SimpleDiffusionError):
-    """A model file that is missing, damaged, or not one of ours."""
+    """A checkpoint or model file is missing, damaged or of another program. Exit code 5."""
 
     exit_code = 5
 
 
 class ResourceError(SimpleDiffusionError):
-    """Not enough disk or memory."""
+    """Disk, memory, network or another process of the run failed. Exit code 6."""
 
     exit_code = 6
 
 
 class BusyError(SimpleDiffusionError):
-    """The run folder is taken."""
+    """Another process uses the run folder. Exit code 7."""
 
     exit_code = 7

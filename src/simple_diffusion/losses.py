@@ -1,7 +1,7 @@
-"""The denoising loss, where its training times fall, and how its levels are weighted.
+"""The denoising loss, densities of noise levels, and weights of noise levels.
 
-The error is measured in the space of the network's output with weight 1: that is each paper's own loss (DDPM eq. 14 for
-noise, EDM's lambda c_out^2 = 1 for velocity with data_std, flow matching eq. 23 for flow).
+By default the loss is the squared error of the network's output, with weight 1. This is the loss of each paper: DDPM
+eq. 14 for the target noise, EDM's lambda c_out^2 = 1 for v with data_std, flow matching eq. 23 for flow.
 """
 
 from collections.abc import Callable
@@ -16,35 +16,35 @@ from .randomness import Draws
 from .schedules import Discrete, Schedule
 
 Density = Callable[[Tensor, Schedule], Tensor]
-"""A density of training times as its quantile function: u in (0, 1) `[B]` float64 -> t `[B]`."""
+"""A density of noise levels, given by its quantile function: u in (0, 1) `[B]` float64, schedule -> t `[B]`."""
 
 Weight = Callable[[Tensor], Tensor]
-"""Weight of the squared error of z0_hat, as a function of snr = (alpha/sigma)^2."""
+"""Weight of the squared error of the x0 prediction as a function of snr = (alpha/sigma)^2."""
 
 Criterion = Callable[[Tensor], Tensor]
-"""How much an error counts, elementwise."""
+"""Elementwise penalty of an error, such as its square."""
 
 Loss = Callable[[Denoiser, Tensor, Tensor | None, Draws], Tensor]
 """(denoiser, x0 `[B, ...]`, cond `[B]` or None, draws) -> the loss of each sample `[B]`."""
 
 
 def uniform(u: Tensor, schedule: Schedule) -> Tensor:
-    """Times spread evenly over (0, 1] (Ho et al. 2020, algorithm 1): u `[B]` in (0, 1) -> t `[B]`, on any schedule."""
+    """Uniform times on (0, 1], for any schedule: u `[B]` in (0, 1) -> t `[B]` (Ho et al. 2020, algorithm 1)."""
     return 1 - 0.999 * u
 
 
 def on_steps(u: Tensor, schedule: Schedule) -> Tensor:
-    """Times n/T with n uniform on 1 ... T, the steps of a table of T betas (Ho et al. 2020, algorithm 1).
+    """Times n/T with n uniform on 1, ..., T, for a schedule of T betas (Ho et al. 2020, algorithm 1).
 
     u `[B]` in (0, 1) -> t `[B]`.
 
-    Raises ValueError for a schedule without a table.
+    Raises ValueError for a schedule in continuous time.
     """
     if not isinstance(schedule, Discrete):
         name = type(schedule).__name__
-        raise ValueError(f"{name} has no table of betas to take its steps from: use Discrete or another density")
+        raise ValueError(f"{name} has no table of betas: use Discrete or another density")
     steps = len(schedule.betas)
-    return ((u * steps).floor() + 1).clamp(max=steps) / steps  # u may round up to 1
+    return ((u * steps).floor() + 1).clamp(max=steps) / steps  # u can round to 1
 
 
 @dataclass(frozen=True)
@@ -53,8 +53,8 @@ class LogNormal:
 
     On Flow this is the logit-normal density of Esser et al. 2024 (Stable Diffusion 3).
 
-    mean   of ln(sigma/alpha); EDM's -1.2 is sigma/alpha = 0.30, for pixels in [-1, 1]
-    std    standard deviation of the same, above 0
+    mean   of ln(sigma/alpha); EDM's -1.2 means sigma/alpha = 0.30, for pixels in [-1, 1]
+    std    standard deviation of ln(sigma/alpha), above 0
     """
 
     mean: float = -1.2
@@ -67,9 +67,9 @@ class LogNormal:
 
 @dataclass(frozen=True)
 class MinSNR:
-    """min(snr, gamma) (Hang et al. 2023, section 3.4), for snr = (alpha/sigma)^2 of any shape.
+    """The weight min(snr, gamma), for snr = (alpha/sigma)^2 of any shape (Hang et al. 2023, section 3.4).
 
-    gamma   the ratio above which a level counts no more; the paper's 5
+    gamma   largest weight; 5 in the paper
     """
 
     gamma: float = 5.0
@@ -79,12 +79,12 @@ class MinSNR:
 
 
 def huber(error: Tensor) -> Tensor:
-    """e^2/2 up to |e| = 1 and |e| - 1/2 from there, elementwise in the error e (Huber 1964, with delta = 1)."""
+    """e^2/2 where |e| <= 1, else |e| - 1/2, for each element e of the error (Huber 1964, with delta = 1)."""
     return F.huber_loss(error, torch.zeros_like(error), reduction="none")
 
 
 CRITERIA: dict[str, Criterion] = {"l2": torch.square, "l1": torch.abs, "huber": huber}
-"""Measures of the error by name. With l2 alone the best network is the posterior mean: l1 learns its median."""
+"""Criteria by name. Only with l2 is the ideal network the posterior mean; with l1 it is the posterior median."""
 
 
 def denoising_loss(
@@ -99,14 +99,14 @@ def denoising_loss(
 ) -> Tensor:
     """The mean squared error of the network's output, for each sample: `[B]` (Ho et al. 2020, algorithm 1, eq. 14).
 
-    denoiser its schedule, target and data_std say what the network is asked for
-    x0       clean data `[B, ...]` in [-1, 1]
-    cond     labels `[B]` int64, or None
-    draws    random numbers of these samples: the noise and the times
-    density  density of the noise levels, as its quantile function
-    weight   weight of |z0_hat - z0|^2 as a function of the SNR instead of weight 1 on the output; another measure than
-             the square hears its root, as a factor of the error
-    criterion  of the error, elementwise, in place of its square
+    denoiser   its schedule, target and data_std define the output that the network is trained for
+    x0         clean data `[B, ...]` in [-1, 1]
+    cond       labels `[B]` int64, or None
+    draws      random numbers of these samples, for the noise and the times
+    density    density of the noise levels, as its quantile function
+    weight     weight of |z0_hat - z0|^2 as a function of the SNR, in place of weight 1 on the output; the error is
+               multiplied by its square root before the criterion
+    criterion  elementwise penalty of the error, by default its square
     """
     t = density(draws.stratified("time"), denoiser.schedule).to(x0)
     eps = draws.normal("noise", x0.shape[1:]).to(x0)
@@ -120,10 +120,10 @@ def denoising_loss(
 
 
 def loss_of_error(denoiser: Denoiser, ratios: Tensor, errors: Tensor, weight: Weight | None = None) -> Tensor:
-    """What a squared error of x0_hat a pixel is as a loss: float64 `[L]`, in the measure of the square.
+    """The denoising loss with the square as criterion, from the error of the x0 prediction: float64 `[L]`.
 
-    ratios  sigma/alpha `[L]` float64, that the schedule reaches
-    errors  mean squared errors of x0_hat `[L]`, for pixels in [-1, 1]
+    ratios  noise levels sigma/alpha `[L]` float64, within the range of the schedule
+    errors  mean squared errors per pixel of the x0 prediction `[L]`, for pixels in [-1, 1]
     weight  as in `denoising_loss`
     """
     alpha, sigma, a, b = denoiser.coefficients(denoiser.schedule.time_of(ratios), ratios)
@@ -133,11 +133,14 @@ def loss_of_error(denoiser: Denoiser, ratios: Tensor, errors: Tensor, weight: We
 
 
 def loss_by_level(losses: Tensor, density: Density, schedule: Schedule, most: int = 16) -> list[tuple[float, float]]:
-    """(sigma/alpha, mean loss) by rising noise, for stratified times: sample i of B has the i-th quantile of B.
+    """(sigma/alpha, mean loss) in the order of rising noise.
 
-    losses  of the samples `[B]`, a mean over steps
-    density the one that they were trained with
-    most    points; as many neighbouring samples go into each
+    The times are stratified: sample i of B lies in the i-th of B quantiles of the density.
+
+    losses    of the samples `[B]`, averaged over steps
+    density   density of the noise levels in training
+    schedule  the schedule in training
+    most      largest number of points; each averages the same number of neighboring samples
     """
     parts = losses.detach().cpu().double().tensor_split(min(most, len(losses)))
     middles = torch.arange(len(parts), dtype=torch.float64).add(0.5).div(len(parts))

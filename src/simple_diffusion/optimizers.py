@@ -1,4 +1,4 @@
-"""Optimisers: AdamW, and Muon, which turns the gradient of a matrix into the nearest orthogonal matrix."""
+"""The optimizers AdamW and Muon. Muon replaces the gradient of a matrix by the nearest orthogonal matrix."""
 
 from collections import deque
 from collections.abc import Callable
@@ -11,19 +11,21 @@ from .system.threads import parallel_map
 
 
 def adamw(model: nn.Module, lr: float = 3e-3, betas: tuple[float, float] = (0.9, 0.99)) -> torch.optim.AdamW:
-    """AdamW without weight decay (Loshchilov & Hutter 2019), fused, for all parameters of a model.
+    """Fused AdamW without weight decay for all parameters of a model (Loshchilov & Hutter 2019).
 
-    lr      learning rate, which `train` sets anew at each step
-    betas   memory of the gradient and of its square, shares in [0, 1)
+    lr      learning rate; `train` sets it in each step
+    betas   decay of the averages of the gradient and of its square, in [0, 1)
     """
     return torch.optim.AdamW(model.parameters(), lr=lr, betas=betas, weight_decay=0.0, fused=True)
 
 
 def muon(model: nn.Module, lr: float = 3e-3, betas: tuple[float, float] = (0.9, 0.99)) -> "Muon":
-    """Muon for the weights of a model's layers (Jordan et al. 2024), AdamW for its biases, norms and tables of labels.
+    """Muon for the weights of convolutions and linear layers, AdamW for biases, norms and label embeddings.
 
-    lr      learning rate of both, which `train` sets anew at each step
-    betas   of AdamW: memory of the gradient and of its square, shares in [0, 1)
+    Jordan et al. 2024.
+
+    lr      learning rate of both; `train` sets it in each step
+    betas   of AdamW: decay of the averages of the gradient and of its square, in [0, 1)
     """
     tables = {id(p) for module in model.modules() if isinstance(module, Labels) for p in module.parameters()}
     matrices = [p for p in model.parameters() if p.ndim > 1 and id(p) not in tables]
@@ -35,15 +37,15 @@ OPTIMIZERS: dict[str, Callable[[nn.Module, float, tuple[float, float]], torch.op
     "adamw": adamw,
     "muon": muon,
 }
-"""name -> (model, learning rate, betas) -> optimiser."""
+"""name -> (model, learning rate, betas) -> optimizer."""
 
 
 def orthogonalized(matrices: Tensor, steps: int = 5) -> Tensor:
-    """About U V^T for each matrix U S V^T of a stack `[N, rows, columns]`: singular values go to roughly 0.7 .. 1.2.
+    """Approximately U V^T for each matrix U S V^T of a stack `[N, rows, columns]`.
 
-    A Newton-Schulz iteration whose polynomial is steepest at 0 (Jordan et al. 2024, "Muon"): x <- p(x x^T) x. All that
-    it does to x is a product of polynomials of x x^T, which is small where x is wide, so that x itself is needed at the
-    two ends alone.
+    The singular values of the result lie between about 0.7 and 1.2. It is a Newton-Schulz iteration x <- p(x x^T) x
+    with a polynomial that is steep at 0 (Jordan et al. 2024). The factors p(x x^T) are multiplied before x: for a wide
+    x they are much smaller than x.
     """
     a, b, c = 3.4445, -4.7750, 2.0315
 
@@ -66,13 +68,13 @@ def orthogonalized(matrices: Tensor, steps: int = 5) -> Tensor:
 
 
 class Muon(torch.optim.Optimizer):
-    """Momentum whose every update is orthogonalised (Jordan et al. 2024), for weights of two dimensions and more.
+    """Momentum with orthogonalized updates for weights of at least two dimensions (Jordan et al. 2024).
 
-    matrices  a convolution's kernel `[out, in, h, w]` counts as a matrix `[out, in h w]`
-    others    parameters left to AdamW, at the same learning rate
-    lr        an update of a matrix has the size that AdamW's has (Liu et al. 2025, eq. 4), so that one rate serves both
+    matrices  parameters that Muon updates; a convolution kernel `[out, in, h, w]` counts as a matrix `[out, in h w]`
+    others    parameters that AdamW updates
+    lr        learning rate of both: Muon's updates are scaled to the size of AdamW's (Liu et al. 2025, eq. 4)
     betas     of AdamW
-    momentum  of the matrices, Nesterov's
+    momentum  Nesterov momentum of the matrices
     """
 
     def __init__(
@@ -86,25 +88,25 @@ class Muon(torch.optim.Optimizer):
         super().__init__([{"params": matrices}, {"params": others}], {"lr": lr})
         self.momentum = momentum
         self.adamw = torch.optim.AdamW([self.param_groups[1]], lr=lr, betas=betas, weight_decay=0.0, fused=True)
-        self.adamw.state = self.state  # one record of both, for checkpoints
+        self.adamw.state = self.state  # checkpoints save one state for both
 
     @torch.no_grad()
-    def step(self, closure: None = None) -> None:  # pyrefly: ignore[bad-override]  torch's closures have no use here
-        """One update of every parameter that has a gradient."""
-        of_shape: dict[torch.Size, list[nn.Parameter]] = {}
+    def step(self, closure: None = None) -> None:  # pyrefly: ignore[bad-override]  closures are not supported
+        """Update all parameters that have a gradient."""
+        by_shape: dict[torch.Size, list[nn.Parameter]] = {}
         for parameter in self.param_groups[0]["params"]:
             if parameter.grad is not None:
                 if "momentum" not in self.state[parameter]:
                     self.state[parameter]["momentum"] = torch.zeros_like(parameter)
-                of_shape.setdefault(parameter.flatten(1).shape, []).append(parameter)
-        alike = sorted(of_shape.values(), key=cost, reverse=True)  # the dearest first, so that all cores end together
-        if alike:
-            deque(parallel_map(self.update, alike, alike[0][0].device), maxlen=0)
+                by_shape.setdefault(parameter.flatten(1).shape, []).append(parameter)
+        groups = sorted(by_shape.values(), key=cost, reverse=True)  # the slowest first: all threads then end together
+        if groups:
+            deque(parallel_map(self.update, groups, groups[0][0].device), maxlen=0)
         self.adamw.step()
 
     @torch.no_grad()
     def update(self, parameters: list[nn.Parameter]) -> None:
-        """Update weights of one shape, which go through the products together."""
+        """Update weights of one shape, stacked for the matrix products."""
         ahead = []
         for parameter in parameters:
             gradient, momentum = parameter.grad, self.state[parameter]["momentum"]
@@ -118,6 +120,6 @@ class Muon(torch.optim.Optimizer):
 
 
 def cost(parameters: list[nn.Parameter]) -> int:
-    """About the multiplications that the update of weights of one shape takes."""
+    """Approximate number of multiplications in the update of weights of one shape."""
     rows, columns = parameters[0].flatten(1).shape
     return len(parameters) * min(rows, columns) ** 2 * (10 * min(rows, columns) + max(rows, columns))

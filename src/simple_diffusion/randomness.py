@@ -1,8 +1,8 @@
-"""Random numbers that are derived, never stored: every draw is a pure function of (seed, purpose, step, sample).
+"""Random numbers as a pure function of (seed, purpose, step, sample).
 
-So a sample's noise does not depend on the batch it came in, on how many processes share the batch, on what was drawn
-before it, or on whether the run was interrupted. The bits come from NumPy's counter-based Philox generator (Salmon et
-al. 2011): the key is a stable hash of (seed, purpose, step), the counter is the sample's number.
+The noise of a sample does not depend on the batch that the sample is in, on the number of processes, on earlier random
+numbers, or on interruptions of the run. The generator is NumPy's counter-based Philox (Salmon et al. 2011): the key is
+a hash of (seed, purpose, step), and the counter holds the number of the sample.
 """
 
 import hashlib
@@ -15,26 +15,26 @@ from torch import Tensor
 
 
 def philox(seed: int, purpose: str, step: int = 0) -> np.random.Philox:
-    """The bit generator of one (seed, purpose, step), at sample 0."""
+    """The bit generator of (seed, purpose, step), at sample 0."""
     digest = hashlib.blake2b(f"{seed}/{purpose}/{step}".encode(), digest_size=16).digest()
     return np.random.Philox(key=int.from_bytes(digest, "little"))
 
 
 def permutation(n: int, seed: int, purpose: str, step: int = 0) -> Tensor:
-    """A random order of n things: int64 `[n]`, a pure function of (seed, purpose, step)."""
+    """A random permutation of 0, ..., n - 1: int64 `[n]`, a pure function of (seed, purpose, step)."""
     return torch.from_numpy(np.random.Generator(philox(seed, purpose, step)).permutation(n))
 
 
 @dataclass(frozen=True)
 class Draws:
-    """The random numbers of the samples numbered `samples` at one step of one seed.
+    """The random numbers of some samples in one step.
 
-    Row b of each draw belongs to sample `samples[b]` and depends on (seed, purpose, step, samples[b]) alone.
+    Row b of each result depends on (seed, purpose, step, samples[b]) only.
 
-    seed     of the whole run
+    seed     of the run
     step     of training, or of the sampler
-    samples  the samples' numbers, one a row: their places in the step's batch, or the numbers of the images drawn
-    total    how many samples the step has in all, in this process and others; only `stratified` asks
+    samples  number of each sample: its row in the step's batch, or the number of the generated image
+    total    number of samples of the step in all processes, for `stratified`
     """
 
     seed: int
@@ -56,23 +56,23 @@ class Draws:
     def stratified(self, purpose: str) -> Tensor:
         """Uniform float64 `[B]` in [0, 1), sample i in the i-th of `total` equal strata (Kingma et al. 2021, I.1).
 
-        Over the whole step the numbers lie evenly, whatever the processes that share it.
+        The numbers of all samples of a step cover [0, 1) evenly, also when several processes share the step.
         """
         return (torch.tensor(self.samples) + self.uniform(purpose)) / self.total
 
     def __getitem__(self, rows: slice) -> "Draws":
-        """The same draws of some of the rows."""
+        """The random numbers of some of the samples."""
         return replace(self, samples=self.samples[rows])
 
     def seed_of(self, purpose: str) -> int:
-        """A seed in 0 .. 2^63 - 1 for a generator that these samples share."""
+        """A seed from 0 to 2^63 - 1 for a generator that these samples share."""
         return int(philox(self.seed, f"{purpose}/{self.samples[0]}", self.step).random_raw()) >> 1
 
     def _generators(self, purpose: str):
         bits = philox(self.seed, purpose, self.step)
         generator, fresh = np.random.Generator(bits), bits.state
         for sample in self.samples:
-            # A sample owns 2^128 draws: its number stands in the upper half of the 256-bit counter.
+            # The sample's number is the upper half of the 256-bit counter, so that each sample has 2^128 numbers.
             fresh["state"]["counter"][:] = (0, 0, sample, 0)
             bits.state = fresh
             yield generator

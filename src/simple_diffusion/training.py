@@ -1,4 +1,4 @@
-"""The training loop (Ho et al. 2020, algorithm 1), as a generator that yields after every update, and `fit`."""
+"""The training loop (Ho et al. 2020, algorithm 1) as a generator of steps, learning-rate schedules, and `fit`."""
 
 import sys
 from collections.abc import Callable, Iterable, Iterator
@@ -21,7 +21,7 @@ from .optimizers import adamw
 from .system.data_parallel import sum_over_parts
 
 LearningRate = Callable[[int], float]
-"""Number of the step, 1, 2, ... -> learning rate."""
+"""Number of a step, 1, 2, ... -> its learning rate."""
 
 Capture = Callable[[Callable[..., Any]], Callable[..., Any]]
 """Work on a batch -> a function that does the same work, such as a CUDA graph that replays it."""
@@ -29,14 +29,14 @@ Capture = Callable[[Callable[..., Any]], Callable[..., Any]]
 
 @dataclass(frozen=True)
 class Step:
-    """What an update leaves behind.
+    """The record of one training step.
 
-    n           its number, 1, 2, ...
-    losses      of each sample, `[B]`
-    lr          the learning rate
+    n           number of the step, 1, 2, ...
+    losses      loss of each sample, `[B]`
+    lr          learning rate
     grad_norm   Euclidean norm of the gradient before clipping, a tensor of shape `[]`
-    batch       that it was made of
-    finite      whether losses and gradient were; if not, nothing was changed
+    batch       the samples of the step
+    finite      whether losses and gradient are finite; if not, the step changed no weight
     """
 
     n: int
@@ -53,23 +53,25 @@ class Step:
 
 
 def warmup_linear(progress: float, warmup: float = 0.03) -> float:
-    """Share of the peak learning rate at a share of the run: up over `warmup`, then straight down to 0 at the end.
+    """Linear warm-up, then linear decay to 0: the learning rate relative to its peak, in [0, 1].
 
-    progress, warmup   shares of the run, in [0, 1] and (0, 1)
+    progress   fraction of the run that is done, in [0, 1]
+    warmup     fraction of the run over which the rate rises, in (0, 1)
     """
     return min(progress / warmup, (1 - progress) / (1 - warmup))
 
 
 def warmup_constant(progress: float, warmup: float = 0.03) -> float:
-    """Share of the peak learning rate at a share of the run: up over `warmup`, and there it stays.
+    """Linear warm-up, then constant: the learning rate relative to its peak, in [0, 1].
 
-    progress, warmup   shares of the run, in [0, 1] and (0, 1)
+    progress   fraction of the run that is done, in [0, 1]
+    warmup     fraction of the run over which the rate rises, in (0, 1)
     """
     return min(progress / warmup, 1.0)
 
 
 LEARNING_RATES: dict[str, Callable[[float, float], float]] = {"linear": warmup_linear, "constant": warmup_constant}
-"""Shapes of the learning rate by name: (progress, warmup), shares of the run -> share of the peak."""
+"""Learning-rate schedules: name -> (progress, warmup) -> learning rate relative to its peak."""
 
 
 def backward(loss: Loss, denoiser: Denoiser, batch: Batch, accumulate: int = 1) -> Tensor:
@@ -158,7 +160,7 @@ def train(
 
 
 class NotFiniteError(DivergedError):
-    """A step whose loss or gradient is not finite."""
+    """The loss or gradient of a step is NaN or infinite. Exit code 4."""
 
     def __init__(self, step: Step):
         what = "gradient" if step.losses.isfinite().all() else "loss"
@@ -178,29 +180,27 @@ def fit(
     decay: Decay | None = None,
     seed: int = 0,
 ) -> EMA[Denoiser]:
-    """Train for so many updates, and return the averaged denoiser as `.model`; `denoiser` keeps the last weights.
+    """Train a denoiser and return its EMA, whose weights are in `.model`; `denoiser` itself ends with the last weights.
 
-    denoiser   of images `[B, C, H, W]`; trained where it is
-    images     all of them, as `load_images` gives them; they are moved to the denoiser's device
-    steps      updates to train for
-    loss       (denoiser, x0, cond, draws) -> `[B]`, in which augmentation and dropped labels are wrapped
+    denoiser   of images `[B, C, H, W]`, on any device
+    images     the training set, as `load_images` returns it; it is moved to the denoiser's device
+    steps      number of updates
+    loss       (denoiser, x0, cond, draws) -> `[B]`; to use augmentation or dropped labels, wrap it
     optimizer  of the denoiser's parameters, `adamw` by default
-    lr         peak of the learning rate: up over the first 3 % of the steps, then straight down to 0
-    batch      images an update
-    decay      how the average forgets, `power_decay(0.05)` by default (`EMA`)
-    seed       of the order of the images, of their noise and its levels; the weights are the caller's
+    lr         peak learning rate, after linear warm-up over 3 % of the steps and before linear decay to 0
+    batch      images per update
+    decay      decay of the EMA, `power_decay(0.05)` by default
+    seed       of the order of the images and of the noise; it does not change the initial weights
 
     Raises DivergedError at the first loss or gradient that is not finite.
     """
+
+    def rate(n: int) -> float:
+        return lr * warmup_linear((n - 1) / steps)
+
     ema, device = EMA(denoiser, decay), next(denoiser.parameters()).device
     stream = islice(batches(images, batch, seed=seed, device=device), steps)
-    updates = train(
-        denoiser,
-        stream,
-        optimizer or adamw(denoiser),
-        loss=loss,
-        lr=lambda n: lr * warmup_linear((n - 1) / steps),
-    )
+    updates = train(denoiser, stream, optimizer or adamw(denoiser), loss=loss, lr=rate)
     bar = tqdm(updates, total=steps, unit=" steps", leave=False, disable=not sys.stderr.isatty())
     for step in bar:
         ema.update(denoiser, step.n)

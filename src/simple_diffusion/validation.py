@@ -1,4 +1,4 @@
-"""The loss on images that are kept out of the training: whether it still learns, and when to stop."""
+"""The held-out loss, measured on images that are not trained on. It shows when to stop."""
 
 import math
 from dataclasses import dataclass
@@ -14,25 +14,30 @@ from .randomness import Draws, permutation
 from .system.distributed import all_reduce, rank, world_size
 from .system.threads import parallel_map
 
-ROWS = 256  # draws of noise behind each measurement: images are repeated, or left out, to come to so many
+ROWS = 256
+"""Noisy images in each measurement. Images are repeated or left out to reach this number."""
+
 BATCH = 64
 
 
 def keep_out(images: Images, share: float, seed: int, purpose: str = "held out") -> tuple[Images, Images]:
-    """(the images to train on, a random share of all). Raises DataError where either would be empty."""
+    """Split images at random into (training images, `share` of all). Raises DataError if one part would be empty."""
     count = round(share * len(images))
     if not 1 <= count < len(images):
-        raise DataError(f"{share:g} of {len(images)} images can't be held out: give more images or another held_out")
+        raise DataError(f"{share:g} of {len(images)} images can't be held out: use more images or another held_out")
     order = permutation(len(images), seed, purpose)
     return images[order[count:]], images[order[:count]]
 
 
 @dataclass
 class HeldOut:
-    """The held-out loss of a run, with the same images, noise and levels each time, and the weights of its lowest.
+    """The held-out loss of a run, and the weights with the lowest. Each measurement uses the same images and noise.
 
-    images  uint8
-    loss    without augmentation and dropped labels
+    images         uint8
+    loss           without augmentation and dropped labels
+    seed           of the noise
+    memory_format  layout of the images
+    best           lowest loss so far, reached at `best_progress` with `weights`
     """
 
     images: Images
@@ -44,7 +49,7 @@ class HeldOut:
     weights: dict[str, Tensor] | None = None
 
     def measure(self, denoiser: Denoiser) -> float:
-        """The mean loss of ROWS draws; processes that share a run measure a part each."""
+        """The mean loss of ROWS noisy images. The processes of a run share the work."""
         device = next(denoiser.parameters()).device
 
         @torch.no_grad()
@@ -63,7 +68,7 @@ class HeldOut:
         return sum(all_reduce(sums).tolist()) / ROWS
 
     def check(self, denoiser: Denoiser, progress: float) -> float:
-        """Measure, and keep the weights if the loss is the lowest so far."""
+        """Measure the loss, and keep a copy of the weights if it is the lowest so far."""
         loss = self.measure(denoiser)
         if loss < self.best:
             self.best, self.best_progress = loss, progress
