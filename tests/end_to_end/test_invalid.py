@@ -80,7 +80,7 @@ def says_what_is_allowed(err: str, name: str) -> None:
     if not isinstance(default, str):
         assert f"from {rule['low']:g} to {rule['high']:g}" in err
     if isinstance(default, (int, tuple)):
-        assert "whole number" in err
+        assert "integer" in err
 
 
 @pytest.mark.parametrize("name", FIELDS)
@@ -136,8 +136,8 @@ def test_a_value_of_another_type_from_python(name, value):
 
 
 PAIRS = {
-    "widths=8,16 blocks=1": ["widths", "blocks", "one number a level"],
-    "widths=8 blocks=1,1": ["widths", "blocks", "one number a level"],
+    "widths=8,16 blocks=1": ["widths", "blocks", "one number for each level"],
+    "widths=8 blocks=1,1": ["widths", "blocks", "one number for each level"],
     "seconds=0": ["seconds", "steps"],
     "steps=5 seconds=5": ["seconds", "steps"],
     "patience=0.3": ["patience", "held_out=0.1"],
@@ -152,9 +152,9 @@ PAIRS = {
     "network=double-conv widths=16,48": ["double-conv", "(16, 48)", "double"],
     "guidance_low=6": ["guidance_low 6", "guidance_high 5"],
     "guidance_high=0": ["guidance_low 0.1", "guidance_high 0"],
-    "widths=4096,4096 blocks=64,64": ["widths", "blocks", "2 billion are the most"],
-    "network=double-conv blocks=1,64": ["widths", "blocks", "2 billion are the most"],
-    "network=annotated widths=2048,4096,4096,4096 blocks=1,1,1,1": ["widths", "2 billion are the most"],
+    "widths=4096,4096 blocks=64,64": ["widths", "blocks", "the limit is 2 billion"],
+    "network=double-conv blocks=1,64": ["widths", "blocks", "the limit is 2 billion"],
+    "network=annotated widths=2048,4096,4096,4096 blocks=1,1,1,1": ["widths", "the limit is 2 billion"],
 }
 
 
