@@ -259,10 +259,10 @@ OPTIONS: dict[str, dict[str, tuple[list[str], list[str]]]] = {
         "--out": (["", "x.jpg", "x"], []),
         **OF_DATA_AND_DEVICE,
     },
-    "race": {
+    "sweep": {
         "--n": ([*NOT_WHOLE, "1", *LARGER], ["from 2 to 1,000,000"]),
         "--seed": (SEEDS, ["from 0 to"]),
-        "--evaluations": (["", "1", "5,", "5;6", "-5", "5.5", "٣", "10001", ",".join(["5"] * 21)], ["from 2 to 10000"]),
+        "--nfe": (["", "1", "5,", "5;6", "-5", "5.5", "٣", "10001", ",".join(["5"] * 21)], ["from 2 to 10000"]),
         "--ema": ([*WIDTHS, "0.1,", ",".join(["0.1"] * 21)], ["number"]),
         "--guidance": (["", "1,", "1;2", "-1", "101", "x", "nan", ",".join(["1"] * 21)], ["number"]),
         "--out": (["", "x.jpg", "x"], []),
@@ -336,7 +336,7 @@ MISUSES = {
     "check 13": ["13", "1 to 12"],
     "check three": ["three", "whole number"],
     "check 3 nowhere.py": ["nowhere.py", "check 3"],
-    "race m --guidance 1,2 --ema 0.05": ["--ema", "--guidance"],
+    "sweep m --guidance 1,2 --ema 0.05": ["--ema", "--guidance"],
     "schedules cosine flow cosin": ["cosin", "linear"],
 }
 

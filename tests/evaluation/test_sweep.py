@@ -1,4 +1,4 @@
-"""The race of samplers: who is in it, who is in front, and who is chosen."""
+"""Sweeps: which configurations there are, which are on the Pareto front, and which one is chosen."""
 
 import json
 import shutil
@@ -10,75 +10,130 @@ from conftest import TINY
 from faults import ends
 
 from simple_diffusion.cli.main import main
-from simple_diffusion.cli.race import save_if_unchanged
+from simple_diffusion.cli.sweep import float_samples, save_if_unchanged
 from simple_diffusion.data.images import to_uint8
 from simple_diffusion.errors import BusyError
 from simple_diffusion.evaluation.features import Featured, fid_of
-from simple_diffusion.evaluation.sweep import SweepPoint, choice, drawn, drawn_by, entrants, front
+from simple_diffusion.evaluation.sweep import (
+    EVERYWHERE,
+    Scorer,
+    SweepPoint,
+    cheapest_tied,
+    guidance_grid,
+    pareto_front,
+    sampler_grid,
+    sampler_settings,
+    sweep,
+)
+from simple_diffusion.model.config import Config
 from simple_diffusion.model.generate import generate
 from simple_diffusion.model.model_file import model_file, read, save
 from simple_diffusion.run.folder import hold
 from simple_diffusion.samplers import SAMPLERS
 
-
-def lap(cost, fid, sampler="ddim", side=None):
-    return SweepPoint(sampler, cost, fid, 0.0, 0.0, None, side)
+SOLVERS = [name for name, info in SAMPLERS.items() if info.solves_ode]
 
 
-def test_entrants_spend_what_they_are_given():
-    assert entrants((5, 10)) == [
+def point(nfe, fid, side=None):
+    return SweepPoint(sampler_settings("ddim", nfe), fid, 0.0, 0.0, 0.0, 0.0, None, None, side)
+
+
+def test_every_sampler_has_at_most_the_nfe_that_is_asked_for():
+    grid = sampler_grid((5, 10, 2))
+    assert [(one["sampler"], one["sampler_steps"]) for one in grid] == [
         ("ddpm", 5), ("ddim", 5), ("heun", 3), ("dpmpp", 5), ("dpmpp-sde", 5),
         ("ddpm", 10), ("ddim", 10), ("heun", 5), ("dpmpp", 10), ("dpmpp-sde", 10),
+        ("ddpm", 2), ("ddim", 2), ("dpmpp", 2), ("dpmpp-sde", 2),  # heun in one step is none
     ]  # fmt: skip
 
 
-def test_the_front_is_what_nothing_cheaper_beats():
-    laps = [lap(10, 0.3), lap(5, 0.5), lap(10, 0.2), lap(20, 0.25), lap(30, 0.1), lap(7, 0.5)]
-    assert [(one.cost, one.fid) for one in front(laps)] == [(5, 0.5), (10, 0.2), (30, 0.1)]
+def test_guidance_everywhere_can_be_a_setting():
+    low, high = EVERYWHERE
+    assert Config(guidance_low=low, guidance_high=high).guidance_high == high
 
 
-def test_the_cheapest_that_cannot_be_told_from_the_best_is_chosen():
+def test_the_pareto_front_has_no_point_that_a_cheaper_one_equals():
+    points = [point(10, 0.3), point(5, 0.5), point(10, 0.2), point(20, 0.25), point(30, 0.1), point(7, 0.5)]
+    assert [(one.nfe, one.fid) for one in pareto_front(points)] == [(5, 0.5), (10, 0.2), (30, 0.1)]
+
+
+def test_the_cheapest_point_tied_with_the_best_is_chosen():
     """The same samples but for a little noise are as good; shifted ones are not."""
     x = torch.randn(600, 4, generator=torch.Generator().manual_seed(0))
     little = 1e-3 * torch.randn(600, 4, generator=torch.Generator().manual_seed(1))
     real = Featured(torch.randn(4000, 4, generator=torch.Generator().manual_seed(2)), torch.zeros(4000, 1))
     made = {}
-    for cost, features in ((5, x + 1), (10, x + little), (20, x)):
+    for nfe, features in ((5, x + 1), (10, x + little), (20, x)):
         side = Featured(features, torch.zeros(600, 1))
-        fid = fid_of(real, side)
-        made[cost] = lap(cost, fid, side=side)
-    made[20] = lap(20, min(made[10].fid, made[20].fid) - 1e-9, side=made[20].side)
-    assert choice(list(made.values()), real) is made[10]
+        made[nfe] = point(nfe, fid_of(real, side), side)
+    made[20] = point(20, min(made[10].fid, made[20].fid) - 1e-9, made[20].side)
+    assert cheapest_tied(list(made.values()), real) is made[10]
     del made[10]
-    assert choice(list(made.values()), real) is made[20]
+    assert cheapest_tied(list(made.values()), real) is made[20]
+
+
+def extractor(x):
+    """Four pixels as features, two as logits."""
+    flat = x.flatten(1).float() / 255
+    return flat[:, :4], flat[:, 4:6]
+
+
+def images_with(settings):
+    """Random images whose brightness is the guidance, or whose noise falls with the steps."""
+    noise = torch.randn(60, 1, 3, 3, generator=torch.Generator().manual_seed(0))
+    return 0.3 * noise + settings.get("guidance", 0) / 10 + noise[0] / settings.get("sampler_steps", 100)
+
+
+def test_a_sweep_scores_each_setting_once_and_guidance_of_1_is_the_same_in_any_interval():
+    real, labels, asked = Featured(*extractor(to_uint8(images_with({})))), torch.arange(60) % 2, []
+
+    def sample(settings):
+        asked.append(settings)
+        return images_with(settings)
+
+    grid = guidance_grid((1, 3), ((0.1, 5.0), EVERYWHERE))
+    points = list(sweep(sample, grid, Scorer(extractor, real, labels)))
+    assert [one.settings for one in points] == grid
+    assert asked == [grid[0], grid[1], grid[3]]
+    assert points[0].fid == points[2].fid < points[1].fid == points[3].fid
+    assert points[0].accuracy == (real.logits.argmax(1) == labels).double().mean() != 0
+    assert points[0].distance is None
+    assert points[1].as_dict()["guidance_high"] == 5
+
+
+def test_only_deterministic_samplers_have_a_distance_to_the_reference():
+    real, grid = Featured(*extractor(to_uint8(images_with({})))), sampler_grid((4, 8))
+    for one in sweep(images_with, grid, Scorer(extractor, real, None), images_with({"sampler_steps": 100})):
+        assert (one.distance is None) == (one.settings["sampler"] not in SOLVERS)
+        assert one.accuracy is None
+    near, far = (next(sweep(images_with, [grid[i]], Scorer(extractor, real, None), images_with({}))) for i in (6, 1))
+    assert 0 < near.distance < far.distance
 
 
 @pytest.mark.slow
-def test_the_command(tmp_path, capsys):
-    """Solvers come nearer to the fine solution with more steps, and --write changes what the model draws with alone."""
-    run, out = tmp_path / "digits", tmp_path / "race.png"
+def test_a_sweep_of_samplers(tmp_path, capsys):
+    """Solvers come closer to the reference with more steps, and --write changes the sampler of the model alone."""
+    run, out = tmp_path / "digits", tmp_path / "sweep.png"
     main(["train", "digits", "--steps", "60", "--out", str(run), *TINY])
     before = read(run)
     capsys.readouterr()
-    main(["race", str(run), "--n", "400", "--evaluations", "6,48", "--out", str(out), "--json"])
+    main(["sweep", str(run), "--n", "400", "--nfe", "6,48", "--out", str(out), "--json"])
     answer = json.loads(capsys.readouterr().out)
     assert read(run).config == before.config
-    assert len(answer["laps"]) == 10
-    solvers = [name for name, info in SAMPLERS.items() if info.solves_ode]
-    for name in solvers:
-        far, near = (entry["distance"] for entry in answer["laps"] if entry["sampler"] == name)
+    assert len(answer["points"]) == 10
+    for name in SOLVERS:
+        far, near = (entry["distance"] for entry in answer["points"] if entry["sampler"] == name)
         assert near < 0.8 * far, name
-    assert all(entry["distance"] is None for entry in answer["laps"] if entry["sampler"] not in solvers)
-    assert any(entry["on_front"] for entry in answer["laps"])
+    assert all(entry["distance"] is None for entry in answer["points"] if entry["sampler"] not in SOLVERS)
     assert out.read_bytes().startswith(b"\x89PNG")
-    words = ["race", str(run), "--n", "400", "--evaluations", "6,48", "--out", str(out), "--write", "--json"]
+    words = ["sweep", str(run), "--n", "400", "--nfe", "6,48", "--out", str(out), "--write", "--json"]
     with hold(run):
         assert ends(words) == 7
     assert read(run).config == before.config
     capsys.readouterr()
     main(words)
     again = json.loads(capsys.readouterr().out)
-    assert again["laps"] == answer["laps"]
+    assert again["points"] == answer["points"]
     after = read(run)
     assert {key: getattr(after.config, key) for key in again["choice"]} == again["choice"]
     for one, other in zip(before.denoiser.parameters(), after.denoiser.parameters(), strict=True):
@@ -89,32 +144,32 @@ def test_what_was_trained_meanwhile_is_not_overwritten(run_folder, tmp_path):
     run = shutil.copytree(run_folder, tmp_path / "run")
     model = read(run)
     save(model_file(run), replace(model, step=model.step + 1))
-    with pytest.raises(BusyError, match="race it again"):
+    with pytest.raises(BusyError, match="sweep again"):
         save_if_unchanged(str(run), model)
     assert read(run).step == model.step + 1
 
 
-def test_a_race_draws_what_sample_draws(run_folder):
-    """To the bit, before it becomes bytes; and the fine solution is none of another sampler."""
+def test_a_sweep_samples_the_images_of_sample(run_folder):
+    """Bit-exact, before they become bytes."""
     model = read(run_folder)
     labels = torch.arange(70) % model.info.classes
-    changes = drawn_by("dpmpp", 4)
-    x = drawn(model, changes, 70, labels, 3)
-    assert torch.equal(to_uint8(x), generate(model.changed(**changes), 70, labels, 3))
-    assert not torch.equal(x, drawn(model, drawn_by("ddim", 4), 70, labels, 3))
+    model = model.changed(**sampler_settings("dpmpp", 4))
+    x = float_samples(model, 70, labels, 3)
+    assert torch.equal(to_uint8(x), generate(model, 70, labels, 3))
+    assert not torch.equal(x, float_samples(model.changed(sampler="ddim"), 70, labels, 3))
 
 
 @pytest.mark.slow
-def test_the_race_of_strengths(tmp_path, capsys):
-    """Guidance 1 is none, in any interval; more of it is seen better by the classifier; --write stores the choice."""
+def test_a_sweep_of_guidance(tmp_path, capsys):
+    """More guidance raises the accuracy of the classifier; --write saves the choice."""
     run, out = tmp_path / "digits", tmp_path / "guidance.png"
     main(["train", "digits", "--preset", "tiny", "--steps", "300", "--out", str(run)])
     capsys.readouterr()
-    words = ["race", str(run), "--n", "400", "--guidance", "1,3", "--out", str(out), "--write", "--json"]
+    words = ["sweep", str(run), "--n", "400", "--guidance", "1,3", "--out", str(out), "--write", "--json"]
     main(words)
     answer = json.loads(capsys.readouterr().out)
-    within, more_within, anywhere, more_anywhere = answer["pushes"]
-    assert (within["interval"], anywhere["interval"]) == ([0.1, 5.0], [0.0, 1e4])
+    within, more_within, anywhere, more_anywhere = answer["points"]
+    assert (within["guidance_high"], anywhere["guidance_high"]) == (5.0, 1e4)
     for key in ("fid", "recall", "accuracy"):
         assert within[key] == anywhere[key]
     assert more_within["accuracy"] > within["accuracy"]
@@ -127,4 +182,4 @@ def test_the_race_of_strengths(tmp_path, capsys):
 def test_guidance_needs_classes(tmp_path, squares):
     run = tmp_path / "one"
     main(["train", f"{squares}[0]", "--steps", "2", "--out", str(run), *TINY])
-    assert ends(["race", str(run), "--guidance", "1,2"]) == 2
+    assert ends(["sweep", str(run), "--guidance", "1,2"]) == 2

@@ -141,18 +141,18 @@ def test_the_widths_that_are_kept():
 
 
 @pytest.mark.slow
-def test_the_race_of_widths(tmp_path, capsys):
-    """The width of the run itself scores what the run does; --write stores the winner's weights."""
+def test_a_sweep_of_ema_lengths(tmp_path, capsys):
+    """--write saves the weights of the EMA length with the lowest FID."""
     run, out = tmp_path / "digits", tmp_path / "ema.png"
     main(["train", "digits", "--preset", "tiny", "--steps", "200", "--out", str(run)])
     model = read(run)
-    assert ends(["race", str(run), "--n", "400", "--ema", "0.05,0.2"]) == 2  # before anything is drawn
+    assert ends(["sweep", str(run), "--n", "400", "--ema", "0.05,0.2"]) == 2  # before anything is sampled
     capsys.readouterr()
-    main(["race", str(run), "--n", "400", "--ema", "0.05,0.15", "--out", str(out), "--write", "--json"])
+    main(["sweep", str(run), "--n", "400", "--ema", "0.05,0.15", "--out", str(out), "--write", "--json"])
     answer = json.loads(capsys.readouterr().out)
-    assert [lap["width"] for lap in answer["widths"]] == [0.05, 0.15]
+    assert [point["ema_length"] for point in answer["points"]] == [0.05, 0.15]
     best = answer["choice"]["ema_length"]
-    assert best == min(answer["widths"], key=lambda lap: lap["fid"])["width"]
+    assert best == min(answer["points"], key=lambda point: point["fid"])["ema_length"]
     assert out.read_bytes().startswith(b"\x89PNG")
     assert away(read(run), posthoc_model(run, model, best)) == 0
     assert read(run).config == replace(model.config, ema_length=best)

@@ -62,7 +62,6 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
     from ..data.sources import held_out
     from ..evaluation.features import check
     from ..evaluation.scores import evaluate as score
-    from ..evaluation.scores import pictures
     from ..model.generate import generate
     from ..system.files import write_atomic
 
@@ -113,8 +112,7 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
     answer = {"what": args.what, "data": train.name, "n": len(samples), "sampling_seconds": round(seconds, 1)}
     answer |= {"extractors": [result.as_dict() for result in results]}
     write_atomic(out / "scores.json", json.dumps(answer, indent=1).encode())
-    for name, picture in pictures(results[0], samples, train, test, model).items():
-        write_atomic(out / name, picture)
+    write_pictures(out, results[0], samples, train, test, model)
     say(args, f"Scores and pictures: {out}")
     return answer
 
@@ -149,3 +147,19 @@ def spread_text(results: list) -> str:
         if values:
             lines.append(f"  {scores[0].name}: {min(values):.4g} to {max(values):.4g}")
     return "\n".join(lines)
+
+
+def write_pictures(out: Path, evaluation: Any, samples: Any, train: Any, test: Any, model: Any) -> None:
+    """PNG files of the closest pairs of sample and training image and, for a model, of the error by noise level."""
+    from ..denoising_error import LEVELS
+    from ..evaluation.scores import closest_pairs, level_errors
+    from ..system.files import write_atomic
+    from ..viz.grids import make_grid, png
+    from ..viz.plots import plot_denoising_error
+
+    for space, copies in evaluation.copies.items():
+        write_atomic(out / f"closest-in-{space}.png", png(make_grid(closest_pairs(copies, samples, train), 10)))
+    if model is not None:
+        own = model.info.in_own_classes
+        errors = level_errors(model.denoiser, own(train), None if test is None else own(test))
+        write_atomic(out / "levels.png", plot_denoising_error(LEVELS, errors))

@@ -20,10 +20,10 @@ from . import (
     evaluate,
     explain,
     play,
-    race,
     report,
     sample,
     schedules,
+    sweep,
     train,
 )
 from .options import FIRST, SHARED, Parser
@@ -32,7 +32,7 @@ from .options import FIRST, SHARED, Parser
 # cores it costs a tenth; beside one other busy program spinning costs nine tenths (docs/notes/network.md).
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
-COMMANDS = (train, sample, play, evaluate, compare, race, report, doctor, data, schedules, classifier, explain, check)
+COMMANDS = (train, sample, play, evaluate, compare, sweep, report, doctor, data, schedules, classifier, explain, check)
 
 SEVERAL = ("train", "sample", "evaluate")
 """What several processes can share; of the rest the first process does all."""
@@ -53,11 +53,19 @@ def parser() -> Parser:
     return top
 
 
+def current_names(argv: list[str]) -> list[str]:
+    """The command line with the new name of a renamed command, which is printed on stderr."""
+    if argv[:1] != ["race"]:
+        return argv
+    print("`race` is now called `sweep`", file=sys.stderr)
+    return ["sweep", *argv[1:]]
+
+
 @exit_on_sigterm()
 def main(argv: list[str] | None = None) -> None:
     """Run a command and exit: 0 ok, 1 a wrong solution, 2 usage, 3 data, 4 diverged, 5 file, 6 disk, 7 in use, 130 or
     143 by a signal."""
-    argv = sys.argv[1:] if argv is None else argv
+    argv = current_names(sys.argv[1:] if argv is None else argv)
     try:
         args = parser().parse_args(argv)
         if args.version:

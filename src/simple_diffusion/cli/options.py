@@ -6,7 +6,7 @@ import os
 import re
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -72,8 +72,8 @@ def real(low: float, high: float) -> Callable[[str], float]:
 
 scale = real(0, 100)
 """A strength of guidance."""
-width = real(0.01, 0.27)
-"""Of a power-function average."""
+ema_length = real(0.01, 0.27)
+"""Of the averaged weights: the standard deviation of the averaging profile, as a share of the run."""
 
 
 def path(text: str) -> Path:
@@ -116,7 +116,16 @@ def sampling_options(sub: Parser) -> None:
 
 
 def ema_option(sub: Parser) -> None:
-    sub.add_argument("--ema", type=width, metavar="WIDTH", help="of the averaged weights, chosen afterwards, like 0.08")
+    sub.add_argument(
+        "--ema", type=ema_length, metavar="WIDTH", help="of the averaged weights, chosen afterwards, like 0.08"
+    )
+
+
+def table_row(columns: Collection[str], cells: Sequence[str] | None = None) -> str:
+    """A row of a table whose columns are as wide as their titles, at least 8 characters; without cells, the titles."""
+    words = columns if cells is None else cells
+    first, *rest = (word.rjust(max(8, len(title))) for title, word in zip(columns, words, strict=True))
+    return "  ".join(["  " + first.strip().ljust(len(first)), *rest]).rstrip()
 
 
 def say(args: argparse.Namespace, text: str) -> None:

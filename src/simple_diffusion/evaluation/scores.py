@@ -14,11 +14,8 @@ from torch import Tensor
 from ..augmentation import Augmentation, identity
 from ..data.images import Images, to_unit
 from ..denoiser import Denoiser
-from ..denoising_error import LEVELS, gaussian_error, ideal_error, model_error
-from ..model.model_file import Model
+from ..denoising_error import gaussian_error, ideal_error, model_error
 from ..randomness import permutation
-from ..viz.grids import make_grid, png
-from ..viz.plots import plot_denoising_error
 from .extractors import Features
 from .features import (
     GROUPS,
@@ -285,20 +282,11 @@ def search_copies(
     }
 
 
-def pictures(
-    evaluation: Evaluation, samples: Images, train: Images, test: Images | None, model: Model | None
-) -> dict[str, bytes]:
-    """PNG files by name: the closest pairs of sample and training image and, for a model, the error by noise level."""
-    files = {}
-    for space, copies in evaluation.copies.items():
-        closest = copies.score.argsort()[:30]
-        rows = zip(samples.pixels[closest].split(10), train.pixels[copies.nearest[closest]].split(10), strict=True)
-        files[f"closest-in-{space}.png"] = png(make_grid(torch.cat([half for row in rows for half in row]), 10))
-    if model is not None:
-        told = model.info.in_own_classes
-        errors = level_errors(model.denoiser, told(train), None if test is None else told(test))
-        files["levels.png"] = plot_denoising_error(LEVELS, errors)
-    return files
+def closest_pairs(copies: Copies, samples: Images, train: Images, n: int = 30) -> Tensor:
+    """The n samples that are closest to a training image, in rows of 10 above those images: uint8 `[2n, C, H, W]`."""
+    closest = copies.score.argsort()[:n]
+    rows = zip(samples.pixels[closest].split(10), train.pixels[copies.nearest[closest]].split(10), strict=True)
+    return torch.cat([half for row in rows for half in row])
 
 
 def level_errors(denoiser: Denoiser, train: Images, test: Images | None, n: int = 500) -> dict[str, Tensor]:

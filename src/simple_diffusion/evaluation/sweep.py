@@ -1,22 +1,19 @@
-"""Races on one model, from the same noise: samplers by their cost, and strengths of guidance.
+"""Sweeps: samples under many settings from the same noise and labels, scored alike, and the choice among them.
 
-Cost is counted in evaluations of the network by image, which decide the time on any machine; guidance adds the same
-share to all. Measures of quality, which need not agree: FID and KID, and for the solvers of the ODE the distance to
-what a fine solution makes of the same noise. A model that has learned little can draw better with a coarse solver than
-with a fine one (docs/notes/quality.md).
+The NFE, the number of function evaluations, counts how often the network is evaluated for one image. It decides the
+time on any machine; guidance multiplies it by the same factor for all samplers. FID and KID compare distributions; the
+distance to the reference solution compares image by image, for the deterministic samplers. The two need not agree: a
+model with little training can score better with a coarse solver than with a fine one (docs/notes/quality.md).
 """
 
-from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from ..data.images import to_uint8
 from ..guidance import Interval
-from ..model.generate import generate_batches
-from ..model.model_file import Model
 from ..samplers import FINE, SAMPLERS
 from ..sampling import distance
 from .extractors import Features
@@ -24,148 +21,143 @@ from .features import NEIGHBOURS, Featured, accuracy_of, fid_and_error, fid_of, 
 from .metrics import kernel_distance, precision_recall
 from .paired import difference_of
 
+Settings = dict[str, Any]
+"""Settings of a configuration, by name."""
+
+Sample = Callable[[Settings], Tensor]
+"""Settings -> samples with them: float `[n, C, H, W]` about [-1, 1] on the CPU, always from the same noise."""
+
 SWEPT = {name: info for name, info in SAMPLERS.items() if info.usual_steps <= 250}
-"""The samplers that are compared: all that do not need hundreds of steps."""
+"""The samplers of a sweep: all that do not need hundreds of steps."""
+
+EVERYWHERE: Interval = (0.0, 1e4)
+"""Guidance at every noise level, as a configuration can say it."""
+
+
+def nfe_of(settings: Settings) -> int:
+    """The number of network evaluations for one image."""
+    return SAMPLERS[settings["sampler"]].nfe(settings["sampler_steps"])
+
+
+def sampler_settings(sampler: str, steps: int) -> Settings:
+    """The settings of a sampler on the grid of Karras et al. (2022)."""
+    return {"sampler": sampler, "grid": "karras", "sampler_steps": steps}
+
+
+REFERENCE = sampler_settings(*FINE)
+"""The settings whose samples stand for the exact solution of the ODE."""
+
+
+def sampler_grid(nfes: Iterable[int]) -> list[Settings]:
+    """Every sampler at each NFE, or at one less where no number of steps gives it; with at least two steps."""
+    steps = [(name, (nfe - 1) // info.nfe_per_step + 1) for nfe in nfes for name, info in SWEPT.items()]
+    return [sampler_settings(name, count) for name, count in steps if count >= 2]
+
+
+def guidance_grid(scales: Sequence[float], intervals: Iterable[Interval]) -> list[Settings]:
+    """Every scale of guidance in each interval of noise levels sigma/alpha."""
+    return [
+        {"guidance": scale, "guidance_low": low, "guidance_high": high} for low, high in intervals for scale in scales
+    ]
+
+
+def effective(settings: Settings) -> Settings:
+    """The settings that change the samples: guidance of 0 or 1 is the same in any interval."""
+    return {"guidance": settings["guidance"]} if settings.get("guidance") in (0, 1) else settings
 
 
 @dataclass(frozen=True, eq=False)
 class SweepPoint:
-    """What one sampler made of so many steps.
+    """The scores of the samples with some settings.
 
-    sampler, steps
-    fid, error, kid   FID, its standard error by the draw of the samples, and KID
-    distance          root mean square distance a pixel, in [-1, 1], to the fine solution; None with fresh noise
-    side              the samples through the extractor
+    fid, error          FID, and its standard error over samples
+    kid                 KID; this, precision and recall on at most NEIGHBOURS images
+    precision, recall   shares in [0, 1]
+    accuracy            share of the samples whose requested label the classifier predicts; None without such labels
+    distance            root mean square distance a pixel, in [-1, 1], to the reference solution; None for a stochastic
+                        sampler, or without a reference
+    side                the samples through the extractor
     """
 
-    sampler: str
-    steps: int
+    settings: Settings
     fid: float
     error: float
     kid: float
+    precision: float
+    recall: float
+    accuracy: float | None
     distance: float | None
     side: Featured
 
     @property
-    def cost(self) -> int:
-        """Evaluations of the network by image."""
-        return SAMPLERS[self.sampler].nfe(self.steps)
+    def nfe(self) -> int:
+        """Network evaluations for one image."""
+        return nfe_of(self.settings)
 
-    def settings(self) -> dict[str, Any]:
-        """What the config takes over."""
-        return drawn_by(self.sampler, self.steps)
-
-
-def drawn_by(sampler: str, steps: int) -> dict[str, Any]:
-    """Settings of a config."""
-    return {"sampler": sampler, "grid": "karras", "sampler_steps": steps}
-
-
-def entrants(costs: Iterable[int]) -> list[tuple[str, int]]:
-    """(sampler, steps) at each cost that a whole number of steps comes to, or one evaluation less."""
-    racing = [(name, (cost - 1) // info.nfe_per_step + 1) for cost in costs for name, info in SWEPT.items()]
-    return [(name, steps) for name, steps in racing if steps >= 2]
-
-
-def drawn(model: Model, changes: dict[str, Any], n: int, labels: Tensor | None, seed: int) -> Tensor:
-    """n samples with other settings, from the same noise: float `[n, C, H, W]` about [-1, 1], on the CPU."""
-    return torch.cat([x.cpu() for _, x in generate_batches(model.changed(**changes), n, labels, seed)])
-
-
-def kid_of(real: Featured, side: Featured) -> float:
-    """KID on equally many images of both sides."""
-    n = min(len(real), len(side), NEIGHBOURS)
-    return kernel_distance(some(real, n), some(side, n))[0]
-
-
-@dataclass(frozen=True)
-class Marks:
-    """What samples are worth.
-
-    fid, error          FID, and its standard error by the draw of the samples
-    precision, recall   on NEIGHBOURS images at most
-    accuracy            how often the extractor sees the label that was asked for; None where it knows others
-    """
-
-    fid: float
-    error: float
-    precision: float
-    recall: float
-    accuracy: float | None
+    def as_dict(self) -> dict[str, Any]:
+        """Settings and scores, for JSON."""
+        names = ("fid", "error", "kid", "precision", "recall", "accuracy", "distance")
+        return self.settings | {name: getattr(self, name) for name in names}
 
 
 @dataclass(frozen=True, eq=False)
-class Course:
-    """What all contestants of a sweep are given, and what judges them.
+class Scorer:
+    """What scores every point of a sweep.
 
-    n           images of each, at least twice the extractor's features
-    labels      int64 `[n]`, or None
+    extractor   of features
     real        the training set through the extractor
-    known       whether the extractor's logits stand for the labels
+    labels      int64 `[n]` that the samples are conditioned on; None where the extractor does not predict them
     """
 
-    n: int
-    labels: Tensor | None
-    seed: int
     extractor: Features
     real: Featured
-    known: bool
+    labels: Tensor | None
 
-    def marks(self, model: Model, changes: dict[str, Any] | None = None) -> Marks:
-        """Draw with a model, with some settings changed."""
-        few = min(self.n, len(self.real), NEIGHBOURS)
-        side = Featured(*self.extractor(to_uint8(drawn(model, changes or {}, self.n, self.labels, self.seed))))
-        near = precision_recall(some(self.real, few), some(side, few))
-        accuracy = accuracy_of(side, self.labels) if self.known and self.labels is not None else None
-        return Marks(*fid_and_error(self.real, side), near.precision, near.recall, accuracy)
+    def score(self, settings: Settings, x: Tensor, reference: Tensor | None = None) -> SweepPoint:
+        """Score samples x, float `[n, C, H, W]`; `reference` of the same shape is the exact solution."""
+        side = Featured(*self.extractor(to_uint8(x)))
+        n = min(len(self.real), len(side), NEIGHBOURS)
+        real, fake = some(self.real, n), some(side, n)
+        kid, _ = kernel_distance(real, fake)
+        near = precision_recall(real, fake)
+        accuracy = None if self.labels is None else accuracy_of(side, self.labels)
+        away = None if reference is None else distance(x, reference)
+        fid, error = fid_and_error(self.real, side)
+        return SweepPoint(settings, fid, error, kid, near.precision, near.recall, accuracy, away, side)
 
 
-def race(model: Model, costs: Iterable[int], course: Course) -> Iterator[SweepPoint]:
-    """Run every sampler at every cost, one lap after the other.
+def sweep(
+    sample: Sample, grid: Iterable[Settings], scorer: Scorer, reference: Tensor | None = None
+) -> Iterator[SweepPoint]:
+    """Sample with each of the settings and score the samples; yields a point for each, in their order.
 
-    costs   evaluations of the network by image
+    reference   samples with `REFERENCE`, to measure the distance of deterministic samplers to them
     """
-    on = course.n, course.labels, course.seed
-    fine = drawn(model, drawn_by(*FINE), *on)
-    for name, steps in entrants(costs):
-        x = drawn(model, drawn_by(name, steps), *on)
-        side = Featured(*course.extractor(to_uint8(x)))
-        away = distance(x, fine) if SAMPLERS[name].solves_ode else None
-        yield SweepPoint(name, steps, *fid_and_error(course.real, side), kid_of(course.real, side), away, side)
+    scored: dict[tuple[Any, ...], SweepPoint] = {}
+    for settings in grid:
+        key = tuple(effective(settings).items())
+        if key not in scored:
+            x = sample(settings)
+            compared = reference is not None and SAMPLERS[settings["sampler"]].solves_ode
+            scored[key] = scorer.score(settings, x, reference if compared else None)
+        yield replace(scored[key], settings=settings)
 
 
-def front(laps: list[SweepPoint]) -> list[SweepPoint]:
-    """The laps that no cheaper or equally cheap one beats in FID, by rising cost (Pareto)."""
-    best: list[SweepPoint] = []
-    for lap in sorted(laps, key=lambda lap: (lap.cost, lap.fid)):
-        if not best or lap.fid < best[-1].fid:
-            best.append(lap)
-    return best
+def pareto_front(points: Iterable[SweepPoint]) -> list[SweepPoint]:
+    """The points with a lower FID than every other of the same or a lower NFE, by rising NFE."""
+    front: list[SweepPoint] = []
+    for point in sorted(points, key=lambda point: (point.nfe, point.fid)):
+        if not front or point.fid < front[-1].fid:
+            front.append(point)
+    return front
 
 
-def choice(laps: list[SweepPoint], real: Featured) -> SweepPoint:
-    """The cheapest lap whose FID can't be told from the lowest, by the interval of their difference in pairs."""
-    lowest = min(laps, key=lambda lap: lap.fid)
-    for lap in front(laps):
-        fid = difference_of("FID", lambda side, keep: fid_of(real, side[keep]), lap.side, lowest.side, lower=True)
-        if lap is lowest or not fid.verdict:
-            return lap
+def cheapest_tied(points: Sequence[SweepPoint], real: Featured) -> SweepPoint:
+    """The point of least NFE whose FID is statistically tied with the lowest: the 95 % interval of their paired
+    difference holds 0."""
+    lowest = min(points, key=lambda point: point.fid)
+    for point in pareto_front(points):
+        fid = difference_of("FID", lambda side, keep: fid_of(real, side[keep]), point.side, lowest.side, lower=True)
+        if point is lowest or not fid.verdict:
+            return point
     return lowest
-
-
-GUIDANCE = ("guidance", "guidance_low", "guidance_high")
-"""The settings of guidance: its scale, and the interval of sigma/alpha where it acts."""
-
-
-def guidance_race(model: Model, scales: Iterable[float], course: Course) -> Iterator[tuple[Interval, float, Marks]]:
-    """(interval, scale, marks) of every scale, in the model's interval of noise levels and at every level."""
-    mine = model.config.guidance_low, model.config.guidance_high
-    plain: dict[float, Marks] = {}  # of 0 and 1, which are the same in any interval
-    for interval in dict.fromkeys((mine, (0.0, 1e4))):
-        for scale in scales:
-            marks = plain.get(scale)
-            if marks is None:
-                marks = course.marks(model, dict(zip(GUIDANCE, (scale, *interval), strict=True)))
-            if scale in (0, 1):
-                plain[scale] = marks
-            yield interval, scale, marks
