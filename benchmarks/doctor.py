@@ -1,9 +1,9 @@
-"""The doctor's table: mistakes that are really made, each in a training of seconds, and what `doctor` says of them.
+"""Real training mistakes, each in a run of a few seconds, and the findings of `doctor`.
 
     python benchmarks/doctor.py            # the table of docs/doctor.md, 4 minutes on one core
 
-Every case is a function of an empty folder that trains there and returns the run. The mistakes stand in the data, in
-the settings, or in the code, which is then patched as somebody might have written it.
+Each case is a function that trains in an empty folder and returns the run folder. The mistake is in the data, in the
+settings, or in the code, which is then patched.
 """
 
 import argparse
@@ -29,6 +29,7 @@ from simple_diffusion.data.digits import digits
 from simple_diffusion.data.sources import load_images
 from simple_diffusion.doctor.examine import Examination, examine
 from simple_diffusion.doctor.patient import attach, load_patient
+from simple_diffusion.errors import DivergedError
 from simple_diffusion.run import trainer as runs
 from simple_diffusion.system.files import read_tensors, write_tensors
 
@@ -46,27 +47,27 @@ def small_digits() -> tuple[np.ndarray, np.ndarray]:
 
 
 def shapes(n: int = 1500, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
-    """Colour images of 16 x 16: a bright disc on a dark ground, its label the quarter it lies in."""
+    """Color images of 16 x 16, uint8 `[n, 16, 16, 3]`: a bright disc on a dark background; the label is its quarter."""
     rng = np.random.default_rng(seed)
     labels = np.arange(n) % 4
     y, x = np.mgrid[:16, :16]
     images = np.zeros((n, 16, 16, 3), np.uint8)
     for image, label in zip(images, labels, strict=True):
-        centre = np.array([4 + 8 * (label // 2), 4 + 8 * (label % 2)]) + rng.uniform(-1.5, 1.5, 2)
-        edge = np.clip(rng.uniform(2, 4) - np.hypot(y - centre[0], x - centre[1]), 0, 1)[..., None]
+        center = np.array([4 + 8 * (label // 2), 4 + 8 * (label % 2)]) + rng.uniform(-1.5, 1.5, 2)
+        edge = np.clip(rng.uniform(2, 4) - np.hypot(y - center[0], x - center[1]), 0, 1)[..., None]
         image[:] = rng.uniform(0, 90, 3) * (1 - edge) + rng.uniform(140, 255, 3) * edge
     return images, labels
 
 
 def saved(folder: Path, images: np.ndarray, labels: np.ndarray | None = None) -> Path:
-    """An .npz of them."""
+    """Save the images in an .npz file."""
     path = folder / "data.npz"
     np.savez(path, images=images) if labels is None else np.savez(path, images=images, labels=labels)
     return path
 
 
-def trained(folder: Path, data: Path | str, steps: int = 0, **settings) -> Path:
-    """The folder of a run of the small network; one that diverged is left as it is."""
+def train(folder: Path, data: Path | str, steps: int = 0, **settings) -> Path:
+    """Train the small network; returns the run folder, also if the run diverged."""
     out = folder / "run"
     words = [f"--set={key}={value}" for key, value in (SMALL | settings).items()]
     train_command.STARTED = time.perf_counter()
@@ -74,15 +75,15 @@ def trained(folder: Path, data: Path | str, steps: int = 0, **settings) -> Path:
         try:
             main(["train", str(data), "--steps", str(steps or STEPS), "--out", str(out), *words])
         except SystemExit as stop:
-            if stop.code != 4:  # the code of a divergence
+            if stop.code != DivergedError.exit_code:
                 raise
     return out
 
 
-def doctored(run: Path, **drawn) -> Examination:
-    """What the doctor says of a run, and of drawing with these settings."""
+def examined(run: Path, **settings) -> Examination:
+    """Examine a run, with these settings of the sampler."""
     patient = load_patient(run)
-    patient = replace(patient, spec=patient.spec.changed(**drawn))
+    patient = replace(patient, spec=patient.spec.changed(**settings))
     return examine(attach(patient, load_images(patient.info.name), None))
 
 
@@ -90,18 +91,18 @@ def doctored(run: Path, **drawn) -> Examination:
 
 
 def digits_with_labels(folder: Path, **settings) -> Path:
-    return trained(folder, saved(folder, *small_digits()), **settings)
+    return train(folder, saved(folder, *small_digits()), **settings)
 
 
 @cache
 def healthy_run(steps: int) -> tuple[TemporaryDirectory, Path]:
-    """A healthy run that is made once, for the mistakes that come after the training."""
+    """A healthy run, trained once, for the mistakes that are made after training."""
     folder = TemporaryDirectory()
     return folder, digits_with_labels(Path(folder.name), steps=steps)
 
 
 def healthy(folder: Path) -> Path:
-    """A copy of it, with its data."""
+    """A copy of the healthy run and of its data."""
     _, run = healthy_run(STEPS)
     copy = Path(shutil.copytree(run, folder / "run"))
     data = saved(folder, *small_digits())
@@ -109,18 +110,18 @@ def healthy(folder: Path) -> Path:
 
 
 def digits_without_labels(folder: Path) -> Path:
-    return trained(folder, saved(folder, small_digits()[0]), seed=1)
+    return train(folder, saved(folder, small_digits()[0]), seed=1)
 
 
 def colour_shapes(folder: Path, **settings) -> Path:
-    return trained(folder, saved(folder, *shapes()), **{"steps": 3 * STEPS} | settings)
+    return train(folder, saved(folder, *shapes()), **{"steps": 3 * STEPS} | settings)
 
 
 HEALTHY: dict[str, Callable[[Path], Path]] = {
     "digits, by class": digits_with_labels,
     "digits, no classes, seed 1": digits_without_labels,
-    "coloured discs, by class": colour_shapes,
-    "coloured discs, AdamW, cosine": lambda folder: colour_shapes(
+    "color discs, by class": colour_shapes,
+    "color discs, AdamW, cosine": lambda folder: colour_shapes(
         folder, optimizer="adamw", lr="2e-3", schedule="cosine", target="v", steps=3 * STEPS
     ),
     "digits, flow matching, ddim in 50 steps": lambda folder: digits_with_labels(
@@ -148,19 +149,19 @@ HEALTHY: dict[str, Callable[[Path], Path]] = {
 
 
 def narrow(folder: Path) -> Path:
-    """Images brought to [0, 1] twice."""
+    """Images that were scaled to [0, 1] twice."""
     images, labels = small_digits()
-    return trained(folder, saved(folder, 128 + images // 4, labels))
+    return train(folder, saved(folder, 128 + images // 4, labels))
 
 
 def divided(folder: Path) -> Path:
-    """uint8 divided by 255 and saved as uint8: nearly all is 0."""
+    """uint8 images divided by 255 and saved as uint8: nearly all pixels are 0."""
     images, labels = small_digits()
-    return trained(folder, saved(folder, images // 255, labels))
+    return train(folder, saved(folder, images // 255, labels))
 
 
 def swapped(folder: Path) -> Path:
-    """Black and white are exchanged in the data after the training."""
+    """Data that was inverted after training."""
     images, labels = small_digits()
     run = healthy(folder)
     saved(folder, 255 - images, labels)
@@ -168,7 +169,7 @@ def swapped(folder: Path) -> Path:
 
 
 def short_table(folder: Path) -> Path:
-    """Ho's betas over 100 steps instead of 1000."""
+    """The betas of DDPM over 100 steps instead of 1000."""
     return digits_with_labels(
         folder,
         schedule="linear-unscaled",
@@ -181,18 +182,18 @@ def short_table(folder: Path) -> Path:
 
 
 def little_noise(folder: Path) -> Path:
-    """Training times that hardly visit high noise."""
+    """A density of noise levels that hardly covers high noise."""
     return digits_with_labels(folder, level_mean="-3", level_std="0.8")
 
 
 def average_of_the_start(folder: Path) -> Path:
-    """A decay of 0.9999 from the first step on, in a run of 300."""
+    """An EMA decay of 0.9999 from the first step, in a run of 300 steps."""
     with patch.object(runs, "decay_of", lambda config: lambda n: 0.9999):
         return digits_with_labels(folder)
 
 
 def average_from_zero(folder: Path) -> Path:
-    """An average that begins at zero, whose shortness nobody corrects."""
+    """An EMA that starts at zero, without bias correction."""
 
     class FromZero(runs.EMA):
         def __init__(self, model, decay):
@@ -221,19 +222,19 @@ def too_short(folder: Path) -> Path:
 
 
 def few_images(folder: Path) -> Path:
-    """Twenty images, seen 1,440 times each."""
-    return trained(folder, saved(folder, small_digits()[0][:20]), steps=3 * STEPS, held_out="0")
+    """Twenty images, 1,440 times each."""
+    return train(folder, saved(folder, small_digits()[0][:20]), steps=3 * STEPS, held_out="0")
 
 
 def few_with_unseen(folder: Path) -> Path:
-    """Forty images for training, forty unseen."""
-    return trained(folder, saved(folder, small_digits()[0][:80]), steps=3 * STEPS, held_out="0.5")
+    """Forty training images and forty held-out images."""
+    return train(folder, saved(folder, small_digits()[0][:80]), steps=3 * STEPS, held_out="0.5")
 
 
 def shuffled(folder: Path) -> Path:
     """Labels in another order than the images."""
     images, labels = small_digits()
-    return trained(folder, saved(folder, images, np.random.default_rng(0).permutation(labels)))
+    return train(folder, saved(folder, images, np.random.default_rng(0).permutation(labels)))
 
 
 def dropped(folder: Path) -> Path:
@@ -242,12 +243,12 @@ def dropped(folder: Path) -> Path:
 
 
 def none_dropped(folder: Path) -> Path:
-    """No label is dropped in training, and the sampler guides."""
+    """No label is dropped in training, and the samples are guided."""
     return digits_with_labels(folder, drop_labels="0")
 
 
 def edited(run: Path, change: Callable[[dict[str, Tensor]], None], data: Path | None = None) -> Path:
-    """The run with the weights of its model changed, or the place of its data."""
+    """The run after a change to the weights of its model, or to the path of its data."""
     tensors, record = read_tensors(run / "model.safetensors")
     change(tensors)
     record.pop("format")
@@ -258,7 +259,7 @@ def edited(run: Path, change: Callable[[dict[str, Tensor]], None], data: Path | 
 
 
 def nan_in_a_layer(folder: Path) -> Path:
-    """A NaN in one layer of the model's file."""
+    """A NaN in one layer of the model file."""
 
     def change(tensors: dict[str, Tensor]) -> None:
         name = next(name for name in tensors if "down" in name)
@@ -268,7 +269,7 @@ def nan_in_a_layer(folder: Path) -> Path:
 
 
 def overflow(folder: Path) -> Path:
-    """Weights of one layer so large that its answers overflow."""
+    """Weights of one layer so large that its outputs overflow."""
 
     def change(tensors: dict[str, Tensor]) -> None:
         name = next(name for name in tensors if "down" in name and name.endswith("conv1.weight"))
@@ -279,56 +280,56 @@ def overflow(folder: Path) -> Path:
 
 @dataclass(frozen=True)
 class Mistake:
-    """How it is made, what the doctor should say first, and how it is drawn."""
+    """A mistake: how it is made, its expected first finding, and the settings of the sampler."""
 
     make: Callable[[Path], Path]
     expected: str
-    drawn: dict = field(default_factory=dict)
+    sampler: dict = field(default_factory=dict)
 
 
 MISTAKES: dict[str, Mistake] = {
-    "images brought to [0, 1] twice": Mistake(narrow, "pixel range"),
+    "images scaled to [0, 1] twice": Mistake(narrow, "pixel range"),
     "uint8 divided by 255": Mistake(divided, "pixel range"),
-    "data inverted after the training": Mistake(swapped, "other data"),
-    "Ho's betas over 100 steps": Mistake(short_table, "terminal SNR"),
-    "training at low noise alone": Mistake(little_noise, "levels not trained"),
-    "EMA 0.9999 from the first step on, 300 steps": Mistake(average_of_the_start, "EMA age"),
-    "EMA begun at zero, not corrected": Mistake(average_from_zero, "raw good but EMA bad"),
+    "data inverted after training": Mistake(swapped, "changed data"),
+    "DDPM betas over 100 steps": Mistake(short_table, "terminal SNR"),
+    "training at low noise only": Mistake(little_noise, "untrained noise levels"),
+    "EMA decay 0.9999 from the first step, 300 steps": Mistake(average_of_the_start, "slow EMA"),
+    "EMA started at zero, no bias correction": Mistake(average_from_zero, "bad EMA"),
     "AdamW with lr 0.4": Mistake(high_rate, "learning rate too high"),
     "Muon with lr 10": Mistake(highest_rate, "learning rate too high"),
-    "15 steps": Mistake(too_short, "trained too little"),
-    "20 images, each seen 1,440 times": Mistake(few_images, "copies"),
-    "40 images, 40 unseen": Mistake(few_with_unseen, "over-fitting"),
+    "15 steps": Mistake(too_short, "too little training"),
+    "20 images, 1,440 times each": Mistake(few_images, "memorization"),
+    "40 images, 40 held out": Mistake(few_with_unseen, "overfitting"),
     "labels shuffled": Mistake(shuffled, "labels ignored"),
     "all labels dropped": Mistake(dropped, "labels ignored"),
     "guidance 0": Mistake(healthy, "labels ignored", {"guidance": 0.0}),
-    "no label dropped, guidance 1.5": Mistake(none_dropped, "guidance never trained"),
-    "guidance 20": Mistake(healthy, "guidance saturating", {"guidance": 20.0}),
+    "no label dropped, guidance 1.5": Mistake(none_dropped, "untrained guidance"),
+    "guidance 20": Mistake(healthy, "guidance too strong", {"guidance": 20.0}),
     "ddim in 2 steps": Mistake(healthy, "too few steps", {"sampler": "ddim", "sampler_steps": 2}),
     "ddpm in 10 steps": Mistake(healthy, "too few steps", {"sampler": "ddpm", "sampler_steps": 10}),
-    "NaN in one layer": Mistake(nan_in_a_layer, "first layer that is not finite"),
-    "weights of 1e38 in one layer": Mistake(overflow, "first layer that is not finite"),
+    "NaN in one layer": Mistake(nan_in_a_layer, "non-finite values"),
+    "weights of 1e38 in one layer": Mistake(overflow, "non-finite values"),
 }
 
 
 def table(names: list[str]) -> None:
-    """Print the rows as they come."""
-    print("| run | named first | times its bound | also named |\n|---|---|---|---|")
+    """Print the table of the cases whose names contain one of the words, row by row."""
+    print("| run | first finding | times its bound | other findings |\n|---|---|---|---|")
     cases = MISTAKES | {name: Mistake(make, "") for name, make in HEALTHY.items()}
     for name, mistake in cases.items():
         if names and not any(word in name for word in names):
             continue
         with TemporaryDirectory() as folder:
-            report = doctored(mistake.make(Path(folder)), **mistake.drawn)
-        said = list(report.findings)
-        everything = report.findings | report.sound
-        first = said[0] if said else "nothing, a clean bill"
-        right = said[:1] == [mistake.expected] if mistake.expected else not said
-        most = everything[said[0]].excess if said else max(finding.excess for finding in everything.values())
-        print(f"| {name} | {first}{'' if right else ' (wrong)'} | {most:.3g} | {', '.join(said[1:])} |", flush=True)
+            result = examined(mistake.make(Path(folder)), **mistake.sampler)
+        found = list(result.findings)
+        everything = result.findings | result.passed
+        first = found[0] if found else "none"
+        right = found[:1] == [mistake.expected] if mistake.expected else not found
+        most = everything[found[0]].excess if found else max(finding.excess for finding in everything.values())
+        print(f"| {name} | {first}{'' if right else ' (wrong)'} | {most:.3g} | {', '.join(found[1:])} |", flush=True)
 
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("names", nargs="*", help="parts of names of cases; all without")
+    parser.add_argument("names", nargs="*", help="parts of the names of cases (default: all cases)")
     table(parser.parse_args().names)

@@ -1,9 +1,9 @@
-"""`simple-diffusion doctor`: what is wrong with a trained model, the likeliest cause first."""
+"""`simple-diffusion doctor`: what is wrong with a trained model, the most likely cause first."""
 
 import argparse
 from contextlib import suppress
 from dataclasses import asdict, replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ..errors import SimpleDiffusionError
 from .options import (
@@ -18,11 +18,19 @@ from .options import (
     say,
 )
 
+if TYPE_CHECKING:
+    from ..doctor.examine import Examination
+
 
 def add(commands: Any) -> None:
-    sub = command(commands, "doctor", run, "say what is wrong with a trained model, the likeliest cause first")
-    sub.add_argument("model", type=path, metavar="MODEL", help="a run folder, or a .safetensors file, which says less")
-    sub.add_argument("--data", metavar="DATA", help="its data (default what the model was trained on)")
+    sub = command(commands, "doctor", run, "list what is wrong with a trained model, the most likely cause first")
+    sub.add_argument(
+        "model",
+        type=path,
+        metavar="MODEL",
+        help="a run folder, or a .safetensors file (fewer checks)",
+    )
+    sub.add_argument("--data", metavar="DATA", help="its data (default: the training data)")
     sampling_options(sub)
     data_options(sub)
     device_options(sub)
@@ -45,28 +53,33 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
     except SimpleDiffusionError as error:
         if args.data:
             raise
-        say(args, f"Without its data ({error}) there is less to look at; name it with --data.")
+        say(args, f"The data cannot be read ({error}), so some checks are skipped. Name it with --data.")
     patient = attach(patient, images, test)
-    report = examine(patient)
-
-    if report.findings:
-        say(args, f"{len(report.findings)} of {len(report.findings) + len(report.sound)} checks found something:\n")
-        for number, (name, finding) in enumerate(report.findings.items(), 1):
-            say(args, f"{number}. {name}: {finding.evidence}.\n   Mend: {finding.mend}.")
-    else:
-        say(args, f"A clean bill: {len(report.sound)} checks found nothing.")
-    if report.sound:
-        say(args, "\nWell:")
-    for name, finding in report.sound.items():
-        say(args, f"  {name}: {finding.evidence} ({finding.excess:.0%} of the bound).")
-    if report.unknown:
-        say(args, "\nNot looked at:")
-    for name, why in report.unknown.items():
-        say(args, f"  {name}: {why}.")
+    result = examine(patient)
+    show(args, result)
     return {
         "model": str(args.model),
-        "healthy": not report.findings,
-        "findings": [{"name": name} | asdict(finding) for name, finding in report.findings.items()],
-        "sound": [{"name": name} | asdict(finding) for name, finding in report.sound.items()],
-        "not_looked_at": report.unknown,
+        "healthy": not result.findings,
+        "findings": [{"name": name} | asdict(finding) for name, finding in result.findings.items()],
+        "passed": [{"name": name} | asdict(finding) for name, finding in result.passed.items()],
+        "skipped": result.skipped,
     }
+
+
+def show(args: argparse.Namespace, result: "Examination") -> None:
+    """Print the findings with their fixes, then what passed and what was skipped."""
+    checks = len(result.findings) + len(result.passed)
+    if result.findings:
+        say(args, f"{len(result.findings)} of {checks} checks found something:\n")
+    else:
+        say(args, f"All {checks} checks passed.")
+    for number, (name, finding) in enumerate(result.findings.items(), 1):
+        say(args, f"{number}. {name}: {finding.evidence}.\n   Fix: {finding.fix}.")
+    if result.passed:
+        say(args, "\nPassed:")
+    for name, finding in result.passed.items():
+        say(args, f"  {name}: {finding.evidence}.")
+    if result.skipped:
+        say(args, "\nSkipped:")
+    for name, reason in result.skipped.items():
+        say(args, f"  {name}: {reason}.")

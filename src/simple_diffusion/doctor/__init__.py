@@ -1,1 +1,1 @@
-"""What is wrong with a trained model."""
+"""Diagnoses of a trained model."""

@@ -1,8 +1,8 @@
-"""What is wrong with a trained model: each diagnosis one function that measures, ranked by how far past its bound.
+"""Examine a trained model: run every diagnosis and rank what it finds.
 
-A diagnosis divides its measure by a bound that healthy runs keep (docs/doctor.md has the runs): above 1 it accuses. A
-finding that says why stands before one that only says what is seen, and of each kind the one that is furthest past its
-bound stands first.
+Each diagnosis divides a measurement by a bound that healthy runs keep (docs/doctor.md lists the runs). A ratio above 1
+is a finding. Findings that explain a cause come before those that only describe a symptom; within each group the one
+that is furthest past its bound comes first.
 """
 
 from collections.abc import Callable
@@ -10,41 +10,45 @@ from dataclasses import dataclass, replace
 
 from ..errors import SimpleDiffusionError
 from .patient import Finding, Patient
-from .samples import copies, drifting, guidance_saturating, labels_ignored, too_few_steps
-from .settings import data_changed, guidance_untrained, pixel_range, terminal_snr, trained_levels
-from .weights import diverged, ema_age, ema_bad, non_finite, over_fitting, under_trained
+from .samples import guidance_too_strong, labels_ignored, memorization, shifted_means, too_few_steps
+from .settings import changed_data, pixel_range, terminal_snr, untrained_guidance, untrained_levels
+from .weights import bad_ema, learning_rate, non_finite, overfitting, slow_ema, too_little_training
 
 
 @dataclass(frozen=True)
 class Diagnosis:
-    """One question: what is asked, what the answer needs, and whether it says why (a cause) or what is seen."""
+    """One question about a model.
 
-    asks: str
-    look: Callable[[Patient], Finding | None]
+    question  what is asked
+    measure   the function that answers it
+    needs     what it needs, as `Patient.missing` names it
+    cause     whether a finding is a cause, or only a symptom
+    """
+
+    question: str
+    measure: Callable[[Patient], Finding]
     needs: tuple[str, ...] = ()
     cause: bool = True
 
 
 DIAGNOSES: dict[str, Diagnosis] = {
-    "first layer that is not finite": Diagnosis("are all numbers finite?", non_finite),
-    "other data": Diagnosis("is the data what it was?", data_changed, ("data",)),
-    "pixel range": Diagnosis("do the pixels fill [-1, 1]?", pixel_range),
-    "terminal SNR": Diagnosis("does the schedule end in noise?", terminal_snr),
-    "levels not trained": Diagnosis("does training visit every noise level?", trained_levels),
-    "EMA age": Diagnosis("has the average forgotten the start?", ema_age, ("network", "checkpoint")),
-    "raw good but EMA bad": Diagnosis(
-        "is the average as good as the weights?", ema_bad, ("network", "checkpoint", "data")
-    ),
-    "learning rate too high": Diagnosis("are weights and loss where they should be?", diverged, ("weights",)),
-    "trained too little": Diagnosis("is it learning?", under_trained, ("network", "data")),
-    "over-fitting": Diagnosis("are unseen images as easy?", over_fitting, ("network", "unseen images")),
-    "copies": Diagnosis("are the samples copies?", copies, ("network", "data")),
-    "labels ignored": Diagnosis("do the labels matter?", labels_ignored, ("network", "data", "labels")),
-    "guidance never trained": Diagnosis("was no label trained?", guidance_untrained, ("labels",)),
-    "guidance saturating": Diagnosis("does guidance leave the range?", guidance_saturating, ("network", "labels")),
-    "too few steps": Diagnosis("are the steps enough?", too_few_steps, ("network",)),
-    "channel means drifting": Diagnosis(
-        "are samples as bright as the data?", drifting, ("network", "data"), cause=False
+    "non-finite values": Diagnosis("Are all weights and layer outputs finite?", non_finite),
+    "changed data": Diagnosis("Is the data still the training data?", changed_data, ("data",)),
+    "pixel range": Diagnosis("Do the pixels fill [-1, 1]?", pixel_range),
+    "terminal SNR": Diagnosis("Does the schedule end in pure noise?", terminal_snr),
+    "untrained noise levels": Diagnosis("Does training cover all noise levels?", untrained_levels),
+    "slow EMA": Diagnosis("Has the EMA forgotten the initial weights?", slow_ema, ("network", "checkpoint")),
+    "bad EMA": Diagnosis("Is the EMA as good as the raw weights?", bad_ema, ("network", "checkpoint", "data")),
+    "learning rate too high": Diagnosis("Are the weights and the loss stable?", learning_rate, ("weights",)),
+    "too little training": Diagnosis("Has the network learned shapes?", too_little_training, ("network", "data")),
+    "overfitting": Diagnosis("Is the error as low on held-out images?", overfitting, ("network", "held-out images")),
+    "memorization": Diagnosis("Are the samples near-duplicates?", memorization, ("network", "data")),
+    "labels ignored": Diagnosis("Do the labels matter?", labels_ignored, ("network", "data", "labels")),
+    "untrained guidance": Diagnosis("Was the network trained without labels, too?", untrained_guidance, ("labels",)),
+    "guidance too strong": Diagnosis("Does guidance leave [-1, 1]?", guidance_too_strong, ("network", "labels")),
+    "too few steps": Diagnosis("Are there enough sampling steps?", too_few_steps, ("network",)),
+    "shifted channel means": Diagnosis(
+        "Are the samples as bright as the data?", shifted_means, ("network", "data"), cause=False
     ),
 }
 """The diagnoses by name."""
@@ -52,37 +56,36 @@ DIAGNOSES: dict[str, Diagnosis] = {
 
 @dataclass(frozen=True)
 class Examination:
-    """What the doctor says.
+    """The result of all diagnoses.
 
-    findings   name -> what is wrong, the likeliest cause first; empty for a healthy run
-    sound      name -> what was looked at and is well
-    unknown    name -> why it could not be looked at
+    findings  name -> what is wrong, the most likely cause first; empty for a healthy run
+    passed    name -> what was measured and is within its bound
+    skipped   name -> why it was not measured
     """
 
     findings: dict[str, Finding]
-    sound: dict[str, Finding]
-    unknown: dict[str, str]
+    passed: dict[str, Finding]
+    skipped: dict[str, str]
 
 
 def examine(patient: Patient) -> Examination:
-    """Every diagnosis of DIAGNOSES, ranked."""
+    """Run every diagnosis of DIAGNOSES and rank the findings."""
     measured: dict[str, Finding] = {}
-    unknown: dict[str, str] = {}
+    skipped: dict[str, str] = {}
     for name, diagnosis in DIAGNOSES.items():
+        if missing := next(filter(None, map(patient.missing, diagnosis.needs)), None):
+            skipped[name] = missing
+            continue
         try:
-            missing = next(filter(None, map(patient.lacks, diagnosis.needs)), None)
-            finding = None if missing else diagnosis.look(patient)
+            finding = measured[name] = diagnosis.measure(patient)
         except SimpleDiffusionError as error:
-            missing, finding = str(error), None
-        if finding is None:
-            unknown[name] = missing or ""
-        else:
-            measured[name] = finding
-            if name == "first layer that is not finite" and finding.excess > 1 and patient.model is not None:
-                patient = replace(patient, model=None)  # there is no answer to look at
+            skipped[name] = str(error)
+            continue
+        if diagnosis.measure is non_finite and finding.excess > 1:
+            patient = replace(patient, model=None)  # the outputs of this network mean nothing
     ranked = sorted(measured, key=lambda name: (not DIAGNOSES[name].cause, -measured[name].excess))
     return Examination(
         {name: measured[name] for name in ranked if measured[name].excess > 1},
         {name: measured[name] for name in measured if measured[name].excess <= 1},
-        unknown,
+        skipped,
     )
