@@ -7,15 +7,15 @@ import torch
 from oracles import Gaussian
 
 from simple_diffusion import Karras, Linear
-from simple_diffusion.denoising_error import LEVELS, gaussian_error, ideal_error, model_error
+from simple_diffusion.denoising_error import LEVELS, ideal_error, linear_error, model_error
 
 
-def test_gaussian_error_is_the_wiener_filters():
+def test_linear_error_is_the_wiener_filters():
     eigenvalues = torch.tensor([0.5, 0.1, 0.01, 0.0], dtype=torch.float64)
     basis, _ = torch.linalg.qr(torch.randn(4, 4, dtype=torch.float64))
     # 8 points whose covariance is exactly that: plus and minus each axis.
     axes = (basis * (4 * eigenvalues).sqrt()).T
-    error = gaussian_error(torch.cat([axes, -axes]) + 3)
+    error = linear_error(torch.cat([axes, -axes]) + 3)
     for level, value in zip(LEVELS.tolist(), error.tolist(), strict=True):
         wiener = [v * level**2 / (v + level**2) for v in eigenvalues.tolist()]
         assert value == pytest.approx(sum(wiener) / 4, rel=1e-9)
@@ -45,8 +45,8 @@ def test_told_the_label_both_bounds_are_those_of_the_label():
     generator = torch.Generator().manual_seed(0)
     parts = [torch.randn(40, 3, generator=generator), 0.2 * torch.randn(20, 3, generator=generator) + 5]
     train, labels = torch.cat(parts), torch.tensor([0] * 40 + [1] * 20)
-    expected = (40 * gaussian_error(parts[0]) + 20 * gaussian_error(parts[1])) / 60
-    torch.testing.assert_close(gaussian_error(train, labels), expected)
+    expected = (40 * linear_error(parts[0]) + 20 * linear_error(parts[1])) / 60
+    torch.testing.assert_close(linear_error(train, labels), expected)
     told = ideal_error(train, torch.arange(60), labels)
     # At the highest level only the label's own mean is left, at the lowest each image by itself.
     spread = sum((part - part.mean(0)).double().square().sum() for part in parts) / train.numel()

@@ -15,7 +15,7 @@ from faults import ends
 from simple_diffusion.data.digits import SIZES
 from simple_diffusion.data.images import Images
 from simple_diffusion.data.sources import load_images
-from simple_diffusion.denoising_error import LEVELS, gaussian_error, wiener_error
+from simple_diffusion.denoising_error import LEVELS, linear_error, wiener_error
 from simple_diffusion.doctor import patient as doctor_patient
 from simple_diffusion.doctor import samples as doctor_samples
 from simple_diffusion.doctor.examine import DIAGNOSES, examine
@@ -59,13 +59,13 @@ def test_for_white_noise_the_linear_denoiser_is_the_best_denoiser():
     x = 0.5 * torch.randn(4000, 1, 6, 6, generator=torch.Generator().manual_seed(0))
     expected = 0.25 * LEVELS**2 / (0.25 + LEVELS**2)
     assert torch.allclose(wiener_error(x), expected, rtol=0.02)
-    assert torch.allclose(wiener_error(x), gaussian_error(x.flatten(1)), rtol=0.03)
+    assert torch.allclose(wiener_error(x), linear_error(x.flatten(1)), rtol=0.03)
 
 
-def test_the_linear_denoiser_is_worse_than_the_gaussian_one():
+def test_the_wiener_denoiser_is_worse_than_the_linear_one():
     images, _ = cases.shapes(300)
     x = torch.from_numpy(images).permute(0, 3, 1, 2)[:, :1].float() / 127.5 - 1
-    assert (wiener_error(x) > gaussian_error(x.flatten(1))).all()
+    assert (wiener_error(x) > linear_error(x.flatten(1))).all()
 
 
 def test_shuffled_labels_explain_no_pixel_variance():

@@ -13,10 +13,11 @@ from simple_diffusion.cli.evaluate import searched_views
 from simple_diffusion.cli.main import main
 from simple_diffusion.data.images import Images
 from simple_diffusion.data.sources import load_images
+from simple_diffusion.denoising_error import error_curves
 from simple_diffusion.errors import DataError
 from simple_diffusion.evaluation.features import Featured, featured
 from simple_diffusion.evaluation.memorization import NEIGHBOUR
-from simple_diffusion.evaluation.scores import evaluate, label_score, level_errors
+from simple_diffusion.evaluation.scores import evaluate, label_score
 from simple_diffusion.model.model_file import read
 
 
@@ -168,12 +169,13 @@ def test_small_data_is_searched_under_all_symmetries_and_large_data_under_what_i
 
 
 def test_the_error_by_level_of_unseen_images_is_measured_as_that_of_the_training_images(run_folder, squares):
-    model, images = read(run_folder), load_images(str(squares))
-    errors = level_errors(model.denoiser, images, images)
-    assert torch.equal(errors["model, unseen images"], errors["model, training images"])
-    assert "model, unseen images" not in level_errors(model.denoiser, images, None)
+    denoiser, images = read(run_folder).denoiser, load_images(str(squares))
+    points = {curve.name: curve.points for curve in error_curves(denoiser, images, images)}
+    assert points["model, unseen images"] == points["model, training images"]
+    assert "model, unseen images" not in [curve.name for curve in error_curves(denoiser, images, None)]
     brighter = replace(images, pixels=255 - images.pixels)
-    assert (level_errors(model.denoiser, images, brighter)["model, unseen images"] > 0).all()
+    unseen = error_curves(denoiser, images, brighter)[-1]
+    assert all(error > 0 for _, error in unseen.points)
 
 
 def test_the_cache_is_kept_by_the_datas_identity():

@@ -12,16 +12,13 @@ from conftest import TINY
 
 from simple_diffusion.cli.main import main
 from simple_diffusion.data.images import to_unit
-from simple_diffusion.data.info import DataInfo
 from simple_diffusion.data.sources import load_images
-from simple_diffusion.denoising_error import LEVELS, model_error
+from simple_diffusion.denoising_error import LEVELS, loss_bounds, model_error
 from simple_diffusion.losses import loss_of_error
 from simple_diffusion.model.build import ModelSpec
-from simple_diffusion.model.config import Config
 from simple_diffusion.model.model_file import model_file, read, save
 from simple_diffusion.run.folder import hold
 from simple_diffusion.run.report import curves, rows_of_log, ticks, write_report
-from simple_diffusion.run.trainer import bounds_of_loss
 
 ALONE = {"meta", "link", "img", "br", "hr", "input"}  # elements without an end
 
@@ -117,14 +114,13 @@ def test_the_loss_by_level_has_its_bounds(squares, tmp_path):
     """Nothing lies below the lower one; where the loss is no square there are none."""
     main(["train", str(squares), "--steps", "300", "--out", str(tmp_path / "run"), *TINY])
     page = Page(tmp_path / "run")
-    assert "the best blur" in page.text
-    assert "96 images by heart" in page.text
+    assert "Wiener denoiser (upper bound), dashed" in page.text
+    assert "ideal denoiser of 96 images (lower bound), dashed" in page.text
     main(["train", str(squares), "--steps", "2", "--out", str(tmp_path / "l1"), *TINY, "--set=criterion=l1"])
-    assert "the best blur" not in Page(tmp_path / "l1").text
+    assert "Wiener denoiser" not in Page(tmp_path / "l1").text
 
-    config, images = Config(data=str(squares), criterion="l2"), load_images(str(squares))
-    denoiser = read(tmp_path / "run").denoiser
-    above, below = bounds_of_loss(ModelSpec(config, DataInfo.of(images)), images, denoiser).values()
+    denoiser, images = read(tmp_path / "run").denoiser, load_images(str(squares))
+    above, below = (curve.points for curve in loss_bounds(denoiser, images))
     learned = model_error(denoiser, to_unit(images.pixels), images.labels)
     loss = loss_of_error(denoiser, LEVELS, learned)
     for (level, high), (same, low), value in zip(above, below, loss.tolist(), strict=True):
@@ -152,7 +148,7 @@ def test_report_adds_film_and_levels_and_evaluate_the_scores(run, capsys):
     assert json.loads(capsys.readouterr().out)["report"] == str(run / "report.html")
     page = Page(run)
     assert "Out of noise" in page.text
-    assert "above: mean and covariance only, dashed; model, training images (orange)" in page.text
+    assert "linear denoiser (upper bound), dashed; model, training images (orange)" in page.text
     assert page.tags.count("svg") == 4
     main(["evaluate", str(run), "--n", "60"])
     main(["report", str(run)])
@@ -162,7 +158,18 @@ def test_report_adds_film_and_levels_and_evaluate_the_scores(run, capsys):
 
 
 @pytest.mark.parametrize(
-    "wrong", ["", "{", "[]", "3", '{"extractors": 3}', '{"levels": [1], "errors": {"a": "b"}}', "null"]
+    "wrong",
+    [
+        "",
+        "{",
+        "[]",
+        "3",
+        '{"extractors": 3}',
+        '{"levels": [1], "errors": {"a": [1.0]}}',
+        '{"curves": [{"points": [1]}]}',
+        '{"curves": [{"name": "a", "points": [1]}]}',
+        "null",
+    ],
 )
 def test_a_damaged_file_is_left_out_with_a_sentence(run, wrong):
     model = read(run)

@@ -151,8 +151,8 @@ def spread_text(results: list) -> str:
 
 def write_pictures(out: Path, evaluation: Any, samples: Any, train: Any, test: Any, model: Any) -> None:
     """PNG files of the closest pairs of sample and training image and, for a model, of the error by noise level."""
-    from ..denoising_error import LEVELS
-    from ..evaluation.scores import closest_pairs, level_errors
+    from ..denoising_error import error_curves
+    from ..evaluation.scores import closest_pairs
     from ..system.files import write_atomic
     from ..viz.grids import make_grid, png
     from ..viz.plots import plot_denoising_error
@@ -161,5 +161,5 @@ def write_pictures(out: Path, evaluation: Any, samples: Any, train: Any, test: A
         write_atomic(out / f"closest-in-{space}.png", png(make_grid(closest_pairs(copies, samples, train), 10)))
     if model is not None:
         own = model.info.in_own_classes
-        errors = level_errors(model.denoiser, own(train), None if test is None else own(test))
-        write_atomic(out / "levels.png", plot_denoising_error(LEVELS, errors))
+        curves = error_curves(model.denoiser, own(train), None if test is None else own(test))
+        write_atomic(out / "levels.png", plot_denoising_error(curves))

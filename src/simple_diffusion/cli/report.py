@@ -3,6 +3,7 @@
 import argparse
 import json
 from contextlib import suppress
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -28,8 +29,7 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
     import torch
 
     from ..data.sources import held_out
-    from ..denoising_error import LEVELS
-    from ..evaluation.scores import level_errors
+    from ..denoising_error import error_curves
     from ..model.build import ModelSpec
     from ..model.model_file import read
     from ..run.budget import MOST_RESERVE
@@ -66,8 +66,8 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
         images = None
         say(args, f"Without the data the page says less: {error}.")
     if images is not None:
-        errors = {name: error.tolist() for name, error in level_errors(model.denoiser, images, test).items()}
-        write_atomic(folder / LEVELS_FILE, json.dumps({"levels": LEVELS.tolist(), "errors": errors}).encode())
+        curves = [asdict(curve) for curve in error_curves(model.denoiser, images, test)]
+        write_atomic(folder / LEVELS_FILE, json.dumps({"curves": curves}).encode())
     repeats = command_of(config, 0 if config.steps or progress < 1 else model.step)
     write_report(folder, spec, repeats, images=images, progress=min(progress, 1.0), live=live)
     say(args, f"Report: {folder / FILE}")

@@ -13,8 +13,6 @@ from torch import Tensor
 
 from ..augmentation import Augmentation, identity
 from ..data.images import Images, to_unit
-from ..denoiser import Denoiser
-from ..denoising_error import gaussian_error, ideal_error, model_error
 from ..randomness import permutation
 from .extractors import Features
 from .features import (
@@ -287,23 +285,3 @@ def closest_pairs(copies: Copies, samples: Images, train: Images, n: int = 30) -
     closest = copies.score.argsort()[:n]
     rows = zip(samples.pixels[closest].split(10), train.pixels[copies.nearest[closest]].split(10), strict=True)
     return torch.cat([half for row in rows for half in row])
-
-
-def level_errors(denoiser: Denoiser, train: Images, test: Images | None, n: int = 500) -> dict[str, Tensor]:
-    """The denoising error at each of LEVELS, on training images and unseen ones, between its two bounds."""
-    device = next(denoiser.parameters()).device
-    chosen = permutation(len(train), 0, "levels")[:n]
-
-    def of_model(images: Images, some: Tensor) -> Tensor:
-        labels = None if images.labels is None else images.labels[some].to(device)
-        return model_error(denoiser, to_unit(images.pixels[some]).to(device), labels)
-
-    flat = to_unit(train.pixels).flatten(1)
-    errors = {
-        "mean and covariance only": gaussian_error(flat, train.labels),
-        "model, training images": of_model(train, chosen),
-        "training set by heart": ideal_error(flat, chosen, train.labels),
-    }
-    if test is not None:
-        errors["model, unseen images"] = of_model(test, permutation(len(test), 0, "levels")[:n])
-    return errors

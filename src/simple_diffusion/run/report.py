@@ -10,7 +10,7 @@ import csv
 import io
 import json
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict
 from html import escape
@@ -19,6 +19,7 @@ from typing import Any
 
 from ..data.images import Images
 from ..data.info import DataInfo
+from ..denoising_error import ErrorCurve
 from ..model.build import ModelSpec
 from ..model.config import Config
 from ..randomness import permutation
@@ -105,8 +106,9 @@ def curves(
     *,
     log_x: bool = False,
     log_y: bool = False,
+    dashed: Collection[str] = (),
 ) -> str:
-    """Curves `name -> (x, y) ...` on common axes as SVG; the name begins with "-" for a dashed bound.
+    """Curves `name -> (x, y) ...` on common axes as SVG, those that are named in `dashed` as dashed lines.
 
     On a logarithmic axis nothing below a millionth of the largest value is drawn.
     """
@@ -142,14 +144,14 @@ def curves(
     parts.append(f'<text x="{width - 8}" y="{height - 3}" text-anchor="end">{escape(x_name)}</text>')
     kinds = iter(("", "second"))
     for name, points in lines.items():
-        kind = "bound" if name.startswith("-") else next(kinds, "second")
+        kind = "bound" if name in dashed else next(kinds, "second")
         path = " ".join("{:.1f},{:.1f}".format(*at(x, y)) for x, y in points)
         parts.append(f'<polyline class="{kind}" points="{path}"/>')
     svg = "".join([*parts, "</svg>"])
     if len(lines) == 1:
         return f"<figure>{svg}</figure>"
     colours = iter(("orange", "plain"))
-    words = [f"{name[1:]}, dashed" if name.startswith("-") else f"{name} ({next(colours, 'plain')})" for name in lines]
+    words = [f"{name}, dashed" if name in dashed else f"{name} ({next(colours, 'plain')})" for name in lines]
     return figure(svg, "; ".join(words))
 
 
@@ -223,7 +225,7 @@ def about_time(config: Config, rows: list[dict[str, float]], progress: float) ->
     )
 
 
-def about_learning(rows: list[dict[str, float]], levels: Mapping[str, Points]) -> str:
+def about_learning(rows: list[dict[str, float]], levels: Sequence[ErrorCurve]) -> str:
     """Loss, held-out loss, learning rate and speed over the run, and the loss of late by noise level in its bounds."""
 
     def over(name: str) -> list[tuple[float, float]]:
@@ -233,23 +235,25 @@ def about_learning(rows: list[dict[str, float]], levels: Mapping[str, Points]) -
         curves({"loss": over("loss"), "held out": over("held_out_loss")}, "loss", "step", log_y=True),
         curves({"": over("learning_rate")}, "learning rate", "step"),
         curves({"": over("images_per_second")}, "images a second", "step"),
-        curves(levels, "loss by noise level, of late", "noise level σ/α", log_x=True),
+        curves_by_level(levels, "loss by noise level, of late"),
     ]
     return f'<div class="curves">{"".join(drawn)}</div>'
 
 
-def about_levels(levels: dict[str, Any]) -> str:
-    """The error at each noise level, between the denoiser that knows every training image and the one that knows none.
+def curves_by_level(curves_: Sequence[ErrorCurve], title: str, *, log_y: bool = False) -> str:
+    """Errors by noise level, bounds as dashed lines."""
+    lines, dashed = {}, []
+    for curve in curves_:
+        name = curve.name if curve.kind == "model" else f"{curve.name} ({curve.kind})"
+        lines[name] = curve.points
+        dashed += [] if curve.kind == "model" else [name]
+    return curves(lines, title, "noise level σ/α", log_x=True, log_y=log_y, dashed=dashed)
 
-    levels   of levels.json: `levels`, the ratios sigma/alpha, and `errors`, name -> squared errors a pixel
-    """
-    bounds = {"mean and covariance only": "-above", "training set by heart": "-below"}
-    lines: dict[str, Points] = {
-        f"{bounds[name]}: {name}" if name in bounds else name: list(zip(levels["levels"], errors, strict=True))
-        for name, errors in levels["errors"].items()
-    }
-    drawn = curves(lines, "squared error a pixel", "noise level σ/α", log_x=True, log_y=True)
-    return f'<div class="curves">{drawn}</div>'
+
+def about_levels(content: dict[str, Any]) -> str:
+    """The model's error at each noise level, between its bounds: the `curves` of levels.json."""
+    found = [ErrorCurve(**curve) for curve in content["curves"]]
+    return f'<div class="curves">{curves_by_level(found, "squared error a pixel", log_y=True)}</div>'
 
 
 def about_scores(folder: Path) -> str:
@@ -286,7 +290,7 @@ def write_report(
     command: str,
     *,
     images: Images | None = None,
-    levels: Mapping[str, Points] | None = None,
+    levels: Sequence[ErrorCurve] = (),
     progress: float = 1.0,
     live: bool = False,
 ) -> None:
@@ -295,7 +299,7 @@ def write_report(
     folder     of the run
     command    that repeats it
     images     that it is trained on, where they are at hand
-    levels     (sigma/alpha, training loss) of late and its bounds, by name as in `curves`
+    levels     training loss by noise level and its bounds
     progress   share of the run that is over, in [0, 1]
     live       whether it goes on: then a browser asks for the page again and again
     """
@@ -322,10 +326,10 @@ def write_report(
             for picture in pictures
         )
         parts += ["<h2>How it learned to</h2>", f'<div class="strip" tabindex="0">{strip}</div>']
-    parts += ["<h2>Learning</h2>", about_learning(rows, levels or {})]
-    errors = read_json(folder / LEVELS_FILE)
-    missing = f"Not measured yet: simple-diffusion report {folder} does."
-    parts += ["<h3>By noise level</h3>", sound(lambda: about_levels(errors), missing)]
+    parts += ["<h2>Learning</h2>", about_learning(rows, levels)]
+    levels_file = read_json(folder / LEVELS_FILE)
+    missing = f"Not measured yet by this version: `simple-diffusion report {folder}` measures it."
+    parts += ["<h3>By noise level</h3>", sound(lambda: about_levels(levels_file), missing)]
     parts += [
         "<h2>Scores</h2>",
         sound(lambda: about_scores(folder), "evaluation/scores.json is damaged: evaluate again."),

@@ -21,26 +21,23 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..data.images import Images, left_out_csv, to_unit
+from ..data.images import Images, left_out_csv
 from ..data.info import DataInfo
-from ..denoiser import Denoiser
-from ..denoising_error import LEVELS, ideal_error, wiener_error
+from ..denoising_error import ErrorCurve, loss_bounds
 from ..ema import EMA, power_decay
 from ..errors import DivergedError
-from ..losses import loss_by_level, loss_of_error
+from ..losses import loss_by_level
 from ..model import posthoc_ema
 from ..model.build import ModelSpec
 from ..model.config import Config, memory_format
 from ..model.generate import generate
 from ..model.model_file import MODEL_FILE, Model, save
-from ..randomness import permutation
 from ..system.distributed import all_max, broadcast, check_same_settings, check_same_weights, on_rank0, rank
 from ..system.files import damaged, remove_parts, write_atomic
 from ..system.signals import Stopped, stop_on_signals
 from ..training import NotFiniteError, Step
 from ..validation import HeldOut, keep_out
 from ..viz.grids import make_grid, png
-from ..viz.plots import Points
 from .budget import Budget, Throughput
 from .checkpoint import Checkpoint, State, latest, room_for, save_checkpoint
 from .command import command_of, config_toml
@@ -63,33 +60,11 @@ SETTLED = 2  # steps after which the speed is measured
 LOOK = 4.0  # seconds for which it is measured
 
 RECENT = 0.2  # weight of a row of the log in the running mean of the losses
-BOUNDED = 1000  # images from which the bounds of the loss are computed
 
 
 def preview_labels(classes: int, rows: int = 10, columns: int = 10) -> Tensor | None:
     """Labels for a grid that has one class in each row: int64 `[N]`, or None without classes."""
     return torch.arange(min(classes, rows)).repeat_interleave(columns) if classes else None
-
-
-def bounds_of_loss(spec: ModelSpec, images: Images, denoiser: Denoiser) -> dict[str, Points]:
-    """What the loss by noise level lies between, from BOUNDED images, so that it takes a second: what the best blur
-    makes of it, and the denoiser that knows them by heart. Empty for a measure other than the square."""
-    if spec.config.criterion != "l2":
-        return {}
-    some = permutation(len(images), 0, "levels")[:BOUNDED]
-    x0 = to_unit(images.pixels[some]).cpu()
-    labels = None if images.labels is None else images.labels[some].cpu()
-    low, high = denoiser.schedule.ratio(torch.tensor([0.0, 1.0], dtype=torch.float64))
-    reached = (low <= LEVELS) & (high >= LEVELS)
-    by_heart = ideal_error(x0.flatten(1), torch.arange(min(len(x0), 64)), labels)
-    bounds: dict[str, Points] = {}
-    for name, error in (
-        ("-above: the best blur", wiener_error(x0)),
-        (f"-below: {len(x0):,} images by heart", by_heart),
-    ):
-        loss = loss_of_error(denoiser, LEVELS[reached], error[reached], spec.weight)
-        bounds[name] = list(zip(LEVELS[reached].tolist(), loss.tolist(), strict=True))
-    return bounds
 
 
 @dataclass(frozen=True)
@@ -144,7 +119,7 @@ class Trainer:
         self.log = Log(folder, after=n) if rank() == 0 else None
         self.loss = math.nan if self.log is None else self.log.loss  # of the last row
         self.mean_losses: Tensor | None = None  # running mean over the rows, for each sample of the batch `[B]`
-        self.bounds: dict[str, Points] | None = None  # of the loss by noise level
+        self.bounds: list[ErrorCurve] | None = None  # of the loss by noise level
         self.display = Display(folder.name, quiet)
 
         now = budget.elapsed
@@ -316,14 +291,16 @@ class Trainer:
 
         on_rank0(write)
 
-    def loss_by_level(self) -> dict[str, Points]:
-        """(sigma/alpha, recent loss) with its bounds; empty before the first row of the log."""
+    def loss_by_level(self) -> list[ErrorCurve]:
+        """The recent loss by noise level, with the bounds of a squared error; empty before the first row of the log."""
         if self.mean_losses is None:
-            return {}
+            return []
+        denoiser = self.state.denoiser
         if self.bounds is None:
-            self.bounds = bounds_of_loss(self.spec, self.images, self.state.denoiser)
-        schedule = self.state.denoiser.schedule
-        return {"loss": loss_by_level(self.mean_losses, self.spec.density, schedule)} | self.bounds
+            squared = self.config.criterion == "l2"
+            self.bounds = loss_bounds(denoiser, self.images, self.spec.weight) if squared else []
+        points = loss_by_level(self.mean_losses, self.spec.density, denoiser.schedule)
+        return [ErrorCurve("loss", points), *self.bounds]
 
     def steps_to_repeat(self) -> int:
         """The number of steps that repeats a timed run, 0 where the configuration determines the end."""

@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ..denoising_error import ErrorCurve
 from ..schedules import Schedule
 from .grids import make_grid
 
@@ -88,16 +89,18 @@ def _plot_coefficients(figure: "SubFigure", schedules: Mapping[str, Schedule], l
     density.legend(frameon=False, loc="upper left", fontsize="small")
 
 
-def plot_denoising_error(levels: Tensor, errors: Mapping[str, Tensor]) -> bytes:
-    """Mean squared errors by noise level, `[L]` each, on logarithmic axes: the content of a PNG file."""
+def plot_denoising_error(curves: Sequence[ErrorCurve]) -> bytes:
+    """Mean squared errors by noise level on logarithmic axes: the content of a PNG file."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(6.4, 4.2), layout="constrained")
     axes = figure.subplots()
-    styles = {"mean and covariance only": ("0.6", "--"), "training set by heart": ("0.3", ":")}
-    for name, error in errors.items():
-        color, line = styles.get(name, (None, "-"))
-        axes.plot(levels, error.clamp(min=1e-7), line, color=color, label=name)
+    styles = {"model": (None, "-"), "upper bound": ("0.6", "--"), "lower bound": ("0.3", ":")}
+    for curve in curves:
+        color, line = styles[curve.kind]
+        label = curve.name if curve.kind == "model" else f"{curve.name} ({curve.kind})"
+        levels, errors = zip(*curve.points, strict=True)
+        axes.plot(levels, np.maximum(errors, 1e-7), line, color=color, label=label)
     axes.set(xscale="log", yscale="log", xlabel=r"noise level  $\sigma/\alpha$", ylabel="mean squared error per pixel")
     axes.set(title="Denoising error by noise level", ylim=(1e-5, None))
     axes.grid(alpha=0.3)
