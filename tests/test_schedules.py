@@ -2,7 +2,7 @@ import math
 
 import pytest
 import torch
-from oracles import ALL, BETAS, VARIANCE_PRESERVING, close, f64
+from oracles import ALL, BETAS, VARIANCE_PRESERVING, close, f64, normal
 from scipy.integrate import quad
 
 from simple_diffusion.schedules import SCHEDULES, BetaCurve, Cosine, Discrete, Flow, Karras, Linear, Schedule
@@ -64,6 +64,16 @@ def test_levels_belong_to_their_images(schedule):
     for one in (t[2], t[2:3]):  # a single time serves the whole batch
         for level, curve in zip(schedule.levels(one, x), (schedule.alpha, schedule.sigma), strict=True):
             close(x + level, torch.full_like(x, curve(t[2].double()).item()))
+
+
+@every_schedule
+def test_noise_is_added_at_the_level_of_each_time(schedule):
+    x0, eps, t = normal(5, 2, 3, seed=1), normal(5, 2, 3, seed=2), torch.linspace(0.1, 0.9, 5, dtype=torch.float64)
+    x_t = schedule.add_noise(x0, t, eps)
+    for b in range(5):
+        alpha, sigma = schedule.alpha(t[b]).item(), schedule.sigma(t[b]).item()
+        close(x_t[b], alpha * x0[b] + sigma * eps[b])
+    close(schedule.add_noise(x0, t[2], eps)[2], x_t[2])
 
 
 @every_schedule

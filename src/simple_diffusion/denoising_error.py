@@ -38,10 +38,9 @@ class ErrorCurve:
     kind: Literal["model", "upper bound", "lower bound"] = "model"
 
 
-def noised(x0: Tensor, level: float, number: int, seed: int = 0) -> Tensor:
-    """x0 + level eps, like x0 `[N, ...]`; the noise is derived from the seed, the number of the level, and the row."""
-    eps = Draws(seed, number, range(len(x0))).normal("level", x0.shape[1:])
-    return x0 + level * eps.to(x0)
+def level_noise(x0: Tensor, number: int) -> Tensor:
+    """Unit noise like x0 `[N, ...]` for the level of this number in LEVELS, the same in every measurement."""
+    return Draws(0, number, range(len(x0))).normal("level", x0.shape[1:]).to(x0)
 
 
 @torch.no_grad()
@@ -52,13 +51,12 @@ def model_error(denoiser: PosteriorMean, x0: Tensor, cond: Tensor | None) -> Ten
     """
     schedule, errors = denoiser.schedule, []
     for number, level in enumerate(LEVELS):
-        t = schedule.time_of(level[None])
-        alpha = schedule.alpha(t).to(x0).item()
+        t = schedule.time_of(level[None]).to(x0)
         total = 0.0
-        x = noised(x0, schedule.ratio(t).item(), number)
+        x_t = schedule.add_noise(x0, t, level_noise(x0, number))
         for i in range(0, len(x0), BATCH):
             labels = None if cond is None else cond[i : i + BATCH]
-            x0_hat = denoiser(alpha * x[i : i + BATCH], t.to(x0), labels)
+            x0_hat = denoiser(x_t[i : i + BATCH], t, labels)
             total += (x0_hat - x0[i : i + BATCH]).double().square().sum().item()
         errors.append(total / x0.numel())
     return torch.tensor(errors, dtype=torch.float64)
@@ -77,7 +75,7 @@ def ideal_error(train: Tensor, chosen: Tensor, labels: Tensor | None = None) -> 
     norms, errors = train.square().sum(1), []
     for number, level in enumerate(LEVELS.tolist()):
         total = 0.0
-        x = noised(train[chosen], level, number)
+        x = train[chosen] + level * level_noise(train[chosen], number)
         for i in range(0, len(chosen), BATCH):
             logits = torch.addmm(norms, x[i : i + BATCH], train.T, alpha=-2).mul_(-1 / (2 * level**2))
             if labels is not None:

@@ -35,6 +35,11 @@ class Schedule(ABC):
         t = t.to(x).expand(len(x)).reshape(-1, *[1] * (x.ndim - 1))  # [B] -> [B, 1, ..., 1]
         return self.alpha(t), self.sigma(t)
 
+    def add_noise(self, x0: Tensor, t: Tensor, eps: Tensor) -> Tensor:
+        """x_t = alpha_t x0 + sigma_t eps (Ho et al. 2020, eq. 4), like x0 `[B, ...]`; t is `[B]` or a single time."""
+        alpha, sigma = self.levels(t, x0)
+        return alpha * x0 + sigma * eps
+
     def time_of(self, ratio: Tensor) -> Tensor:
         """The time at which sigma/alpha is `ratio`, clamped to [0, 1]: the inverse of `ratio(t)`, by bisection."""
         low, high = torch.zeros_like(ratio), torch.ones_like(ratio)

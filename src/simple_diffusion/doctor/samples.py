@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from ..data.images import Images, to_unit
-from ..denoising_error import LEVELS, model_error, noised
+from ..denoising_error import LEVELS, level_noise, model_error
 from ..evaluation.memorization import NEIGHBOUR, find_copies
 from ..guidance import Guided
 from ..randomness import permutation
@@ -102,7 +102,7 @@ def guidance_too_strong(patient: Patient) -> Finding:
         x0 = to_unit(patient.images.pixels[index])
         cond = patient.images.labels[index] if patient.images.labels is not None else cond[: len(index)]
     x0, cond = x0.to(patient.device), cond.to(patient.device)
-    x = schedule.alpha(t).to(x0) * noised(x0, level, 0)
+    x = schedule.add_noise(x0, t, level_noise(x0, 0))
     with torch.no_grad():
         each = [Guided(denoiser, scale, patient.info.classes)(x, t.float(), cond) for scale in (1.0, config.guidance)]
     without, guided = ((x.abs() - 1).clamp(min=0).square().mean().sqrt().item() for x in each)

@@ -4,7 +4,7 @@ import torch
 from torch import Tensor, nn
 
 from ..data.images import to_unit
-from ..denoising_error import LEVELS, model_error, noised
+from ..denoising_error import LEVELS, level_noise, model_error
 from .patient import MAX_EXCESS, Finding, Patient, Skip, ratio
 
 NON_FINITE_FIX = "train again with a lower learning rate (--set lr=1e-3) and --precision fp32, or restore a backup"
@@ -51,7 +51,7 @@ def non_finite_outputs(patient: Patient, layers: dict[str, nn.Module]) -> list[s
     try:
         for number, level in enumerate(LEVELS):
             t = denoiser.schedule.time_of(level[None])
-            x = denoiser.schedule.alpha(t).item() * noised(x0, level.item(), number)
+            x = denoiser.schedule.add_noise(x0, t, level_noise(x0, number))
             with torch.no_grad():
                 denoiser(x.to(patient.device), t.float(), cond)
     finally:

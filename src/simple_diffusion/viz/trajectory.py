@@ -101,5 +101,6 @@ def noise_images(x0: Tensor, schedule: Schedule, times: Tensor, seed: int = 0) -
     times    `[P]`, each in [0, 1]
     """
     eps = Draws(seed, 0, range(len(x0))).normal("noising", x0.shape[1:]).to(x0)
+    states = [schedule.add_noise(x0, t, eps) for t in times]
     levels = zip(schedule.alpha(times.double()).tolist(), schedule.sigma(times.double()).tolist(), strict=True)
-    return torch.stack([to_pixels(alpha * x0 + sigma * eps, alpha, sigma) for alpha, sigma in levels])
+    return torch.stack([to_pixels(x, alpha, sigma) for x, (alpha, sigma) in zip(states, levels, strict=True)])
