@@ -1,4 +1,4 @@
-"""`simple-diffusion report`: a run on one page, with what it takes a minute to measure."""
+"""`simple-diffusion report`: a training run on one page, with measurements that take about a minute."""
 
 import argparse
 import json
@@ -10,12 +10,12 @@ from typing import Any
 from ..errors import BusyError, CheckpointError, DataError, SimpleDiffusionError
 from .options import command, data_options, device_options, load, path, read_as, say
 
-FILMS = 4
-"""Images of the film, each of another class."""
+TRAJECTORIES = 4
+"""Images of the denoising trajectory, each of another class."""
 
 
 def add(commands: Any) -> None:
-    sub = command(commands, "report", run, "one page about a run: pictures, curves, scores, data and settings")
+    sub = command(commands, "report", run, "one page about a run: samples, loss, scores, data and settings")
     sub.add_argument("run_folder", type=path, metavar="RUN", help="a run folder of `train`")
     data_options(sub)
     device_options(sub)
@@ -26,49 +26,75 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
     if not folder.is_dir():
         raise CheckpointError(f"there is no run in {folder}: name a run folder of `train`")
 
-    import torch
-
-    from ..data.sources import held_out
     from ..denoising_error import error_curves
     from ..model.build import ModelSpec
     from ..model.model_file import read
-    from ..run.budget import MOST_RESERVE
     from ..run.command import command_of
-    from ..run.folder import refuse_held
-    from ..run.report import FILE, FILM, LEVELS_FILE, write_report
+    from ..run.report import FILE, LEVELS_FILE, TRAJECTORY_FILES, write_report
     from ..system.files import write_atomic
-    from .sample import film_file
 
     model = read(folder, args.device, args.precision)
-    config, info = model.training_config, model.info
-    spec = ModelSpec(config, info)
-    try:
-        refuse_held(folder)
-        live = False
-    except BusyError:  # it trains: a browser that follows it goes on following
-        live = True
-    progress = model.step / config.steps if config.steps else model.seconds / config.seconds
-    ended = 1.0 if config.steps else 1 - MOST_RESERVE
-    if not live and (progress >= ended or config.patience):
-        progress = 1.0
-    labels = torch.arange(min(info.classes, FILMS)) if info.classes else None
-    n = FILMS if labels is None else len(labels)
-    write_atomic(folder / FILM, film_file(model, n, labels, 0, None, ".png"))
-    size, skip_bad = read_as(args, config)
-    images = test = None
-    try:
-        images = load(args, config.data, size, skip_bad)
-        if images.fingerprint != info.fingerprint:
-            raise DataError(f"{config.data} is not what the model was trained on any more")
-        with suppress(SimpleDiffusionError):
-            test = held_out(config.data, root=args.data_root, size=size or None, skip_bad=skip_bad)
-    except SimpleDiffusionError as error:
-        images = None
-        say(args, f"Without the data the page says less: {error}.")
+    config = model.training_config
+    live = is_training(folder)
+    progress = fraction_done(model, live)
+    write_atomic(folder / TRAJECTORY_FILES[0], trajectory_png(model))
+    images, test = load_data(args, model)
     if images is not None:
         curves = [asdict(curve) for curve in error_curves(model.denoiser, images, test)]
         write_atomic(folder / LEVELS_FILE, json.dumps({"curves": curves}).encode())
-    repeats = command_of(config, 0 if config.steps or progress < 1 else model.step)
-    write_report(folder, spec, repeats, images=images, progress=min(progress, 1.0), live=live)
+    reproduce = command_of(config, 0 if config.steps or progress < 1 else model.step)
+    write_report(folder, ModelSpec(config, model.info), reproduce, images=images, progress=progress, live=live)
     say(args, f"Report: {folder / FILE}")
     return {"run": str(folder), "report": str(folder / FILE)}
+
+
+def is_training(folder: Path) -> bool:
+    """Whether another process trains in this run folder."""
+    from ..run.folder import refuse_held
+
+    try:
+        refuse_held(folder)
+    except BusyError:
+        return True
+    return False
+
+
+def fraction_done(model: Any, live: bool) -> float:
+    """How much of its run the model has behind it, in [0, 1]; 1 for a run that ended early by `patience`."""
+    from ..run.budget import MOST_RESERVE
+
+    config = model.training_config
+    fraction = model.step / config.steps if config.steps else model.seconds / config.seconds
+    end = 1.0 if config.steps else 1 - MOST_RESERVE  # a timed run keeps a reserve for its last files
+    if not live and (fraction >= end or config.patience):
+        return 1.0
+    return min(fraction, 1.0)
+
+
+def trajectory_png(model: Any) -> bytes:
+    """A few denoising trajectories as a PNG file's content."""
+    import torch
+
+    from .sample import film_file
+
+    classes = model.info.classes
+    labels = torch.arange(min(classes, TRAJECTORIES)) if classes else None
+    return film_file(model, TRAJECTORIES if labels is None else len(labels), labels, 0, None, ".png")
+
+
+def load_data(args: argparse.Namespace, model: Any) -> tuple[Any, Any]:
+    """(training images, unseen images) of the model; None for those that are not available."""
+    from ..data.sources import held_out
+
+    config = model.training_config
+    size, skip_bad = read_as(args, config)
+    try:
+        images = load(args, config.data, size, skip_bad)
+        if images.fingerprint != model.info.fingerprint:
+            raise DataError(f"{config.data} has changed since the model was trained")
+    except SimpleDiffusionError as error:
+        say(args, f"The report leaves out what needs the training data: {error}.")
+        return None, None
+    with suppress(SimpleDiffusionError):
+        return images, held_out(config.data, root=args.data_root, size=size or None, skip_bad=skip_bad)
+    return images, None
