@@ -76,6 +76,19 @@ def test_every_link_anchor_and_image_is_there(name):
         assert not anchor or anchor in anchors(file.read_text()), target
 
 
+def test_the_page_on_architecture_lists_every_module_once():
+    tree = ARCHITECTURE.partition("## Modules")[2].partition("\n## ")[0]
+    listed, folder = [], ""
+    for line in tree.splitlines():
+        if match := re.fullmatch(r"  (\w+/)", line):
+            folder = match[1]
+        elif names := re.match(r" +(\w+\.py(  \w+\.py)*)", line):
+            listed += [folder + name for name in names[1].split()]
+    source = Path(sd.__file__).parent
+    modules = [path.relative_to(source).as_posix() for path in source.rglob("*.py") if not path.name.startswith("__")]
+    assert sorted(listed) == sorted(modules)
+
+
 def test_anchors_are_found():
     assert anchors("# A `b`, and [c](d.md)\n\n```\n# no\n```\n## E & f") == {"a-b-and-c"}  # the two differ on E & f
 
@@ -184,7 +197,8 @@ LEARNT_FROM = """
 """.split()  # noqa: SIM905
 """Modules that lessons open: all of them is looked at, and beside it every name of `simple_diffusion`."""
 
-NOTATION = set(re.findall(r"^\| (`.*?) \|", (DOCS / "architecture.md").read_text().partition("## Notation")[2], re.M))
+ARCHITECTURE = (DOCS / "architecture.md").read_text()
+NOTATION = set(re.findall(r"^\| (`.*?) \|", ARCHITECTURE.partition("## Notation")[2].partition("\n## ")[0], re.M))
 NOTATION = {name for cell in NOTATION for name in INLINE.findall(cell)}
 """Names that mean the same everywhere."""
 
