@@ -1,4 +1,4 @@
-"""`fit` is the loop that the README would otherwise write out."""
+"""`fit` trains as the loop of `train` and `EMA.update` does."""
 
 from itertools import islice
 
@@ -39,7 +39,7 @@ def weights(denoiser: Denoiser) -> torch.Tensor:
 
 
 @pytest.mark.parametrize("optimizer", [None, muon])
-def test_fit_is_train_with_an_average_beside_it(optimizer):
+def test_fit_is_train_with_an_ema(optimizer):
     images, by_hand, denoiser = noisy_images(), untrained(), untrained()
     ema = EMA(by_hand, constant_decay(0.5))
     stream = islice(batches(images, 16, seed=3), STEPS)
@@ -57,7 +57,7 @@ def test_fit_is_train_with_an_average_beside_it(optimizer):
     assert not got.model.training
 
 
-def test_fit_learns_and_its_seed_decides():
+def test_fit_changes_the_weights_and_depends_on_its_seed():
     images, first = noisy_images(), weights(untrained())
     a, b, c = (weights(fit(untrained(), images, STEPS, batch=16, seed=seed).model) for seed in (0, 0, 1))
     assert torch.equal(a, b)
@@ -65,7 +65,7 @@ def test_fit_learns_and_its_seed_decides():
     assert (a - first).abs().max() > 1e-4
 
 
-def test_fit_stops_where_the_loss_is_not_finite():
+def test_fit_stops_if_the_loss_is_not_finite():
     def broken(denoiser, x0, cond, draws):
         return denoiser.predict(x0, torch.tensor(0.5)).flatten(1).mean(1) * float("nan")
 
@@ -74,7 +74,7 @@ def test_fit_stops_where_the_loss_is_not_finite():
 
 
 def test_fid_is_the_distance_of_the_features():
-    digits = load_images("digits")
+    digits = load_images("digits")[:400]
     pixels = digits.pixels[:96].roll(2, -1)
     extractor = extractor_for(digits)
     want = frechet_distance(Moments.of(extractor(digits.pixels)[0]), Moments.of(extractor(pixels)[0]))

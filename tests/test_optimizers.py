@@ -1,4 +1,4 @@
-"""Optimisers: what an update of Muon is, and which parameters it takes."""
+"""The update of Muon, and the parameters that it updates."""
 
 import pytest
 import torch
@@ -15,7 +15,7 @@ def well_conditioned(n: int, rows: int, columns: int) -> torch.Tensor:
 
 
 @pytest.mark.parametrize("shape", [(8, 8), (6, 40), (40, 6), (96, 432)])
-def test_orthogonalising_keeps_the_singular_vectors_and_levels_the_values(shape):
+def test_orthogonalization_keeps_the_singular_vectors_and_equalizes_the_values(shape):
     matrices = well_conditioned(3, *shape)
     out = orthogonalized(matrices)
     u, _, v = torch.linalg.svd(matrices, full_matrices=False)
@@ -26,14 +26,14 @@ def test_orthogonalising_keeps_the_singular_vectors_and_levels_the_values(shape)
     torch.testing.assert_close(core, torch.diag_embed(diagonal), rtol=0, atol=1e-4)
     values = torch.linalg.svdvals(matrices.double())
     values = values / values.norm(dim=-1, keepdim=True)
-    for _ in range(5):  # the published iteration, on the values alone
+    for _ in range(5):  # the published iteration on the singular values
         values = 3.4445 * values - 4.7750 * values**3 + 2.0315 * values**5
     torch.testing.assert_close(diagonal.double(), values, rtol=1e-4, atol=1e-5)
 
 
-def test_orthogonalising_forgets_the_size_and_commutes_with_the_transpose():
+def test_orthogonalization_ignores_the_scale_and_commutes_with_the_transpose():
     matrices = well_conditioned(2, 12, 30)
-    # A power of two is exact, so that only the 1e-7 beside the norm is left to differ.
+    # A power of two scales without rounding, so that only the 1e-7 added to the norm differs.
     assert torch.equal(orthogonalized(1024 * matrices), orthogonalized(matrices))
     assert torch.equal(orthogonalized(matrices.mT), orthogonalized(matrices).mT)
     assert torch.equal(orthogonalized(torch.zeros(1, 3, 4)), torch.zeros(1, 3, 4))
@@ -64,11 +64,11 @@ def test_the_momentum_is_nesterovs():
     optimizer.param_groups[0]["lr"] = 1.0
     weight.grad = torch.zeros(5, 9)
     optimizer.step()
-    expected = -0.2 * 3 * orthogonalized(0.81 * kept[None])[0]  # 0.9 of a momentum that has kept 0.9
+    expected = -0.2 * 3 * orthogonalized(0.81 * kept[None])[0]  # Nesterov: 0.9 of the momentum after its decay by 0.9
     torch.testing.assert_close(weight.detach(), expected, atol=0.02, rtol=0)
 
 
-def test_every_parameter_is_in_one_group_and_what_is_no_matrix_is_left_to_adamw():
+def test_every_parameter_is_in_one_group_and_adamw_updates_all_but_matrices():
     net = UNet(3, classes=4, widths=(8, 16), blocks=(1, 1), augmentations=2)
     optimizer = muon(net, lr=0.01, betas=(0.8, 0.95))
     matrices, others = (group["params"] for group in optimizer.param_groups)
@@ -97,8 +97,8 @@ def test_every_parameter_is_in_one_group_and_what_is_no_matrix_is_left_to_adamw(
         assert not torch.equal(p, before[name]), name
 
 
-def test_the_rate_of_both_groups_is_the_loops():
-    """`train` sets `lr` in `param_groups`: AdamW's part must hear it."""
+def test_both_groups_follow_the_learning_rate_of_param_groups():
+    """`train` sets `lr` in `param_groups`, and AdamW must use it too."""
     net = torch.nn.Linear(3, 3)
     optimizer = muon(net, lr=1.0)
     for group in optimizer.param_groups:
@@ -110,7 +110,7 @@ def test_the_rate_of_both_groups_is_the_loops():
     assert all(torch.equal(p, q) for p, q in zip(net.parameters(), before, strict=True))
 
 
-def test_a_parameter_without_gradient_stays():
+def test_a_parameter_without_gradient_does_not_change():
     net = torch.nn.Sequential(torch.nn.Linear(3, 3), torch.nn.Linear(3, 3))
     optimizer = muon(net)
     net[0].weight.grad = torch.ones(3, 3)
@@ -121,14 +121,14 @@ def test_a_parameter_without_gradient_stays():
 
 
 @pytest.mark.parametrize("name", OPTIMIZERS)
-def test_every_optimiser_finds_the_solution_of_a_linear_problem(name):
+def test_every_optimizer_solves_a_linear_problem(name):
     torch.manual_seed(0)
     net, x = torch.nn.Linear(6, 6), torch.randn(64, 6)
     truth = torch.randn(6, 6)
     optimizer = OPTIMIZERS[name](net, 0.1, (0.9, 0.99))
-    for n in range(400):
+    for n in range(200):
         for group in optimizer.param_groups:
-            group["lr"] = 0.1 * (1 - n / 400)
+            group["lr"] = 0.1 * (1 - n / 200)
         optimizer.zero_grad()
         (net(x) - x @ truth).square().mean().backward()
         optimizer.step()

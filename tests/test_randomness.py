@@ -15,7 +15,7 @@ DRAWS = {
 every_draw = pytest.mark.parametrize("draw", DRAWS.values(), ids=DRAWS)
 
 
-# --- draws -----------------------------------------------------------------------------------------------------------
+# --- random numbers --------------------------------------------------------------------------------------------------
 
 
 @every_draw
@@ -26,7 +26,7 @@ def test_rows_do_not_depend_on_their_batch(draw):
 
 
 @every_draw
-def test_nothing_drawn_before_matters(draw):
+def test_earlier_random_numbers_do_not_matter(draw):
     draws = Draws(3, 5, range(4), total=4)
     first = draw(draws)
     for other in DRAWS.values():
@@ -48,8 +48,8 @@ def test_seed_step_sample_and_purpose_all_matter(draw):
         assert not torch.isin(other, base).any()
 
 
-def test_a_sample_number_stands_in_the_upper_half_of_philoxs_counter():
-    """So no sample ever runs into the next one's numbers."""
+def test_the_sample_number_is_the_upper_half_of_the_philox_counter():
+    """So the numbers of two samples never overlap."""
     key = philox(3, "a", 5).state["state"]["key"]
     for sample in (0, 1, 7, 2**40):
         generator = np.random.Generator(np.random.Philox(key=key, counter=[0, 0, sample, 0]))
@@ -69,12 +69,12 @@ def test_shapes_and_dtypes():
 def test_normal_is_normal_and_uniform_uniform():
     n = 200_000
     assert kstest(Draws(0, 1, range(20)).normal("a", (n // 20,)).flatten(), "norm").pvalue > 1e-4
-    one_each = [Draws(0, step, range(50)) for step in range(100)]  # across the keys, not along one stream
+    one_each = [Draws(0, step, range(50)) for step in range(100)]  # of many keys, not of one stream
     assert kstest(torch.cat([draws.normal("a", (1,)).flatten() for draws in one_each]), "norm").pvalue > 1e-4
     assert kstest(torch.cat([draws.uniform("a") for draws in one_each]), "uniform").pvalue > 1e-4
 
 
-def test_neighbours_are_not_correlated():
+def test_neighboring_streams_are_not_correlated():
     n = 20_000
     draws = [(0, 0, 0, "a"), (0, 0, 1, "a"), (0, 1, 0, "a"), (1, 0, 0, "a"), (0, 0, 0, "b"), (10, 0, 0, "a")]
     rows = torch.cat([Draws(seed, step, [sample]).normal(purpose, (n,)) for seed, step, sample, purpose in draws])
@@ -83,7 +83,7 @@ def test_neighbours_are_not_correlated():
 
 
 @pytest.mark.parametrize("shares", [[range(64)], [range(20), range(20, 64)], [range(0, 64, 2), range(1, 64, 2)]])
-def test_strata_hold_one_sample_each_whoever_draws_them(shares):
+def test_each_stratum_has_one_sample_for_any_number_of_processes(shares):
     parts = [Draws(0, 1, share, total=64).stratified("time") for share in shares]
     u = torch.cat(parts).sort().values
     assert torch.equal((u * 64).floor().long(), torch.arange(64))
@@ -94,7 +94,7 @@ def test_strata_hold_one_sample_each_whoever_draws_them(shares):
 # --- the order of the images -----------------------------------------------------------------------------------------
 
 
-def test_permutation_is_one_and_its_own():
+def test_permutations_depend_on_seed_purpose_and_step():
     base = permutation(100, 0, "a", 1)
     assert torch.equal(base, permutation(100, 0, "a", 1))
     for other in (permutation(100, 1, "a", 1), permutation(100, 0, "b", 1), permutation(100, 0, "a", 2)):
@@ -118,7 +118,7 @@ def test_each_epoch_shows_every_image_once(n):
 
 
 @pytest.mark.parametrize("n", [1, 3, 10])
-def test_order_resumes_anywhere(n):
+def test_the_order_resumes_at_any_place(n):
     whole = order(0, 40, n, seed=0)
     for start, count in ((0, 1), (1, 39), (n, n), (n - 1, 2), (17, 23)):
         assert torch.equal(order(start, count, n, seed=0), whole[start : start + count])
@@ -136,9 +136,9 @@ def shown(stream, steps):
     return [batch for batch, _ in zip(stream, range(steps), strict=False)]
 
 
-@pytest.mark.parametrize("size", [1, 3, 10, 25])  # of 10 images: also more than there are
+@pytest.mark.parametrize("size", [1, 3, 10, 25])  # of 10 images
 def test_batches_show_the_images_in_order_with_their_labels(size):
-    stream = shown(batches(images(10), size, seed=4), 70)  # beyond the steps that are planned at once
+    stream = shown(batches(images(10), size, seed=4), 70)  # more than the 64 steps that are planned at once
     numbers = torch.stack([((batch.x0[:, 0, 0, 0] + 1) * 127.5).round().long() for batch in stream])
     assert torch.equal(numbers.flatten(), order(0, 70 * size, 10, 4))
     for step, (batch, row) in enumerate(zip(stream, numbers, strict=True), 1):
@@ -148,7 +148,7 @@ def test_batches_show_the_images_in_order_with_their_labels(size):
 
 
 @pytest.mark.parametrize("start", [1, 5, 64, 65])
-def test_batches_go_on_where_they_stopped(start):
+def test_batches_resume_at_any_step(start):
     whole = shown(batches(images(10), 4, seed=1), 70)[start:]
     rest = shown(batches(images(10), 4, seed=1, start=start), 70 - start)
     for a, b in zip(whole, rest, strict=True):
@@ -157,5 +157,5 @@ def test_batches_go_on_where_they_stopped(start):
         assert a.draws == b.draws
 
 
-def test_images_without_labels_come_without():
+def test_images_without_labels_have_no_cond():
     assert next(batches(images(3, labelled=False), 2)).cond is None

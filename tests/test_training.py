@@ -22,7 +22,7 @@ from simple_diffusion.schedules import Cosine, Flow, Karras, Linear
 from simple_diffusion.targets import flow, noise, v
 from simple_diffusion.training import LEARNING_RATES, train, warmup_constant, warmup_linear
 
-ROWS = {  # what the papers pair: schedule, target, training times
+ROWS = {  # schedule, target and density of noise levels, as in the papers
     "ddpm": (Linear(), noise, uniform),
     "cosine": (Cosine(), v, uniform),
     "flow": (Flow(), flow, uniform),
@@ -48,7 +48,7 @@ def points(n, batch=4):
 
 
 def by_hand(batches, lr, betas, clip, start=0):
-    """AdamW without weight decay and with clipped gradients, from its paper."""
+    """AdamW without weight decay and with clipped gradients, after its paper."""
     w, m, v = Line().w.detach().clone(), 0.0, 0.0
     for n, batch in enumerate(batches, 1):
         losses = (batch.x0 @ w - 1) ** 2
@@ -71,7 +71,7 @@ def test_training_is_adamw(clip, start):
         w, losses, norm = hand
         close(model.w.detach(), w, 1e-10)
         close(step.losses, losses, 1e-10)
-        close(step.grad_norm, norm, 1e-10)  # before it is clipped
+        close(step.grad_norm, norm, 1e-10)  # before clipping
         assert (step.n, step.lr) == (start + n, lr(start + n))
         assert step.loss == pytest.approx(losses.mean().item())
         assert not step.losses.requires_grad
@@ -82,15 +82,15 @@ def test_default_optimizer_is_adamw_without_decay():
     assert (group["lr"], group["betas"], group["weight_decay"], group["eps"]) == (3e-3, (0.9, 0.99), 0.0, 1e-8)
 
 
-def test_caller_may_stop_and_the_model_is_in_training_mode():
+def test_the_caller_may_stop_and_the_model_is_in_training_mode():
     model, batches = Line().eval(), iter(points(10))
     assert len(list(islice(train(model, batches, adamw(model), loss=square, lr=lambda n: 0.1), 3))) == 3
     assert model.training
-    assert len(list(batches)) >= 6  # no more were taken than are needed
+    assert len(list(batches)) >= 6  # at most one more batch is taken
 
 
 def same(a, b):
-    """Equal bit by bit, through dictionaries and lists."""
+    """Bit-exact, also within dictionaries and lists."""
     if isinstance(a, dict):
         return a.keys() == b.keys() and all(same(a[key], b[key]) for key in a)
     if isinstance(a, list):
@@ -101,7 +101,7 @@ def same(a, b):
 @pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf, 1e200])
 def test_a_gradient_that_is_not_finite_stops_before_anything_is_changed(bad):
     model, batches = Line(), points(5)
-    batches[3].x0[1, 0] = bad  # 1e200: the loss overflows though the input does not
+    batches[3].x0[1, 0] = bad  # 1e200: the loss overflows
     optimizer = adamw(model)
     steps = train(model, batches, optimizer, loss=square, lr=lambda n: 0.1 / n, start=10)
     done = list(islice(steps, 3))
@@ -114,9 +114,9 @@ def test_a_gradient_that_is_not_finite_stops_before_anything_is_changed(bad):
     assert model.w.isfinite().all()
 
 
-def test_a_finite_loss_does_not_excuse_its_gradient():
+def test_a_gradient_that_is_not_finite_with_a_finite_loss_stops_too():
     def root(model, x0, cond, draws):
-        return (model.w * 0).abs().sum().sqrt() + square(model, x0, cond, draws)  # finite, with an infinite slope
+        return (model.w * 0).abs().sum().sqrt() + square(model, x0, cond, draws)  # finite, with an infinite gradient
 
     model = Line()
     before = model.w.detach().clone()
@@ -148,7 +148,7 @@ def test_every_learning_rate_starts_at_0_and_peaks_at_1_after_its_warmup(rate):
         assert all(0 <= rate(n / 100, warmup) <= 1 for n in range(101))
 
 
-# --- end to end: two labelled clusters on the line -------------------------------------------------------------------
+# --- two labeled clusters on a line ---------------------------------------------------------------------------------
 
 
 class MLP(nn.Module):
@@ -163,7 +163,7 @@ class MLP(nn.Module):
 
 
 def clusters(start=0, size=128):
-    """Label 0 about -1, label 1 about 1, both with deviation 0.1."""
+    """Label 0 at -1, label 1 at 1, both with standard deviation 0.1."""
     step = start
     while True:
         step += 1
@@ -183,7 +183,7 @@ def learner(row, seed=0):
 
 
 @pytest.mark.parametrize("row", ROWS)
-def test_two_clusters_are_learnt(row):
+def test_training_learns_two_clusters(row):
     denoiser, optimizer = learner(row)
     average, steps = EMA(denoiser), []
     for step in train(denoiser, islice(clusters(), 400), optimizer, loss=objective(row), lr=lambda n: 3e-3):
@@ -191,24 +191,24 @@ def test_two_clusters_are_learnt(row):
         steps.append(step)
     average = average.model
     exact = Denoiser(Bayes(denoiser.target, Mixture(WIDE, (-1.0, 1.0), (0.5, 0.5), 0.1)), *ROWS[row][:2])
-    floor, found = (
+    ideal, found = (
         sum(objective(row)(model, batch.x0.to(dtype), batch.cond, batch.draws).mean().item() for batch in fresh) / 20
         for fresh in [list(islice(clusters(start=9000), 20))]
         for model, dtype in ((exact, torch.float64), (average, torch.float32))
     )
-    assert floor < found < 1.75 * floor  # below the floor nothing can be, unless it sees what it must not
-    assert steps[0].loss > 3 * floor
+    assert ideal < found < 1.75 * ideal  # no denoiser has a lower loss than the exact one
+    assert steps[0].loss > 3 * ideal
     labels, times = torch.arange(256) % 2, karras_grid(denoiser.schedule, 12)
     x = sample(Clipped(Guided(average, 1.5, null=2)), (256, 1), times, labels)
     for label, mean in ((0, -1), (1, 1)):
-        drawn = x[labels == label]
-        assert abs(drawn.mean() - mean) < 0.15
-        assert ((drawn - mean).abs() < 0.5).float().mean() > 0.95
-    x = sample(average, (256, 1), times, torch.full((256,), 2))  # without a label: both
+        samples = x[labels == label]
+        assert abs(samples.mean() - mean) < 0.15
+        assert ((samples - mean).abs() < 0.5).float().mean() > 0.95
+    x = sample(average, (256, 1), times, torch.full((256,), 2))  # without a label: both clusters
     assert abs((x > 0).float().mean() - 0.5) < 0.2
 
 
-def test_training_goes_on_bitwise_where_it_stopped():
+def test_resumed_training_is_bit_exact():
     def lr(n):
         return 3e-3 * warmup_linear(n / 31)
 
@@ -222,7 +222,7 @@ def test_training_goes_on_bitwise_where_it_stopped():
     rest, second = learner("edm", seed=1)
     rest.load_state_dict(deepcopy(half.state_dict()))
     second.load_state_dict(deepcopy(first.state_dict()))
-    torch.randn(100)  # no state of any generator matters
+    torch.randn(100)  # the global generator does not matter
     more = run(rest, second, 11, 19)
     assert [step.n for step in more] == list(range(12, 31))
     assert same(dict(rest.state_dict()), dict(whole.state_dict()))

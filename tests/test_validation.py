@@ -1,4 +1,4 @@
-"""The held-out loss: what is kept out, what is measured, which weights are kept."""
+"""The held-out loss: the split, the measurement, and the weights that are kept."""
 
 import pytest
 import torch
@@ -17,7 +17,7 @@ def numbered(n):
     return Images("numbered", pixels, torch.arange(n) % 3, ("a", "b", "c"))
 
 
-def test_every_image_is_on_one_side_and_the_labels_stay_with_them():
+def test_every_image_is_on_one_side_with_its_label():
     train, kept = keep_out(numbered(50), 0.1, seed=0)
     assert len(kept) == 5
     assert sorted([*train.pixels[:, 0, 0, 0].tolist(), *kept.pixels[:, 0, 0, 0].tolist()]) == list(range(50))
@@ -27,13 +27,13 @@ def test_every_image_is_on_one_side_and_the_labels_stay_with_them():
 
 
 @pytest.mark.parametrize(("n", "share"), [(4, 0.1), (1, 0.5)])
-def test_nothing_to_hold_out_is_said(n, share):
+def test_an_empty_side_is_refused(n, share):
     with pytest.raises(DataError, match="can't be held out"):
         keep_out(numbered(n), share, seed=0)
 
 
 class Scripted:
-    """A denoiser whose loss is what it is set to."""
+    """A denoiser with a loss that the test sets."""
 
     def __init__(self):
         self.value = torch.nn.Parameter(torch.tensor(0.0))
@@ -55,10 +55,10 @@ def test_the_lowest_loss_keeps_its_weights():
         denoiser.value.data.fill_(value)
         assert held_out.check(denoiser, progress) == value
     assert (held_out.best, held_out.best_progress) == (1.0, 0.2)
-    assert held_out.weights["value"] == 1.0  # a copy: the weights have gone on
+    assert held_out.weights["value"] == 1.0  # a copy
 
 
-def test_the_rows_are_the_images_in_turn_with_noise_of_their_own():
+def test_the_rows_repeat_the_images_with_different_noise():
     seen = []
 
     def loss(denoiser, x0, cond, draws):
@@ -69,7 +69,7 @@ def test_the_rows_are_the_images_in_turn_with_noise_of_their_own():
     x0, cond, noise, time = (torch.cat(parts) for parts in zip(*seen, strict=True))
     assert torch.equal(cond, torch.arange(ROWS) % 5 % 3)
     assert len(noise.unique()) == ROWS
-    assert (time.sort().values * ROWS).floor().tolist() == list(range(ROWS))  # one draw in each stratum
+    assert (time.sort().values * ROWS).floor().tolist() == list(range(ROWS))  # one time in each stratum
     assert torch.equal(x0[:, 0, 0, 0], (torch.arange(ROWS) % 5) / 127.5 - 1)
 
 
@@ -85,7 +85,7 @@ def test_images_have_the_memory_format_of_the_run(layout):
 
 
 class Exact(Gaussian):
-    """The best denoiser of N(mean, std^2), with the interface that the loss asks for."""
+    """The ideal denoiser of N(mean, std^2), with the interface that the loss uses."""
 
     data_std = 1.0
 
@@ -100,8 +100,8 @@ class Exact(Gaussian):
         return self(x_t, t)
 
 
-def test_it_is_the_loss_in_closed_form():
-    """The error of the best denoiser at level s is the posterior variance s^2 v / (s^2 + v), v the data's variance."""
+def test_the_held_out_loss_of_the_ideal_denoiser_is_its_closed_form():
+    """Its error at noise level s is the posterior variance s^2 v / (s^2 + v), where v is the variance of the data."""
     generator = torch.Generator().manual_seed(0)
     pixels = (128 + 40 * torch.randn(2000, 1, 8, 8, generator=generator)).round().clamp(0, 255).to(torch.uint8)
     images = Images("gaussian", pixels)
@@ -110,4 +110,4 @@ def test_it_is_the_loss_in_closed_form():
     level = times(((torch.arange(4096).double() + 0.5) / 4096), Karras())
     variance = Karras().ratio(level) ** 2
     expected = (variance * images.std**2 / (variance + images.std**2)).mean().item()
-    assert held_out.measure(exact) == pytest.approx(expected, rel=0.04)  # 256 x 64 squares: a deviation of 1.1 %
+    assert held_out.measure(exact) == pytest.approx(expected, rel=0.04)  # 256 x 64 squares: standard deviation 1.1 %

@@ -1,4 +1,4 @@
-"""How faults are injected: real signals, real child processes, and files that fail or kill at a chosen moment."""
+"""Fault injection: signals, child processes, and file operations that fail or kill at a chosen moment."""
 
 import errno
 import io
@@ -21,7 +21,7 @@ from simple_diffusion.run import log, steps
 from simple_diffusion.run.checkpoint import latest
 from simple_diffusion.system import files
 
-# --- running a command, here or in a child ---------------------------------------------------------------------------
+# --- commands and child processes ------------------------------------------------------------------------------------
 
 
 def ends(argv: list[str]) -> int:
@@ -34,24 +34,24 @@ def ends(argv: list[str]) -> int:
 
 
 def forked(work: Callable[[], object], out: Path | None = None) -> int:
-    """How a child process ends that does the work: its exit code, or minus the signal that killed it."""
+    """Do the work in a child process. Returns its exit code, or minus the signal that killed it."""
     return ended(begun(work, out))
 
 
 def ended(child: int) -> int:
-    """Wait for a child: its exit code, or minus the signal that killed it."""
+    """Wait for a child process. Returns its exit code, or minus the signal that killed it."""
     return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
 
 
 def begun(work: Callable[[], object], out: Path | None = None) -> int:
-    """Start a child process that does the work, and return its number.
+    """Start a child process that does the work. Returns its process id.
 
-    out   takes what the child writes to stdout and stderr
+    out   file for stdout and stderr of the child
     """
     sys.stdout.flush()
     sys.stderr.flush()
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore", DeprecationWarning)  # of forking beside other threads: none of them works now
+        warnings.simplefilter("ignore", DeprecationWarning)  # fork with other threads; they are idle
         child = os.fork()
     if child:
         return child
@@ -70,13 +70,13 @@ def begun(work: Callable[[], object], out: Path | None = None) -> int:
 
 
 def hit(number: int) -> None:
-    """Send this process a signal; its handler has run when this returns."""
+    """Send this process a signal. Its handler runs before this function returns."""
     os.kill(os.getpid(), number)
 
 
 @contextmanager
 def after_step(n: int, do: Callable[[], object]) -> Iterator[None]:
-    """Do something when step n of a run has been made, before anything is done with it."""
+    """Call `do` after step n of a run, before the run uses the step."""
     real = steps.train
 
     def train(*args, **kwargs):
@@ -99,7 +99,7 @@ def stopped_after(n: int, argv: list[str], number: int = signal.SIGTERM) -> None
 
 
 class Raw(io.FileIO):
-    """A file that is written in several pieces, and tells of each before it goes out."""
+    """A file that is written in several pieces and reports each piece before it is written."""
 
     def __init__(self, path: Path, mode: str, before: Callable[[str, Path, int], None]):
         super().__init__(path, mode)
@@ -115,7 +115,7 @@ class Raw(io.FileIO):
 
 @contextmanager
 def watched(before: Callable[[str, Path, int], None]) -> Iterator[None]:
-    """Everything that a run does to files calls `before(what, path, bytes written to it so far)` first."""
+    """Each file operation of a run first calls `before(operation, path, bytes written to the file so far)`."""
 
     def opened(path, mode="r"):
         if mode == "rb":
@@ -145,7 +145,7 @@ def watched(before: Callable[[str, Path, int], None]) -> Iterator[None]:
 
 
 class Countdown:
-    """Kills the process, as kill -9 does, before the event of this number; 0 never does and only counts."""
+    """Kill the process with SIGKILL before the file operation of this number; 0 only counts."""
 
     def __init__(self, number: int):
         self.number, self.count = number, 0
@@ -157,7 +157,7 @@ class Countdown:
 
 
 def full(what: str, name: str, size: int = 0) -> Callable[[str, Path, int], None]:
-    """The disk is full when this is done to a file of this name, at this byte of it."""
+    """The disk is full at this operation on a file of this name, from this byte on."""
 
     def before(event: str, path: Path, done: int) -> None:
         if event == what and str(path).endswith(name) and done >= size:
@@ -168,7 +168,7 @@ def full(what: str, name: str, size: int = 0) -> Callable[[str, Path, int], None
 
 @contextmanager
 def unprivileged() -> Iterator[None]:
-    """Without root's right to read and write everything."""
+    """Without the right of root to read and write all files."""
     me = os.geteuid()
     if me == 0:
         os.seteuid(65534)
@@ -180,21 +180,21 @@ def unprivileged() -> Iterator[None]:
 
 
 def tree(folder: Path) -> dict[str, bytes]:
-    """Every file of a folder."""
+    """The contents of all files in a folder."""
     return {str(p.relative_to(folder)): p.read_bytes() for p in sorted(folder.rglob("*")) if p.is_file()}
 
 
-# --- two runs compared -----------------------------------------------------------------------------------------------
+# --- comparison of two runs ------------------------------------------------------------------------------------------
 
 
 def rows(folder: Path) -> list[list[str]]:
-    """The log, without the columns that a clock decides: seconds and images_per_second."""
+    """The log without the columns that depend on the clock: seconds and images_per_second."""
     table = [line.split(",") for line in (folder / "log.csv").read_text().splitlines()]
     return [[cell for i, cell in enumerate(row) if i not in (2, 5)] for row in table]
 
 
 def assert_equal(got: dict[str, torch.Tensor], want: dict[str, torch.Tensor]) -> None:
-    """The same names, and the same bytes under each."""
+    """The same names, and bit-exact tensors."""
     assert got.keys() == want.keys()
     for name, tensor in want.items():
         assert tensor.isfinite().all(), name
@@ -203,8 +203,8 @@ def assert_equal(got: dict[str, torch.Tensor], want: dict[str, torch.Tensor]) ->
 
 
 def assert_same_run(folder: Path, unbroken: Path) -> None:
-    """All that a run leaves behind, but times, is bit for bit what the unbroken one left: weights, averages, the
-    optimiser's memory, the best weights, the snapshot, the log, the settings, and the model.
+    """All files of a run, except for times, are bit-exact with those of the unbroken run: weights, EMA, optimizer
+    state, best weights, snapshot, log, settings, and model file.
     """
     a, b = latest(folder), latest(unbroken)
     assert_equal(a.tensors, b.tensors)
@@ -221,7 +221,7 @@ def assert_same_run(folder: Path, unbroken: Path) -> None:
 
 
 def fails(capsys: pytest.CaptureFixture[str], argv: Sequence[str | Path], code: int, *words: str) -> str:
-    """The command ends with this code and one last sentence on stderr that holds the words; returns it."""
+    """The command ends with this code, and its last line on stderr contains the words. Returns that line."""
     capsys.readouterr()
     got, err = ends([str(word) for word in argv]), capsys.readouterr().err
     assert got == code, err

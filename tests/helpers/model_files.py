@@ -1,4 +1,4 @@
-"""Good files of each kind that holds weights, and their parts, for the tests that damage them."""
+"""Valid files of each kind that holds weights, taken apart for the tests that damage them."""
 
 import hashlib
 import json
@@ -31,23 +31,23 @@ class Parts(NamedTuple):
 
     @property
     def about(self) -> dict:
-        """Our record in the header."""
+        """The record in the header."""
         return json.loads(self.header["__metadata__"]["simple-diffusion"])
 
     def file(self, header: str | bytes | dict | None = None, data: bytes | None = None) -> bytes:
-        """The file, perhaps with another header or other data, and with the checksum that is right for it."""
+        """The file with another header or other data, and a valid checksum."""
         header = self.header if header is None else header
         text = json.dumps(header) if isinstance(header, dict) else header
         raw = text.encode() if isinstance(text, str) else text
         return sealed(struct.pack("<Q", len(raw)) + raw + (self.data if data is None else data))
 
     def tensor(self, **changes: object) -> bytes:
-        """The file whose first tensor says something else."""
+        """The file with changed metadata of the first tensor."""
         name = self.names[0]
         return self.file({**self.header, name: {**self.header[name], **changes}})
 
     def record(self, text: str) -> bytes:
-        """The file whose record is another text."""
+        """The file with another record."""
         return self.file({**self.header, "__metadata__": {"simple-diffusion": text}})
 
     @property
@@ -63,7 +63,7 @@ class Parts(NamedTuple):
 
 
 def sealed(content: bytes) -> bytes:
-    """The content with the right checksum, if it has one: whoever writes a file to harm can compute it too."""
+    """The content with a valid checksum if it has one, which an attacker can compute too."""
     zeroed = re.sub(rb'(sha256\\*": \\*")[0-9a-f]{64}', rb"\g<1>" + b"0" * 64, content, count=1)
     return zeroed.replace(b"0" * 64, hashlib.sha256(zeroed).hexdigest().encode(), 1) if zeroed != content else content
 
@@ -75,7 +75,7 @@ def apart(path: Path) -> Parts:
 
 
 def good_files(folder: Path) -> dict[Callable, Path]:
-    """For each reader of weights a small file that it reads."""
+    """A small valid file for each function that reads weights."""
     config = Config(widths=(8, 8), blocks=(1, 1), precision="fp32")
     info = DataInfo("photos", 9, 1, 8, 8, ("a", "b"), 0.1, 0.5, "0" * 64)
     denoiser = ModelSpec(config, info).denoiser()

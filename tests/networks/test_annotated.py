@@ -1,4 +1,4 @@
-"""The annotated U-Net: its sizes, its parts against their formulas, its self-conditioning."""
+"""The annotated U-Net: sizes, parts, self-conditioning, conditions."""
 
 import math
 
@@ -59,12 +59,11 @@ def test_number_of_parameters(options, parameters):
         assert numbers_in(AnnotatedUNet(**options)) == parameters
 
 
-def test_labels_and_views_cost_a_row_each():
+def test_each_label_and_augmentation_has_one_row_of_weights():
     assert numbers_in(unet(classes=10, augmentations=3)) == numbers_in(unet()) + (10 + 2) * 4 * 8
 
 
-@pytest.mark.parametrize("size", [(8, 8), (1, 1), (5, 14)])
-@pytest.mark.parametrize("dim_mults", [(1,), (2, 1, 1)])
+@pytest.mark.parametrize(("size", "dim_mults"), [((8, 8), (1,)), ((1, 1), (2, 1)), ((5, 6), (2, 1, 1))])
 @pytest.mark.parametrize("self_condition", [False, True])
 def test_an_odd_size_is_a_larger_image_with_zeros_to_the_right_and_below(size, dim_mults, self_condition):
     net, x, (height, width) = (
@@ -121,7 +120,7 @@ def test_groups_are_those_of_the_residual_blocks(groups):
         ({"dim": 0}, "dim"),
         ({"dim": 9, "groups": 1}, "dim must be even"),
         ({"init_dim": 0}, "width"),
-        ({"init_dim": 10}, "every width"),
+        ({"init_dim": 10}, "all widths"),
         ({"dim_mults": ()}, "dim_mults"),
         ({"dim_mults": (1, 0)}, "dim_mults"),
         ({"channels": 0}, "channels"),
@@ -135,7 +134,7 @@ def test_groups_are_those_of_the_residual_blocks(groups):
         ({"dropout": 1.0}, "dropout"),
     ],
 )
-def test_sizes_that_do_not_fit_are_named(options, word):
+def test_sizes_that_do_not_match_are_refused(options, word):
     with pytest.raises(ValueError, match=word):
         unet(**options)
 
@@ -148,8 +147,8 @@ def test_only_the_direction_of_the_weights_counts():
     conv, x = StandardizedConv(3, 4).double(), noise(2, 3, 5, 6).double()
     conv.weight.data *= 1000  # the variance is then far above the 1e-5 that keeps it from 0
     before = conv(x)
-    centred = conv.weight - conv.weight.mean((1, 2, 3), keepdim=True)
-    want = F.conv2d(x, centred / centred.square().mean((1, 2, 3), keepdim=True).sqrt(), conv.bias, padding=1)
+    centered = conv.weight - conv.weight.mean((1, 2, 3), keepdim=True)
+    want = F.conv2d(x, centered / centered.square().mean((1, 2, 3), keepdim=True).sqrt(), conv.bias, padding=1)
     torch.testing.assert_close(before, want, rtol=1e-8, atol=1e-8)
     channelwise = torch.tensor([0.5, 2.0, 10.0, 3.0], dtype=torch.float64)[:, None, None, None]
     conv.weight.data = conv.weight * channelwise - 70 * channelwise
@@ -268,50 +267,50 @@ def test_maps_keep_channels_last():
 
 
 @pytest.fixture
-def selfish():
-    """A self-conditioned network for 2 channels of 3, and what it is to see: 4 rows of image, level and label."""
+def self_conditioned():
+    """A self-conditioned network with 2 channels in and 3 out, and its inputs: 4 images, noise levels and labels."""
     net = unet(channels=2, out_dim=3, self_condition=True, classes=3)
     return net, noise(4, 2, 6, 5), torch.linspace(-1, 1, 4), torch.tensor([0, 1, 2, 3])
 
 
 def explicit(net, x, levels, cond):
-    """The outputs where the estimate is 0, and where it is the first one's channels."""
+    """The outputs for the estimate 0, and for the first output as estimate."""
     first = net.once(torch.cat([x, torch.zeros_like(x)], 1), levels, cond)
     return first, net.once(torch.cat([x, first[:, :2].detach()], 1), levels, cond)
 
 
-def test_in_eval_mode_all_rows_see_the_first_output(selfish):
-    net, *told = selfish
-    first, second = explicit(net, *told)
-    assert torch.equal(net(*told), second)
+def test_in_eval_mode_all_rows_take_the_first_output(self_conditioned):
+    net, *inputs = self_conditioned
+    first, second = explicit(net, *inputs)
+    assert torch.equal(net(*inputs), second)
     assert (first - second).abs().flatten(1).amax(1).min() > 1e-3
-    assert torch.equal(net(*told), net(*told))  # nothing is remembered
+    assert torch.equal(net(*inputs), net(*inputs))  # no state between calls
 
 
-def test_in_training_the_odd_rows_see_it(selfish):
-    net, *told = selfish
-    first, second = explicit(net.train(), *told)
-    out = net(*told)
+def test_in_training_the_odd_rows_take_the_first_output(self_conditioned):
+    net, *inputs = self_conditioned
+    first, second = explicit(net.train(), *inputs)
+    out = net(*inputs)
     torch.testing.assert_close(out[::2], first[::2], rtol=1e-4, atol=1e-5)
     torch.testing.assert_close(out[1::2], second[1::2], rtol=1e-4, atol=1e-5)
     assert (out - first)[1::2].abs().flatten(1).amax(1).min() > 1e-3
 
 
 @pytest.mark.parametrize("rows", [1, 2, 3])
-def test_batches_of_any_length_train(selfish, rows):
-    net, *told = selfish
+def test_batches_of_any_length_train(self_conditioned, rows):
+    net, *inputs = self_conditioned
     net.train()
-    whole = net(*told)
-    torch.testing.assert_close(net(*(one[:rows] for one in told)), whole[:rows], rtol=1e-4, atol=1e-5)
+    whole = net(*inputs)
+    torch.testing.assert_close(net(*(one[:rows] for one in inputs)), whole[:rows], rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.parametrize("mode", [True, False])
-def test_no_gradient_passes_through_the_first_output(selfish, mode):
-    net, *told = selfish
-    first, second = explicit(net.train(mode), *told)  # with the first output detached
+def test_no_gradient_passes_through_the_first_output(self_conditioned, mode):
+    net, *inputs = self_conditioned
+    first, second = explicit(net.train(mode), *inputs)  # with the first output detached
     even = (torch.arange(4) % 2 == 0)[:, None, None, None]
     want = torch.autograd.grad(torch.where(even & mode, first, second).square().sum(), [*net.parameters()])
-    got = torch.autograd.grad(net(*told).square().sum(), [*net.parameters()])
+    got = torch.autograd.grad(net(*inputs).square().sum(), [*net.parameters()])
     for a, b in zip(got, want, strict=True):
         torch.testing.assert_close(a, b, rtol=1e-3, atol=1e-3 * b.abs().max().item())
 
@@ -319,22 +318,22 @@ def test_no_gradient_passes_through_the_first_output(selfish, mode):
 # --- conditions ------------------------------------------------------------------------------------------------------
 
 
-def test_the_blocks_are_told_the_level_and_the_label():
-    net, told, cond = (
+def test_the_blocks_are_conditioned_on_noise_level_and_label():
+    net, seen, cond = (
         unet(classes=3, augmentations=2).double(),
         [],
         torch.tensor([2, 5]),
-    )  # the latter: class 1, second view
-    net.middle1.register_forward_hook(lambda module, args, out: told.append(args[1]))
+    )  # the latter: class 1 under augmentation 1
+    net.middle1.register_forward_hook(lambda module, args, out: seen.append(args[1]))
     net(noise(2, 1, 8, 8).double(), LEVELS, cond)
-    (first, _, last), rows, views = net.time, net.labels.of_class.weight, net.labels.of_view.weight
+    (first, _, last), rows, augmentations = net.time, net.labels.of_class.weight, net.labels.of_view.weight
     h = sinusoid(LEVELS, 8).double() @ first.weight.T + first.bias
     h = h * (1 + torch.erf(h / math.sqrt(2))) / 2  # GELU (Hendrycks & Gimpel 2016)
-    h = h @ last.weight.T + last.bias + torch.stack([rows[2], rows[1] + views[0]])
-    torch.testing.assert_close(told[0], h * h.sigmoid(), rtol=1e-6, atol=1e-6)
+    h = h @ last.weight.T + last.bias + torch.stack([rows[2], rows[1] + augmentations[0]])
+    torch.testing.assert_close(seen[0], h * h.sigmoid(), rtol=1e-6, atol=1e-6)
 
 
-def test_label_view_and_level_matter_and_no_label_is_the_last():
+def test_label_augmentation_and_noise_level_matter_and_no_label_is_the_last():
     net, x = unet(classes=3, augmentations=2), noise(2, 1, 8, 8)
     outs = [net(x, LEVELS, torch.full((2,), label)) for label in range(8)] + [net(x, LEVELS + 0.1)]
     for i, a in enumerate(outs):
@@ -346,7 +345,7 @@ def test_label_view_and_level_matter_and_no_label_is_the_last():
 
 
 @pytest.mark.parametrize("self_condition", [False, True])
-def test_a_sample_does_not_hear_its_neighbours(self_condition):
+def test_a_sample_does_not_depend_on_its_neighbors(self_condition):
     net = unet(classes=3, self_condition=self_condition)
     x, y, cond = noise(3, 1, 8, 8), noise(3, 1, 8, 8, seed=1), torch.tensor([0, 1, 2])
     levels = torch.tensor([-1.0, 0.0, 1.0])
@@ -356,7 +355,7 @@ def test_a_sample_does_not_hear_its_neighbours(self_condition):
     assert (a[0] - b[0]).abs().max() > 1e-3
 
 
-def test_dropout_works_in_training_alone():
+def test_dropout_acts_in_training_only():
     net, x = unet(dropout=0.5), noise(2, 1, 8, 8)
     assert torch.equal(net(x, LEVELS), unet()(x, LEVELS))
     net.train()
@@ -371,10 +370,10 @@ def test_dropout_works_in_training_alone():
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("self_condition", [False, True])
 def test_gradients_reach_every_parameter(self_condition, dtype):
-    """In bf16 too, where a pass without gradient may leave cast weights behind for the one that needs it."""
+    """Also in bf16, where autocast may reuse the weights that a pass without gradient has cast."""
     net = unet(channels=2, dim_mults=(1, 2, 3), self_condition=self_condition, classes=3, augmentations=2).train()
     denoiser = Denoiser(net, Cosine(), noise_target, dtype=dtype)
-    cond = torch.arange(7)  # all labels, plain and of the second view
+    cond = torch.arange(7)  # all labels, under augmentations 0 and 1
     denoiser.predict(noise(7, 2, 8, 8), torch.linspace(0.1, 0.9, 7), cond).square().sum().backward()
     for name, p in net.named_parameters():
         assert p.grad is not None, name

@@ -23,7 +23,7 @@ LEVELS = torch.tensor([-1.0, 0.5])
 
 
 def unet(seed=0, **options):
-    """A small network whose weights all matter: none is exactly 0 or 1."""
+    """A small network without weights of exactly 0 or 1."""
     torch.manual_seed(seed)
     net = DoubleConvUNet(**(SMALL | options))
     for p in net.parameters():
@@ -35,7 +35,7 @@ def noise(*shape, seed=0):
     return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
 
 
-# --- the published network, written down plainly ---------------------------------------------------------------------
+# --- a reference implementation of the published network -------------------------------------------------------------
 
 
 def their_conv(a, b, middle=None):
@@ -54,7 +54,7 @@ class TheirAttention(nn.Module):
     def forward(self, x):
         tokens = x.flatten(2).mT
         h = self.norm(tokens)
-        tokens = tokens + self.mha(h, h, h, need_weights=True)[0]  # asked for its weights, it writes the softmax out
+        tokens = tokens + self.mha(h, h, h, need_weights=True)[0]  # computes the softmax explicitly
         return (tokens + self.mlp(tokens)).mT.reshape(x.shape)
 
 
@@ -70,7 +70,7 @@ class TheirLevel(nn.Module):
 
 
 class Theirs(nn.Module):
-    """The published network: it is given the waves of the time `[B, emb]`, and labels or None."""
+    """The published network: takes the sinusoids of the time `[B, emb]`, and labels or None."""
 
     def __init__(self, emb, base, n_scaling, n_bottleneck, classes, heads):
         super().__init__()
@@ -112,7 +112,7 @@ RENAMED = {
 
 
 def theirs_with_weights_of(net, n_bottleneck, heads=4):
-    """The published network with our weights, each found by its name."""
+    """The published network with the weights of ours, matched by name."""
     weights = {}
     for name, value in net.state_dict().items():
         for ours, there in RENAMED.items():
@@ -123,8 +123,7 @@ def theirs_with_weights_of(net, n_bottleneck, heads=4):
     return there.to(net.head.weight)
 
 
-@pytest.mark.parametrize("n_bottleneck", range(6))
-@pytest.mark.parametrize("n_scaling", range(4))
+@pytest.mark.parametrize(("n_scaling", "n_bottleneck"), [(0, 0), (1, 1), (2, 2), (3, 3), (1, 5)])
 def test_it_is_the_published_network(n_scaling, n_bottleneck):
     net = unet(n_scaling=n_scaling, n_bottleneck=n_bottleneck, num_classes=3).double()
     there = theirs_with_weights_of(net, n_bottleneck)
@@ -177,7 +176,7 @@ def test_attention_is_softmax_of_queries_and_keys(channels, heads):
 
 # --- every setting ---------------------------------------------------------------------------------------------------
 
-SIZES = [(28, 28), (20, 36), (1, 1), (5, 7), (16, 8)]
+SIZES = [(1, 1), (5, 7), (16, 8)]
 
 
 @pytest.mark.parametrize("size", SIZES)
@@ -221,16 +220,16 @@ def test_without_attention_it_is_the_network_whose_attention_adds_nothing(size):
     torch.testing.assert_close(plain(x, LEVELS), net(x, LEVELS))
 
 
-def test_heads_share_the_channels_out():
+def test_heads_divide_the_channels():
     nets, x = [unet(heads=heads) for heads in (1, 2, 4, 8)], noise(2, 1, 8, 8)
     outs = [net(x, LEVELS) for net in nets]  # the same weights
     for a, b in itertools.combinations(outs, 2):
         assert (a - b).abs().max() > 1e-4
     assert unet(base_channels=6, heads=3)(x, LEVELS).isfinite().all()
-    assert unet(base_channels=6, attention=False)(x, LEVELS).isfinite().all()  # four heads that nobody needs
+    assert unet(base_channels=6, attention=False)(x, LEVELS).isfinite().all()  # 4 heads are allowed here
 
 
-def test_dropout_works_in_training_alone():
+def test_dropout_acts_in_training_only():
     net, x = unet(dropout=0.5), noise(2, 1, 8, 8)
     assert torch.equal(net(x, LEVELS), net(x, LEVELS))
     torch.testing.assert_close(net(x, LEVELS), unet()(x, LEVELS))
@@ -257,7 +256,7 @@ def test_dropout_works_in_training_alone():
         ({"dropout": math.nan}, "dropout"),
     ],
 )
-def test_a_setting_that_makes_no_network_is_named(wrong, word):
+def test_a_setting_out_of_range_is_refused(wrong, word):
     with pytest.raises(ValueError, match=f"^{word} "):
         DoubleConvUNet(**(SMALL | wrong))
 
@@ -277,14 +276,14 @@ def test_labels_and_level_matter_and_no_label_adds_nothing():
     assert torch.equal(without(x, LEVELS), without(x, LEVELS, torch.tensor([0, 0])))
 
 
-def test_views_are_told_apart_and_the_plain_one_is_a_plain_label():
+def test_each_augmentation_gives_another_output():
     net, x = unet(num_classes=3, augmentations=8), noise(1, 1, 8, 8)
-    outs = [net(x, LEVELS[:1], torch.tensor([1 + 4 * view])) for view in range(8)]
+    outs = [net(x, LEVELS[:1], torch.tensor([1 + 4 * number])) for number in range(8)]
     for a, b in itertools.combinations(outs, 2):
         assert (a - b).abs().max() > 1e-3
 
 
-def test_a_sample_does_not_hear_its_neighbours():
+def test_a_sample_does_not_depend_on_its_neighbors():
     net, x, y, cond = unet(num_classes=3), noise(3, 1, 8, 8), noise(3, 1, 8, 8, seed=1), torch.tensor([0, 1, 2])
     levels = torch.tensor([-1.0, 0.0, 1.0])
     y[1] = x[1]
@@ -314,7 +313,7 @@ def test_every_pixel_and_channel_sees_the_image():
 
 
 def test_it_moves_with_to():
-    net = unet(num_classes=3, augmentations=2).to("meta")  # a tensor left behind on the CPU could not meet these
+    net = unet(num_classes=3, augmentations=2).to("meta")  # a tensor that stays on the CPU would raise an error
     out = net(noise(2, 1, 8, 8).to("meta"), LEVELS.to("meta"), torch.tensor([0, 1]).to("meta"))
     assert out.device.type == "meta"
 
@@ -328,7 +327,7 @@ def test_layout_does_not_matter_and_bf16_is_close():
     with torch.autocast("cpu", torch.bfloat16):
         out = net(x.to(memory_format=torch.channels_last), levels, cond)
     error = (out - want).square().mean().sqrt() / want.std()
-    assert 1e-4 < error < 0.1  # bf16 has eight bits; 0 would mean that it was not used
+    assert 1e-4 < error < 0.1  # bf16 has 8 bits of precision; an error of 0 would mean float32
 
 
 # --- the published protocol ------------------------------------------------------------------------------------------
@@ -339,7 +338,7 @@ ABAR = (1 - BETAS).cumprod(0)
 
 
 def their_step(u):
-    """Their number of the step: uniform over 1 .. T - 1, counted from 0, so that beta 0 is never trained."""
+    """The published choice of the step, counted from 0: uniform on 1 ... T - 1, so that step 0 is never trained."""
     return 1 + (u * (T - 1)).long()
 
 
@@ -363,7 +362,7 @@ def small_digits():
 
 
 def waves_of_level(n):
-    """What our network hears at their step n: waves of log(sigma/alpha)/4."""
+    """The sinusoids of our network at step n, of log(sigma/alpha)/4."""
     return sinusoid(((1 - ABAR[n]) / ABAR[n]).log() / 8, 16)
 
 
@@ -384,12 +383,12 @@ def test_its_loss_is_the_published_one():
     for batch in itertools.islice(batches(images, 4), 2):
         batch = type(batch)(batch.x0.double(), batch.cond, batch.draws)
         ours = our_loss(denoiser, batch.x0, batch.cond, batch.draws).mean()
-        close(ours, their_loss(there, batch, waves_of_level), 1e-5)  # waves are float32
+        close(ours, their_loss(there, batch, waves_of_level), 1e-5)  # sinusoids are float32
 
 
 @pytest.mark.slow
 def test_it_learns_the_published_protocol_as_well_as_the_published_network():
-    """The two differ in the waves alone. In 300 steps these hardly matter: an image tells its own noise level."""
+    """The networks differ only in the sinusoids, which hardly matter in 300 steps: the image shows its noise level."""
     torch.manual_seed(0)
     net = DoubleConvUNet(1, base_channels=16, n_scaling=2, n_bottleneck=1, num_classes=10)
     there = theirs_with_weights_of(net, 1)
@@ -410,5 +409,5 @@ def test_it_learns_the_published_protocol_as_well_as_the_published_network():
 
     ours, theirs = (sum(losses[-100:]) / 100 for losses in (ours, theirs))
     print(f"\nmean loss of the last 100 steps: ours {ours:.4f}, theirs {theirs:.4f}, ratio {ours / theirs:.3f}")
-    assert theirs < 0.5  # of 1, the loss of a network that says 0: both have learnt
+    assert theirs < 0.5  # a network whose output is 0 has loss 1
     assert ours < 1.05 * theirs

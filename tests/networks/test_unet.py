@@ -5,12 +5,12 @@ from torch import nn
 
 from simple_diffusion.networks.unet import Attention, UNet, group_norm
 
-SIZES = [(28, 28), (20, 36), (1, 1), (5, 7), (32, 30)]
+SIZES = [(1, 1), (5, 7), (16, 10)]
 LEVELS = torch.tensor([-1.0, 0.5])
 
 
 def unet(channels=1, classes=3, widths=(32, 32), blocks=(1, 1), seed=0, **options):
-    """A small network whose residual branches and head are not zero: one that has been trained a little."""
+    """A small network whose residual branches and head are not zero, as after training."""
     torch.manual_seed(seed)
     net = UNet(channels, classes, widths, blocks, **options)
     for p in net.parameters():
@@ -25,8 +25,7 @@ def noise(*shape, seed=0):
 # --- sizes -----------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("size", SIZES)
-@pytest.mark.parametrize("channels", [1, 2, 3, 5])
+@pytest.mark.parametrize(("channels", "size"), [(1, (28, 28)), (3, (1, 1)), (5, (5, 7))])
 def test_any_size_and_number_of_channels(channels, size):
     x = noise(2, channels, *size)
     out = unet(channels)(x, LEVELS, torch.tensor([0, 1]))
@@ -44,28 +43,28 @@ def test_an_odd_size_is_a_larger_image_with_zeros_to_the_right_and_below(size, o
     torch.testing.assert_close(net(x, LEVELS), net(padded, LEVELS)[..., :height, :width], rtol=0, atol=1e-5)
 
 
-def test_every_pixel_and_channel_sees_the_image():
+def test_every_output_depends_on_every_input():
     net, x = unet(2), noise(1, 2, 5, 7).requires_grad_()
     for place in ((0, 0, 0), (1, 4, 6), (0, 2, 3)):
         (grad,) = torch.autograd.grad(net(x, LEVELS[:1])[0][place], x)
-        assert (grad != 0).all()  # attention reaches from corner to corner
+        assert (grad != 0).all()  # through attention, also across the image
 
 
-@pytest.mark.parametrize("channels", [8, 32, 48, 100, 200])
+@pytest.mark.parametrize("channels", [8, 48, 64])
 def test_odd_widths_work(channels):
     net = unet(widths=(channels, channels), blocks=(1, 1))
     assert net(noise(2, 1, 8, 8), LEVELS).isfinite().all()
     assert group_norm(channels).num_groups == (channels // 32 if channels % 32 == 0 else 1)
 
 
-@pytest.mark.parametrize(("row", "column"), [(0, 0), (0, 63), (63, 0), (40, 20)])
-def test_without_attention_a_pixel_sees_its_own_surroundings_alone(row, column):
+@pytest.mark.parametrize(("row", "column"), [(0, 63), (40, 20)])
+def test_without_attention_the_receptive_field_is_local(row, column):
     net, x = unet(), noise(1, 1, 64, 64).requires_grad_()
     for layer in net.modules():
         if isinstance(layer, Attention):
             nn.init.zeros_(layer.out.weight)
         if isinstance(layer, nn.GroupNorm):
-            layer.forward = lambda h: h  # its mean and variance are the whole map's
+            layer.forward = lambda h: h  # its mean and variance depend on the whole map
     (grad,) = torch.autograd.grad(net(x, LEVELS[:1])[0, 0, row, column], x)
     rows, columns = grad[0, 0].nonzero().T
     assert grad[0, 0, row, column] != 0
@@ -73,9 +72,9 @@ def test_without_attention_a_pixel_sees_its_own_surroundings_alone(row, column):
     assert (columns - column).abs().max() < 32
 
 
-def test_fine_detail_passes_beside_the_low_resolutions():
+def test_skip_connections_carry_detail_past_the_lower_level():
     net, x = unet(), noise(2, 1, 8, 8)
-    nn.init.zeros_(net.shrink[0].weight)  # nothing of the image reaches the lower level
+    nn.init.zeros_(net.shrink[0].weight)  # the lower level does not depend on the image
     a, b = net(x, LEVELS), net(x.flip(-1), LEVELS)
     assert (a - b).abs().max() > 1e-3
 
@@ -113,14 +112,14 @@ def test_label_and_level_matter_and_no_label_is_the_last():
     assert torch.equal(unlabelled(x, LEVELS), unlabelled(x, LEVELS, torch.tensor([0, 1])))
 
 
-def test_levels_are_told_apart_finely_and_far():
+def test_embeddings_of_different_noise_levels_differ():
     embedding = unet().embedding
     levels = torch.linspace(-2, 2.5, 400)  # log(sigma/alpha)/4 of all schedules
     distance = torch.cdist(*[F.normalize(embedding(levels, None))] * 2)
     assert (distance + 9 * torch.eye(400)).min() > 1e-3
 
 
-def test_a_sample_does_not_hear_its_neighbours():
+def test_a_sample_does_not_depend_on_its_neighbors():
     net, x, y, cond = unet(), noise(3, 1, 8, 8), noise(3, 1, 8, 8, seed=1), torch.tensor([0, 1, 2])
     levels = torch.tensor([-1.0, 0.0, 1.0])
     y[1] = x[1]
@@ -140,7 +139,7 @@ def test_gradients_reach_every_parameter():
         assert p.grad.flatten(1 if p.ndim > 1 else 0).abs().amax(-1).min() > 0, name  # every row of it
 
 
-def test_dropout_works_in_training_alone():
+def test_dropout_acts_in_training_only():
     net, x = unet(dropout=0.5), noise(2, 1, 8, 8)
     assert torch.equal(net(x, LEVELS), net(x, LEVELS))
     net.train()

@@ -1,6 +1,6 @@
-"""Several processes: the same run as one process, to the bit; they decide alike, and none waits for one that is gone.
+"""A run in several processes is bit-exact with one process, all processes decide alike, and a failure ends all.
 
-Most tests fork two children that join as torchrun's do, for torch takes seconds to import; a hang ends by SIGALRM.
+Most tests fork two children in place of torchrun, because to import torch takes seconds. SIGALRM ends one that hangs.
 """
 
 import importlib
@@ -25,14 +25,15 @@ from simple_diffusion.errors import DataError, DivergedError, ResourceError, Usa
 from simple_diffusion.model.build import ModelSpec
 from simple_diffusion.run import budget
 from simple_diffusion.run import trainer as run
-from simple_diffusion.run.checkpoint import checkpoints, latest
+from simple_diffusion.run.checkpoint import latest
 from simple_diffusion.system import distributed as ranks
 
+importlib.import_module("torch._dynamo")  # once here instead of in each child
 COMMANDS = [f"simple_diffusion.cli.{name}" for name in ("main", "options", "train", "sample", "evaluate")]
 
 
 def together(folder, work, world=2):
-    """Do the work in so many processes of one run. Returns how each ended, and what it said."""
+    """Do the work in `world` processes of one run. Returns their exit codes and outputs."""
     with socket.create_server(("127.0.0.1", 0)) as free:
         port = free.getsockname()[1]
 
@@ -47,39 +48,47 @@ def together(folder, work, world=2):
                     setattr(module, constant, value)
         return work(number)
 
-    outs = [folder / f"said-{number}" for number in range(world)]
+    outs = [folder / f"output-{number}" for number in range(world)]
     children = [begun(lambda number=number: child(number), outs[number]) for number in range(world)]
     codes = [ended(child) for child in children]
     return codes, [out.read_text() for out in outs]
 
 
 def command(argv, *contexts):
-    """A command in every process, each of which may be disturbed: (number) -> context manager, or None."""
+    """A command for each process, inside contexts (number) -> context manager, or None."""
 
     def work(number):
         with ExitStack() as stack:
             for context in contexts:
-                if (disturbance := context(number)) is not None:
-                    stack.enter_context(disturbance)
+                if (fault := context(number)) is not None:
+                    stack.enter_context(fault)
             return ends(argv)
 
     return work
 
 
-def only(number, disturb):
-    """The disturbance of one process."""
-    return lambda me: disturb() if me == number else None
+def only(number, fault):
+    """A fault in one process."""
+    return lambda me: fault() if me == number else None
 
 
-def training(squares, folder, *more, steps=8):
+def training(squares, folder, *more, steps=6):
     return ["train", str(squares), "--steps", str(steps), "--out", str(folder), "--device=cpu", *TINY, *more]
 
 
-# --- the parts -------------------------------------------------------------------------------------------------------
+# --- functions -------------------------------------------------------------------------------------------------------
 
 
-def test_messages(tmp_path):
+def test_collective_operations(tmp_path):
+    written = tmp_path / "written"
+
     def work(me):
+        def write():
+            written.write_text(written.read_text() + "x" if written.exists() else "x")
+
+        def fail():
+            raise ResourceError("the disk is full")
+
         with ranks.process_group():
             assert (ranks.rank(), ranks.world_size()) == (me, 2)
             assert ranks.all_max(me, -me, 5) == [1, 0, 5]
@@ -94,6 +103,10 @@ def test_messages(tmp_path):
             assert not ranks.same_everywhere([b"01" if me else b"10"])  # the same bytes in another order
             ranks.check_same_settings({"lr": 1})
             ranks.check_same_weights([a, torch.tensor(1.0)])
+            ranks.on_rank0(write)
+            with pytest.raises(ResourceError, match="rank 0" if me else "full") as caught:
+                ranks.on_rank0(fail)
+            assert caught.value.exit_code == 6
             for check, thing, error in (
                 (ranks.check_same_settings, {"lr": me}, UsageError),
                 (ranks.check_same_weights, [torch.tensor([0.0, 1.0]).roll(me)], DivergedError),
@@ -104,50 +117,28 @@ def test_messages(tmp_path):
 
     codes, said = together(tmp_path, work)
     assert codes == [0, 0], said
+    assert written.read_text() == "x"
 
 
-def test_what_the_first_does_alone(tmp_path):
-    did = tmp_path / "did"
-
-    def work(me):
-        def writes():
-            did.write_text(did.read_text() + "x" if did.exists() else "x")
-
-        def fails():
-            raise ResourceError("the disk is full")
-
-        with ranks.process_group():
-            ranks.on_rank0(writes)
-            with pytest.raises(ResourceError, match="rank 0" if me else "full") as caught:
-                ranks.on_rank0(fails)
-            assert caught.value.exit_code == 6
-
-    codes, said = together(tmp_path, work)
-    assert codes == [0, 0], said
-    assert did.read_text() == "x"
+# --- as one process --------------------------------------------------------------------------------------------------
 
 
-# --- the same as one process -----------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize(
-    ("optimizer", "more"), [("adamw", ["--precision=fp32"]), ("muon", ["--set=batch=17", "--set=dropout=0.2"])]
-)
-def test_two_processes_are_two_parts_of_a_batch_to_the_bit(squares, tmp_path, optimizer, more):
-    more = [*more, f"--set=optimizer={optimizer}", "--set=held_out=0.1", "--set=patience=0.9", "--set=snapshot=0.3"]
-    assert ends(training(squares, tmp_path / "one", "--set=accumulate=2", *more, steps=20)) == 0
-    codes, said = together(tmp_path, command(training(squares, tmp_path / "two", *more, steps=20)))
+def test_two_processes_are_bit_exact_with_two_gradient_accumulation_steps(squares, tmp_path):
+    """With a batch that the processes share unevenly, dropout, held-out loss and snapshot."""
+    more = [f"--set={pair}" for pair in ("batch=17", "dropout=0.2", "held_out=0.1", "patience=0.9", "snapshot=0.3")]
+    assert ends(training(squares, tmp_path / "one", "--set=accumulate=2", *more)) == 0
+    codes, said = together(tmp_path, command(training(squares, tmp_path / "two", *more)))
     assert codes == [0, 0], said
     assert said[1] == ""
     one, two = latest(tmp_path / "one"), latest(tmp_path / "two")
-    assert (two.numbers.n, two.made_by["processes"]) == (20, 2)
+    assert (two.numbers.n, two.made_by["processes"]) == (6, 2)
     assert two.numbers.best == one.numbers.best is not None
     assert_equal(two.tensors, one.tensors)
     assert rows(tmp_path / "two") == rows(tmp_path / "one")
 
 
-def test_two_processes_are_one_large_batch_to_rounding(squares, tmp_path):
-    """For some steps only: where a gradient is nearly 0, AdamW makes much of its last bits."""
+def test_two_processes_match_one_process_up_to_rounding(squares, tmp_path):
+    """Only in the first steps: AdamW amplifies rounding errors where a gradient is almost 0."""
     more = ["--precision=fp32", "--set=optimizer=adamw"]
     assert ends(training(squares, tmp_path / "one", *more, steps=5)) == 0
     assert together(tmp_path, command(training(squares, tmp_path / "two", *more, steps=5)))[0] == [0, 0]
@@ -157,8 +148,8 @@ def test_two_processes_are_one_large_batch_to_rounding(squares, tmp_path):
     assert torch.stack(far).norm() < 1e-6 * norm
 
 
-def test_two_processes_draw_and_score_the_same_images(run_folder, tmp_path, monkeypatch):
-    monkeypatch.setattr("simple_diffusion.evaluation.classifier.SEEN", 20 * 86 * 32**2)  # enough for squares
+def test_two_processes_generate_and_evaluate_the_same_images(run_folder, tmp_path, monkeypatch):
+    monkeypatch.setattr("simple_diffusion.evaluation.classifier.SEEN", 2 * 86 * 32**2)  # short training
 
     def both(name, *argv):
         argv = [argv[0], str(run_folder), *argv[1:], "--out"]
@@ -168,13 +159,13 @@ def test_two_processes_draw_and_score_the_same_images(run_folder, tmp_path, monk
         return tmp_path / f"one-{name}", tmp_path / f"two-{name}"
 
     for name, argv in {
-        "some.npz": ["--n", "200"],  # batches for both
-        "few.png": ["--n", "3"],  # none for the second
+        "some.npz": ["--n", "70"],  # a batch for each process
+        "few.png": ["--n", "3"],  # no batch for the second process
         "film.png": ["--film", "--n", "2"],
     }.items():
         one, two = both(name, "sample", *argv)
         assert one.read_bytes() == two.read_bytes(), name
-    one, two = both("scores", "evaluate", "--n", "140")
+    one, two = both("scores", "evaluate", "--n", "70")
     files = sorted(path.name for path in one.iterdir())
     assert files == sorted(path.name for path in two.iterdir())
     for file in files:
@@ -182,16 +173,16 @@ def test_two_processes_draw_and_score_the_same_images(run_folder, tmp_path, monk
         assert texts[0] == texts[1], file
 
 
-# --- all decide alike ------------------------------------------------------------------------------------------------
+# --- common decisions ------------------------------------------------------------------------------------------------
 
 
 def fast_clock():
-    """A clock that is ahead, and ten times too fast."""
+    """A clock that is 100 s ahead and ten times too fast."""
     real = time.perf_counter
     return patch.object(budget.time, "perf_counter", lambda: 100 + 10 * real())
 
 
-def test_the_clock_is_that_of_the_first(squares, tmp_path):
+def test_all_processes_follow_the_clock_of_rank_0(squares, tmp_path):
     argv = training(squares, tmp_path / "run", "--set=save_seconds=0.3")
     argv[2:4] = ["--for", "3s"]
     codes, said = together(tmp_path, command(argv, only(1, fast_clock)))
@@ -200,20 +191,20 @@ def test_the_clock_is_that_of_the_first(squares, tmp_path):
     assert len(rows(tmp_path / "run")) > 2
 
 
-def test_a_signal_to_one_stops_all_and_they_go_on(squares, tmp_path):
+def test_a_signal_to_one_process_stops_all_and_they_resume(squares, tmp_path):
     assert together(tmp_path, command(training(squares, tmp_path / "unbroken")))[0] == [0, 0]
     stopped, argv = tmp_path / "stopped", training(squares, tmp_path / "stopped")
-    codes, said = together(tmp_path, command(argv, only(1, lambda: after_step(5, lambda: hit(signal.SIGTERM)))))
+    codes, said = together(tmp_path, command(argv, only(1, lambda: after_step(3, lambda: hit(signal.SIGTERM)))))
     assert codes == [143, 143], said
-    assert "after 5 steps" in said[0]
-    assert latest(stopped).numbers.n == 5
+    assert "after 3 steps" in said[0]
+    assert latest(stopped).numbers.n == 3
     codes, said = together(tmp_path, command([*argv, "--resume"]))
     assert codes == [0, 0], said
     assert "last bits" not in said[0]
     assert_same_run(stopped, tmp_path / "unbroken")
 
 
-def test_a_run_goes_on_with_another_number_of_processes(squares, tmp_path, capsys):
+def test_a_run_resumes_with_another_number_of_processes(squares, tmp_path, capsys):
     argv = training(squares, tmp_path / "run")
     stop = lambda number: after_step(4, lambda: hit(signal.SIGTERM))  # noqa: E731
     assert together(tmp_path, command(argv, stop))[0] == [143, 143]
@@ -222,7 +213,7 @@ def test_a_run_goes_on_with_another_number_of_processes(squares, tmp_path, capsy
     assert latest(tmp_path / "run").numbers.done
 
 
-def test_a_signal_to_one_at_the_very_end_does_not_part_them(squares, tmp_path):
+def test_a_signal_to_one_process_at_the_end_stops_all(squares, tmp_path):
     real = run.Trainer.finish
 
     def finish(trainer):
@@ -235,7 +226,7 @@ def test_a_signal_to_one_at_the_very_end_does_not_part_them(squares, tmp_path):
 
 
 def poisoned():
-    """A loss that is not finite in the steps 3 and 4, for one sample."""
+    """The loss of one sample is NaN in steps 3 and 4."""
     real = ModelSpec.training_loss
 
     def spoilt_loss(spec):
@@ -252,29 +243,29 @@ def poisoned():
     return patch.object(ModelSpec, "training_loss", spoilt_loss)
 
 
-def test_a_loss_that_is_not_finite_in_one_stops_all_in_the_same_step(squares, tmp_path):
+def test_a_loss_that_is_not_finite_in_one_process_stops_all_in_the_same_step(squares, tmp_path):
     codes, said = together(tmp_path, command(training(squares, tmp_path / "run"), only(1, poisoned)))
     assert codes == [4, 4], said
     assert all("the loss of step 3 is not finite" in text for text in said)
     assert "process 1" in said[1]
 
 
-def test_a_step_that_is_left_out_in_one_is_left_out_in_all(squares, tmp_path):
+def test_a_step_that_one_process_skips_is_skipped_by_all(squares, tmp_path):
     argv = training(squares, tmp_path / "run", "--set=max_skipped=2", "--set=save_seconds=0")
     codes, said = together(tmp_path, command(argv, only(1, poisoned)))
-    assert codes == [0, 0], said  # and after every step they held the same weights
+    assert codes == [0, 0], said  # the weights are compared after each step
     assert said[0].count("was left out") == 2
     assert "was left out" not in said[1]
 
 
-def test_other_settings_are_refused(squares, tmp_path):
+def test_different_settings_are_refused(squares, tmp_path):
     work = lambda me: ends(training(squares, tmp_path / "run", f"--set=lr={0.001 + me / 1000}"))  # noqa: E731
     codes, said = together(tmp_path, work)
     assert codes == [2, 2], said
     assert "different settings or data" in said[0]
 
 
-def test_other_weights_are_found_before_they_are_saved(squares, tmp_path):
+def test_different_weights_are_not_saved(squares, tmp_path):
     def drift():
         def work():
             weights = next(trainers[0].state.denoiser.parameters())
@@ -298,11 +289,11 @@ def test_other_weights_are_found_before_they_are_saved(squares, tmp_path):
     assert latest(tmp_path / "run").numbers.n == 3
 
 
-# --- one goes --------------------------------------------------------------------------------------------------------
+# --- failures --------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("victim", [1, 0])
-def test_when_one_is_killed_the_other_says_so(squares, tmp_path, victim):
+def test_if_one_process_is_killed_the_other_reports_it(squares, tmp_path, victim):
     argv = training(squares, tmp_path / "run", "--set=save_seconds=0")
     kill = only(victim, lambda: after_step(4, lambda: hit(signal.SIGKILL)))
     codes, said = together(tmp_path, command(argv, kill))
@@ -312,7 +303,7 @@ def test_when_one_is_killed_the_other_says_so(squares, tmp_path, victim):
 
 
 @pytest.mark.slow
-def test_of_four_the_one_that_is_killed_is_named_by_all(squares, tmp_path):
+def test_if_one_of_four_processes_is_killed_the_others_name_it(squares, tmp_path):
     kill = only(2, lambda: after_step(4, lambda: hit(signal.SIGKILL)))
     codes, said = together(tmp_path, command(training(squares, tmp_path / "run"), kill), world=4)
     assert codes == [6, 6, -9, 6], said
@@ -320,7 +311,7 @@ def test_of_four_the_one_that_is_killed_is_named_by_all(squares, tmp_path):
         assert "rank 2 of this run failed" in said[number]
 
 
-def test_an_error_of_one_ends_the_other(squares, tmp_path):
+def test_an_error_in_one_process_ends_the_other(squares, tmp_path):
     def broken(*args, **kwargs):
         raise DataError("no such data here")
 
@@ -332,33 +323,20 @@ def test_an_error_of_one_ends_the_other(squares, tmp_path):
 
 
 def no_large_files():
-    """From step 4 on the disk takes no file of more than 1000 bytes."""
+    """From step 4 on, no file can be larger than 1000 bytes."""
     return after_step(4, lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (1000, resource.RLIM_INFINITY)))
 
 
-def folder_is_a_file(folder):
-    def spoil():
-        for path in checkpoints(folder):
-            path.unlink()
-        (folder / "checkpoints").rmdir()
-        (folder / "checkpoints").write_text("")
-
-    return after_step(4, spoil)
-
-
-@pytest.mark.parametrize("how", ["limit", "file"])
-def test_when_the_first_cannot_save_all_end(squares, tmp_path, how):
-    folder = tmp_path / "run"
-    spoil = no_large_files if how == "limit" else lambda: folder_is_a_file(folder)
-    argv = training(squares, folder, "--set=save_seconds=0")
-    codes, said = together(tmp_path, command(argv, only(0, spoil)))
+def test_if_rank_0_cannot_save_all_processes_end(squares, tmp_path):
+    argv = training(squares, tmp_path / "run", "--set=save_seconds=0")
+    codes, said = together(tmp_path, command(argv, only(0, no_large_files)))
     assert codes == [6, 6], said
     assert "can't be written" in said[0]
     assert "rank 0 of this run failed" in said[1]
 
 
-def test_without_the_others_the_sentence_says_so(tmp_path):
-    """The port that they would meet at belongs to somebody else."""
+def test_a_process_that_cannot_join_reports_it(tmp_path):
+    """Another program uses the port."""
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
 
@@ -370,11 +348,11 @@ def test_without_the_others_the_sentence_says_so(tmp_path):
             ):
                 raise AssertionError
 
-        assert forked(work, tmp_path / "said") == 0, (tmp_path / "said").read_text()
+        assert forked(work, tmp_path / "output") == 0, (tmp_path / "output").read_text()
 
 
-def test_other_commands_are_done_by_the_first_alone(tmp_path):
-    codes, said = together(tmp_path, lambda me: ends(["schedules", "flow", "--out", str(tmp_path / f"{me}.png")]))
+def test_rank_0_alone_runs_the_other_commands(squares, tmp_path):
+    codes, said = together(tmp_path, lambda me: ends(["data", str(squares), "--out", str(tmp_path / f"{me}.png")]))
     assert codes == [0, 0], said
     assert [path.name for path in tmp_path.glob("*.png")] == ["0.png"]
 
@@ -388,7 +366,7 @@ def torchrun(argv, **kwargs):
 
 
 def worker(launcher, number):
-    """The process of torchrun that has this number."""
+    """The process id of a rank."""
     children = Path(f"/proc/{launcher.pid}/task/{launcher.pid}/children").read_text()
     for child in children.split():
         if f"RANK={number}" in Path(f"/proc/{child}/environ").read_text().split("\0"):
@@ -404,8 +382,9 @@ def await_rows(folder, count):
     raise AssertionError("the run does not start")
 
 
+@pytest.mark.slow
 def test_torchrun(squares, tmp_path, run_folder):
-    """What the other tests play, once for real; `--n` is for us, and not for torchrun."""
+    """The real torchrun. It must pass `--n` on to the command."""
     process = torchrun(["sample", str(run_folder), "--n", "70", "--json", "--out", str(tmp_path / "two.npz")])
     out, err = process.communicate(timeout=120)
     assert process.returncode == 0, err

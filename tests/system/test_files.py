@@ -1,4 +1,4 @@
-"""Files of numbers: what is written comes back, whole or not at all, and a value is taken for what it is."""
+"""Atomic writes, files of tensors, and values from JSON."""
 
 import hashlib
 import json
@@ -30,7 +30,7 @@ from simple_diffusion.system.files import (
 )
 
 
-def test_a_file_is_written_into_folders_that_are_made_for_it(tmp_path):
+def test_missing_folders_are_created(tmp_path):
     path = tmp_path / "a" / "b" / "file"
     for content in (b"first", b"", b"second"):
         write_atomic(path, content)
@@ -39,7 +39,7 @@ def test_a_file_is_written_into_folders_that_are_made_for_it(tmp_path):
 
 
 @pytest.mark.parametrize("fault", [("write", "file.tmp"), ("fsync", "file.tmp"), ("replace", "file.tmp")])
-def test_where_the_disk_does_not_take_it_the_old_file_stays(tmp_path, fault):
+def test_a_failed_write_keeps_the_old_file(tmp_path, fault):
     path = tmp_path / "file"
     write_atomic(path, b"old")
     with watched(full(*fault)), pytest.raises(ResourceError, match=f"^{path} can't be written .*No space left"):
@@ -48,7 +48,7 @@ def test_where_the_disk_does_not_take_it_the_old_file_stays(tmp_path, fault):
     assert list(tmp_path.iterdir()) == [path]
 
 
-def test_a_disk_that_gives_back_something_else_is_found(tmp_path, monkeypatch):
+def test_a_write_that_reads_back_differently_is_an_error(tmp_path, monkeypatch):
     path = tmp_path / "file"
     write_atomic(path, b"old")
     real = Path.read_bytes
@@ -59,8 +59,8 @@ def test_a_disk_that_gives_back_something_else_is_found(tmp_path, monkeypatch):
     assert list(tmp_path.iterdir()) == [path]
 
 
-def test_content_and_name_are_synced_before_and_after_the_rename(tmp_path):
-    """A machine that stops in between has the old file or the new one."""
+def test_content_is_synced_before_the_rename_and_the_folder_after_it(tmp_path):
+    """After a power failure there is the old file or the new one."""
     seen, path = [], tmp_path / "file"
     descriptors = len(os.listdir("/proc/self/fd")) if sys.platform == "linux" else 0
     with watched(lambda what, name, size: seen.append((what, name.name))):
@@ -73,7 +73,7 @@ def test_content_and_name_are_synced_before_and_after_the_rename(tmp_path):
         assert len(os.listdir("/proc/self/fd")) == descriptors
 
 
-def test_parts_are_removed_and_nothing_else(tmp_path):
+def test_only_temporary_files_are_removed(tmp_path):
     parts = [tmp_path / name for name in ("log.csv.tmp", "checkpoints/step-1.x.tmp", "samples/step-2.png.tmp")]
     others = [tmp_path / name for name in ("log.csv", "checkpoints/step-1.x", "samples/n100.png.tmp", "a/b/step-1.tmp")]
     for path in (*parts, *others):
@@ -97,7 +97,7 @@ TENSORS = {
 }
 
 
-def test_tensors_and_their_record_come_back(tmp_path):
+def test_tensors_and_their_record_are_read_back(tmp_path):
     record = {"words": "σ > 0", "numbers": [1, 2.5, None, True], "inner": {"a": {}}}
     write_tensors(tmp_path / "file", TENSORS, record)
     tensors, about = read_tensors(tmp_path / "file")
@@ -106,7 +106,7 @@ def test_tensors_and_their_record_come_back(tmp_path):
     assert_equal(load_file(tmp_path / "file"), TENSORS)  # any reader of safetensors gets them
 
 
-def test_the_checksum_is_that_of_all_other_bytes(tmp_path):
+def test_the_checksum_covers_all_other_bytes(tmp_path):
     """As anyone can compute it: SHA-256 of the file with zeros in the place of the checksum."""
     write_tensors(tmp_path / "file", TENSORS, {"more": "0" * 64})
     content, digest = (tmp_path / "file").read_bytes(), apart(tmp_path / "file").about["sha256"]
@@ -114,7 +114,7 @@ def test_the_checksum_is_that_of_all_other_bytes(tmp_path):
     assert read_tensors(tmp_path / "file")[1]["more"] == "0" * 64
 
 
-def test_files_of_format_1_carry_no_checksum_and_newer_ones_are_not_read(tmp_path):
+def test_files_of_format_1_have_no_checksum_and_newer_files_are_refused(tmp_path):
     path = tmp_path / "file"
     write_tensors(path, {"x": torch.ones(3)}, {})
     parts = apart(path)
@@ -131,7 +131,7 @@ def test_files_of_format_1_carry_no_checksum_and_newer_ones_are_not_read(tmp_pat
             read_tensors(path)
 
 
-def test_the_longest_header_is_read_and_one_byte_more_is_not(tmp_path):
+def test_a_header_above_the_limit_is_refused(tmp_path):
     path = tmp_path / "file"
     write_tensors(path, {"x": torch.ones(3)}, {})
     parts = apart(path)
@@ -144,7 +144,7 @@ def test_the_longest_header_is_read_and_one_byte_more_is_not(tmp_path):
                 read_tensors(path)
 
 
-def test_a_key_that_stands_twice_is_refused_wherever_it_stands(tmp_path):
+def test_a_repeated_key_is_refused_anywhere_in_the_header(tmp_path):
     """One reader would take the first, another the last."""
     path = tmp_path / "file"
     write_tensors(path, {"x": torch.ones(3)}, {"words": "a"})
@@ -172,7 +172,7 @@ FITS = [
 
 
 @pytest.mark.parametrize(("kind", "good", "bad"), FITS, ids=[str(kind) for kind, _, _ in FITS])
-def test_a_value_is_of_the_type_that_it_is_and_of_no_other(kind, good, bad):
+def test_a_value_matches_its_own_type_only(kind, good, bad):
     assert [value for value in good if not fits(value, kind)] == []
     assert [value for value in bad if fits(value, kind)] == []
 
@@ -184,7 +184,7 @@ class Thing:
     weight: float = 0.5
 
 
-def test_a_dataclass_is_made_of_json_or_refused_by_name():
+def test_from_json_makes_a_dataclass_or_names_the_wrong_field():
     assert from_json(Thing, {"name": "a"}) == Thing("a")
     assert from_json(Thing, {"name": "a", "sizes": [3, 4], "weight": 2}) == Thing("a", (3, 4), 2)
     for wrong, word in (
@@ -232,7 +232,7 @@ def test_weights_are_loaded_only_if_they_match_the_module():
         ("win32", "LOCALAPPDATA", "AppData/Local"),
     ],
 )
-def test_the_cache_lies_where_the_system_keeps_caches(tmp_path, monkeypatch, platform, variable, default):
+def test_the_cache_folder_is_that_of_the_system(tmp_path, monkeypatch, platform, variable, default):
     monkeypatch.setattr(sys, "platform", platform)
     monkeypatch.setattr(Path, "home", lambda: tmp_path)
     for name in ("XDG_CACHE_HOME", "LOCALAPPDATA"):

@@ -1,4 +1,4 @@
-"""Ctrl-C and SIGTERM at any moment: what was done is saved, and the exit code says which it was. One run a folder."""
+"""Ctrl-C and SIGTERM at any moment: the run is saved, and the exit code shows the signal. One run per folder."""
 
 import os
 import signal
@@ -31,6 +31,7 @@ from simple_diffusion.run.folder import hold
 
 STEPS = 6
 BOTH = pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+TERM, INT = signal.SIGTERM, signal.SIGINT
 
 
 def command(squares: Path, out: Path) -> list[str]:
@@ -44,9 +45,8 @@ def unbroken(squares, tmp_path_factory) -> Path:
     return folder
 
 
-@BOTH
-@pytest.mark.parametrize("step", [1, 3, STEPS])
-def test_a_signal_saves_the_step_it_came_in(squares, tmp_path, unbroken, capsys, number, step):
+@pytest.mark.parametrize(("number", "step"), [(TERM, 1), (INT, 3), (TERM, STEPS)])
+def test_a_signal_saves_the_step_in_which_it_arrives(squares, tmp_path, unbroken, capsys, number, step):
     argv = command(squares, tmp_path / "run")
     with after_step(step, lambda: hit(number)):
         assert ends(argv) == 128 + number
@@ -56,21 +56,19 @@ def test_a_signal_saves_the_step_it_came_in(squares, tmp_path, unbroken, capsys,
     assert_same_run(tmp_path / "run", unbroken)
 
 
-@BOTH
-def test_a_signal_while_a_picture_is_drawn(squares, tmp_path, unbroken, monkeypatch, number):
-    """The drawing is left off, and one step more is made."""
+def test_a_signal_during_sampling_stops_it_and_the_run_after_one_more_step(squares, tmp_path, unbroken, monkeypatch):
     monkeypatch.setattr(run, "PICTURES", (0.5,))
     real = drawing.to_uint8
     with monkeypatch.context() as patch:
-        patch.setattr(drawing, "to_uint8", lambda x: (hit(number), real(x))[1])
-        assert ends(command(squares, tmp_path / "run")) == 128 + number
+        patch.setattr(drawing, "to_uint8", lambda x: (hit(INT), real(x))[1])
+        assert ends(command(squares, tmp_path / "run")) == 128 + INT
     assert latest(tmp_path / "run").numbers.n == 4
     assert not (tmp_path / "run" / "samples").exists()
     assert ends([*command(squares, tmp_path / "run"), "--resume"]) == 0
     assert_same_run(tmp_path / "run", unbroken)
 
 
-def test_a_signal_while_the_last_picture_is_drawn(squares, tmp_path, unbroken, monkeypatch):
+def test_a_signal_during_the_last_sampling(squares, tmp_path, unbroken, monkeypatch):
     real = drawing.to_uint8
     monkeypatch.setattr(run, "PICTURES", ())
     with monkeypatch.context() as patch:
@@ -83,8 +81,8 @@ def test_a_signal_while_the_last_picture_is_drawn(squares, tmp_path, unbroken, m
     assert_same_run(tmp_path / "run", unbroken)
 
 
-def test_signals_that_come_again_while_it_saves(squares, tmp_path, unbroken):
-    """Impatience does no harm: SIGTERM in a step, and SIGINT at everything that is then done to a file."""
+def test_further_signals_during_the_save_do_no_harm(squares, tmp_path, unbroken):
+    """SIGTERM in a step, then SIGINT at each file operation."""
     stopping = []
 
     def again(what: str, path: Path, size: int) -> None:
@@ -92,7 +90,7 @@ def test_signals_that_come_again_while_it_saves(squares, tmp_path, unbroken):
             hit(signal.SIGINT)
 
     with watched(again), after_step(3, lambda: (stopping.append(1), hit(signal.SIGTERM))):
-        assert ends(command(squares, tmp_path / "run")) == 130  # the last word counts
+        assert ends(command(squares, tmp_path / "run")) == 130  # the last signal counts
     assert latest(tmp_path / "run").numbers.n == 3
     assert ends([*command(squares, tmp_path / "run"), "--resume"]) == 0
     assert_same_run(tmp_path / "run", unbroken)
@@ -101,10 +99,9 @@ def test_signals_that_come_again_while_it_saves(squares, tmp_path, unbroken):
 # --- sample ----------------------------------------------------------------------------------------------------------
 
 
-@BOTH
-@pytest.mark.parametrize("name", ["s.png", "s.npz", "folder"])
-def test_sample_is_left_off_without_a_trace(run_folder, tmp_path, number, name):
-    """At every write of the file that it draws into: there is the whole file, or none."""
+@pytest.mark.parametrize(("number", "name"), [(TERM, "s.png"), (INT, "s.npz"), (TERM, "folder")])
+def test_an_interrupted_sample_command_leaves_no_file(run_folder, tmp_path, number, name):
+    """At each operation on the output file: the file is complete or does not exist."""
     out = tmp_path / name
     argv = ["sample", str(run_folder), "--n", "2", "--steps", "1", "--out", str(out)]
     for event in ("open", "write", "fsync", "replace"):
@@ -119,21 +116,21 @@ def test_sample_is_left_off_without_a_trace(run_folder, tmp_path, number, name):
 
 
 @BOTH
-def test_sample_is_left_off_while_it_draws(run_folder, tmp_path, number):
-    """On two cores."""
+def test_the_sample_command_stops_between_batches(run_folder, tmp_path, number):
+    """With two threads."""
     real = drawing.to_uint8
 
     def work() -> int:
         torch.set_num_threads(2)
         drawing.to_uint8 = lambda x: (hit(number), real(x))[1]
-        return ends(["sample", str(run_folder), "--n", "400", "--out", str(tmp_path / "s.npz")])
+        return ends(["sample", str(run_folder), "--n", "130", "--out", str(tmp_path / "s.npz")])
 
     assert forked(work, tmp_path / "said") == 128 + number
     assert (tmp_path / "said").read_text() == ("simple-diffusion: stopped\n" if number == signal.SIGINT else "")
     assert [path.name for path in tmp_path.iterdir()] == ["said"]
 
 
-def test_the_handler_is_put_back(run_folder, tmp_path):
+def test_the_signal_handler_is_restored(run_folder, tmp_path):
     before = signal.getsignal(signal.SIGTERM)
     assert ends(["sample", str(run_folder), "--n", "1", "--steps", "1", "--out", str(tmp_path / "s.png")]) == 0
     assert signal.getsignal(signal.SIGTERM) == before
@@ -143,7 +140,7 @@ def test_the_handler_is_put_back(run_folder, tmp_path):
 
 
 def holder(folder: Path) -> int:
-    """A child process that holds a folder for ever."""
+    """A child process that holds a folder forever."""
     ready, tell = os.pipe()
 
     def work() -> None:
@@ -158,7 +155,7 @@ def holder(folder: Path) -> int:
     return child
 
 
-def test_a_second_run_is_refused_and_a_dead_one_is_not_waited_for(squares, tmp_path, unbroken, capsys):
+def test_a_second_run_is_refused_until_the_first_one_dies(squares, tmp_path, unbroken, capsys):
     folder = tmp_path / "run"
     with after_step(2, lambda: hit(signal.SIGTERM)):
         ends(command(squares, folder))
@@ -173,8 +170,8 @@ def test_a_second_run_is_refused_and_a_dead_one_is_not_waited_for(squares, tmp_p
     assert_same_run(folder, unbroken)
 
 
-def test_20_dead_holders_are_taken_over(tmp_path):
-    for _ in range(20):
+def test_the_lock_of_a_dead_process_is_taken_over(tmp_path):
+    for _ in range(3):
         child = holder(tmp_path / "run")
         with pytest.raises(BusyError, match=f"process {child} "), hold(tmp_path / "run"):
             pass
@@ -184,7 +181,7 @@ def test_20_dead_holders_are_taken_over(tmp_path):
             pass
 
 
-def test_a_holder_that_goes_while_we_ask_for_its_name(tmp_path, monkeypatch):
+def test_a_process_that_releases_the_folder_before_its_name_is_read(tmp_path, monkeypatch):
     holder = FileLock(tmp_path / "lock")
     holder.acquire()
     monkeypatch.setattr(lock, "refuse_held", lambda folder: holder.release())
@@ -194,8 +191,8 @@ def test_a_holder_that_goes_while_we_ask_for_its_name(tmp_path, monkeypatch):
         pass
 
 
-def test_a_folder_that_nobody_can_hold_is_named(squares, tmp_path, capsys, monkeypatch):
-    tmp_path.chmod(0o755)  # from here on relative paths: nobody else gets through to this place
+def test_a_folder_that_cannot_be_locked_is_reported(squares, tmp_path, capsys, monkeypatch):
+    tmp_path.chmod(0o755)  # relative paths from here on: other users can't enter the parent folders
     monkeypatch.chdir(tmp_path)
     Path("file").touch()
     fails(capsys, command(squares, Path("file/run")), 6, "file/run can't be used", "choose another --out")

@@ -1,4 +1,4 @@
-"""Work on several cores: the gradient of the whole batch, whatever the cores; dropout that repeats itself."""
+"""Several threads: the gradient of the whole batch, and dropout that depends on its seed only."""
 
 import pytest
 import torch
@@ -26,7 +26,7 @@ def _one_thread_after():
 def denoiser(dropout=0.0):
     torch.manual_seed(0)
     model = Denoiser(UNet(1, 3, (8, 16), (1, 1), dropout=dropout), Karras(), v).double().train()
-    for parameter in model.parameters():  # no branch that starts at 0
+    for parameter in model.parameters():  # no weight stays 0
         torch.nn.init.normal_(parameter, std=0.2)
     return model
 
@@ -36,26 +36,26 @@ def batch(n=7):
     return Batch(x0, torch.arange(n) % 3, Draws(0, 5, range(n), total=n))
 
 
-def gradients(cores, model, data, loss=denoising_loss):
-    torch.set_num_threads(cores)
+def gradients(threads, model, data, loss=denoising_loss):
+    torch.set_num_threads(threads)
     losses = backward(loss, model, data)
     return losses, {name: p.grad for name, p in model.named_parameters()}
 
 
-@pytest.mark.parametrize("cores", [2, 3, 16])
-def test_the_gradient_is_that_of_the_whole_batch(cores):
+@pytest.mark.parametrize("threads", [2, 3, 16])
+def test_the_gradient_is_that_of_the_whole_batch(threads):
     model, loss = denoiser(), drop_labels(denoising_loss, null=3)
     whole = loss(model, batch().x0, batch().cond, batch().draws)
     whole.mean().backward()
     expected = {name: p.grad for name, p in model.named_parameters()}
-    losses, found = gradients(cores, model, batch(), loss)
+    losses, found = gradients(threads, model, batch(), loss)
     torch.testing.assert_close(losses, whole.detach(), rtol=1e-10, atol=1e-12)
     for name, gradient in expected.items():
         torch.testing.assert_close(found[name], gradient, rtol=1e-9, atol=1e-12, msg=name)
-    assert torch.get_num_threads() == cores
+    assert torch.get_num_threads() == threads
 
 
-def test_a_parameter_without_a_part_has_no_gradient():
+def test_a_parameter_that_is_not_used_has_no_gradient():
     model = denoiser()
     data = Batch(batch().x0, None, batch().draws)
     _, found = gradients(2, model, data)
@@ -63,7 +63,7 @@ def test_a_parameter_without_a_part_has_no_gradient():
     assert sum(gradient is None for gradient in found.values()) == 1
 
 
-def test_parts_have_all_rows_in_order_and_their_own_draws():
+def test_parts_have_all_rows_in_order_with_their_random_numbers():
     parts = [batch()[rows] for rows in split_rows(7, 3)]
     assert [len(part.x0) for part in parts] == [2, 2, 3]
     assert torch.equal(torch.cat([part.x0 for part in parts]), batch().x0)
@@ -73,7 +73,7 @@ def test_parts_have_all_rows_in_order_and_their_own_draws():
     assert len(split_rows(2, 5)) == 2
 
 
-def test_two_runs_on_several_cores_drop_the_same():
+def test_dropout_in_several_threads_repeats():
     first, again = (gradients(3, denoiser(dropout=0.5), batch()) for _ in range(2))
     assert torch.equal(first[0], again[0])
     assert all(torch.equal(g, again[1][name]) for name, g in first[1].items() if g is not None)
@@ -86,14 +86,14 @@ def test_dropout():
         once, twice = drop(x), drop(x)
     with dropout_seed(7):
         assert torch.equal(drop(x), once)
-    assert not torch.equal(once, twice)  # the generator goes on
+    assert not torch.equal(once, twice)  # further numbers of the generator
     torch.testing.assert_close(once.unique(), torch.tensor([0, 1 / 0.7]))
     assert (once == 0).double().mean().item() == pytest.approx(0.3, abs=5 * (0.21 / 100_000) ** 0.5)
     assert drop.eval()(x) is x
     torch.manual_seed(3)
     free = drop.train()(x)
     torch.manual_seed(3)
-    assert torch.equal(drop(x), free)  # without a seed of its own: torch's generator
+    assert torch.equal(drop(x), free)  # without a seed: torch's generator
 
 
 def test_seeds_differ_by_sample_step_and_purpose():
@@ -104,7 +104,7 @@ def test_seeds_differ_by_sample_step_and_purpose():
     assert all(0 <= seed < 2**63 for seed in seeds)
 
 
-def test_work_comes_back_in_order_and_its_errors_come_too():
+def test_parallel_map_keeps_the_order_and_raises_errors():
     torch.set_num_threads(3)
     assert list(parallel_map(lambda n: (n, torch.get_num_threads()), range(20))) == [(n, 1) for n in range(20)]
     assert torch.get_num_threads() == 3
