@@ -145,5 +145,5 @@ print(
 # sd.Denoiser(net, schedule, sd.targets.v)
 # ```
 #
-# **Exercise.** Write `x0_from_velocity(x_t, out, alpha, sigma)`, the clean image that a velocity implies:
+# **Exercise.** Write `x0_from_v(x_t, v, alpha, sigma)`, the clean image that a velocity implies:
 # `simple-diffusion check 8 my_solution.py`.

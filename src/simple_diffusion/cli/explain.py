@@ -1,4 +1,4 @@
-"""`simple-diffusion explain`: formula, paper, symbols and code of a schedule, target, sampler or metric."""
+"""`simple-diffusion explain`: the formula, paper, symbols and code of a schedule, target, sampler or metric."""
 
 import argparse
 from typing import Any
@@ -9,23 +9,23 @@ from .options import command, say
 
 def add(commands: Any) -> None:
     sub = command(
-        commands, "explain", run, "the formula, paper, symbols and code of a schedule, target, sampler or metric"
+        commands, "explain", run, "show the formula, paper, symbols and code of a schedule, target, sampler or metric"
     )
     sub.add_argument(
-        "name", nargs="?", metavar="NAME", help="such as cosine, velocity, dpmpp or fid; without it, all names"
+        "name", nargs="?", metavar="NAME", help="such as cosine, v, dpmpp or fid (default: list all names)"
     )
 
 
 def run(args: argparse.Namespace) -> dict[str, Any]:
-    from ..learn.explain import ENTRIES, PAPERS, code_of, explained
+    from ..learn.explain import ENTRIES, PAPERS, code_of, explain
 
     if args.name is None:
         for name, entries in ENTRIES.items():
             say(args, f"{name:<14} {', '.join(entry.kind for entry in entries)}")
         return {"names": list(ENTRIES)}
     if args.name not in ENTRIES:
-        raise UsageError(f"nothing is called {args.name!r}: choose among {', '.join(ENTRIES)}")
-    say(args, explained(args.name))
+        raise UsageError(f"nothing to explain has the name {args.name!r}: choose among {', '.join(ENTRIES)}")
+    say(args, explain(args.name))
     return {
         "name": args.name,
         "entries": [

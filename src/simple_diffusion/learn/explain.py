@@ -1,4 +1,4 @@
-"""What a schedule, target, sampler or metric is: its formula, its paper, its symbols, and the lines that do it."""
+"""Explain a schedule, target, sampler or metric: its formula, its paper, its symbols and its code."""
 
 import ast
 import inspect
@@ -39,57 +39,57 @@ PAPERS = {
     "arXiv 2002.09797",
 }
 
-SYMBOLS = {  # as a formula has it -> (as the code has it, what it is)
+SYMBOLS = {  # in a formula -> (in the code, its meaning)
     "x₀": ("x0", "the clean image"),
     "x_t": ("x_t", "the image at noise level t"),
     "x_s": ("x_s", "the image at the next, lower level s"),
-    "x": ("x", "the image on its way from noise"),
+    "x": ("x", "the noisy image while it is denoised"),
     "z₀": ("z0", "the clean image at unit scale, x0 / data_std"),
     "ε": ("eps", "standard normal noise"),
-    "ε'": ("noise", "fresh noise for this step"),
+    "ε'": ("noise", "standard normal noise for this step"),
     "t": ("t", "time: 0 clean, 1 noise"),
-    "α": ("alpha", "how much of the image is left, in x_t = α x₀ + σ ε"),
-    "σ": ("sigma", "how much noise there is, in the same"),
-    "α_t": ("alpha_t", "how much of the image is left at t"),
-    "σ_t": ("sigma_t", "how much noise there is at t"),
-    "α_s": ("alpha_s", "how much of the image is left at s"),
-    "σ_s": ("sigma_s", "how much noise there is at s"),
-    "α_ts": ("alpha_ts", "α_t / α_s, what the steps from s to t leave of the image"),
+    "α": ("alpha", "scale of the image in x_t = α x₀ + σ ε"),
+    "σ": ("sigma", "scale of the noise in x_t = α x₀ + σ ε"),
+    "α_t": ("alpha_t", "scale of the image at t"),
+    "σ_t": ("sigma_t", "scale of the noise at t"),
+    "α_s": ("alpha_s", "scale of the image at s"),
+    "σ_s": ("sigma_s", "scale of the noise at s"),
+    "α_ts": ("alpha_ts", "α_t / α_s, scale of the image from s to t"),
     "β": ("beta", "variance of the noise that is added, at t or from s to t"),
     "B": ("integral", "integral of β from 0 to t"),
-    "x̂₀": ("x0_hat", "E[x₀ | x_t], the clean image as the network sees it"),
+    "x̂₀": ("x0_hat", "E[x₀ | x_t], the x0 prediction"),
     "ε̂": ("eps_hat", "the noise that x̂₀ implies, (x_t - α_t x̂₀) / σ_t"),
-    "ε̂_s": ("eps_s", "the same at the next level"),
+    "ε̂_s": ("eps_s", "ε̂ at the next level"),
     "x̂₀(none)": ("x0_null", "x̂₀ without a label"),
-    "x̂₀(guide)": ("guide", "x̂₀ of a worse model"),
-    "η": ("eta", "0 for the ODE, 1 for ddpm"),
+    "x̂₀(guide)": ("guide", "x̂₀ of a weaker model"),
+    "η": ("eta", "stochasticity: 0 for the ODE, 1 for ddpm"),
     "λ": ("lam", "log(α/σ)"),
     "h": ("h", "the step in λ"),
-    "w": ("scale", "strength of guidance: 1 is none"),
-    "out*": ("out", "what the network should say"),
-    "ρ": ("rho", "how the levels crowd towards the clean end"),
-    "θ̄": ("slow", "averaged weights"),
+    "w": ("scale", "guidance scale; 1 is no guidance"),
+    "out*": ("out", "target, the output that the network is trained for"),
+    "ρ": ("rho", "exponent; a larger one gives more low noise levels"),
+    "θ̄": ("slow", "EMA weights"),
     "θ": ("fast", "the weights after update n"),
-    "γ": ("exponent", "exponent of the average, from its width"),
-    "n": ("n", "number of the update, or of samples"),
+    "γ": ("exponent", "exponent of the EMA, which follows from its length"),
+    "n": ("n", "number of the update, or number of samples"),
     "m": ("m", "number of the update after the warm-up"),
     "μ": ("mean", "mean of the features"),
     "S": ("cov", "covariance of the features"),
-    "k": ("k", "rank of the neighbour that a ball reaches to"),
+    "k": ("k", "rank of the neighbor that gives the radius of a ball"),
     "snr": ("snr", "signal-to-noise ratio, (α/σ)²"),
 }
 
 
 @dataclass(frozen=True)
 class Entry:
-    """One thing that can be explained.
+    """A class or function that can be explained.
 
     kind     such as "schedule"
     thing    the class or function
-    formula  what it computes, a line or several
-    uses     the symbols of the formula, keys of SYMBOLS
-    sources  (key of PAPERS, where in it)
-    calls    functions that it calls and that say how it works
+    formula  what it computes, in one or more lines
+    uses     the symbols of the formula, keys of SYMBOLS, between spaces
+    sources  (key of PAPERS, place in the paper)
+    calls    functions that it calls and that are essential to it
     """
 
     kind: str
@@ -101,7 +101,7 @@ class Entry:
 
     @property
     def shown(self) -> tuple[Callable[..., Any], ...]:
-        """What its code is: the thing, and what it inherits from or calls, if that says how it works."""
+        """The functions and classes whose code is shown: the thing, its base class BetaCurve, and `calls`."""
         is_curve = isinstance(self.thing, type) and issubclass(self.thing, schedules.BetaCurve)
         return (self.thing, schedules.BetaCurve) if is_curve else (self.thing, *self.calls)
 
@@ -169,8 +169,8 @@ ENTRIES: dict[str, tuple[Entry, ...]] = {
         Entry("target", targets.flow, "out* = ε - z₀", "ε z₀ out*", (("Rectified flow", "eq. 1"),)),
     ),
     "noise": (Entry("target", targets.noise, "out* = ε", "ε out*", (("DDPM", "eq. 14"),)),),
-    "clean": (Entry("target", targets.x0, "out* = z₀", "z₀ out*", (("Progressive distillation", "section 4"),)),),
-    "velocity": (
+    "x0": (Entry("target", targets.x0, "out* = z₀", "z₀ out*", (("Progressive distillation", "section 4"),)),),
+    "v": (
         Entry(
             "target",
             targets.v,
@@ -222,7 +222,7 @@ ENTRIES: dict[str, tuple[Entry, ...]] = {
             "sampler",
             samplers.dpmpp,
             "ε̂ = (x_t - α_t D) / σ_t\nx_s = α_s D + √(σ_s² - new²) ε̂ + new ε', new = 0 for η = 0\n"
-            "D = x̂₀ + (x̂₀ - x̂₀ of the step before) h / (2 · the step in λ before), h = λ_s - λ_t",
+            "D = x̂₀ + (x̂₀ - x̂₀ of the previous step) h / (2 · the previous step in λ), h = λ_s - λ_t",
             "x x̂₀ ε̂ α_t σ_t α_s σ_s λ h η ε'",
             (("DPM-Solver++", "algorithm 2"),),
             (samplers.renoised,),
@@ -247,10 +247,8 @@ ENTRIES: dict[str, tuple[Entry, ...]] = {
         ),
     ),
     "ema": (
-        Entry("average", ema.EMA, "θ̄ ← decay(n) θ̄ + (1 - decay(n)) θ", "θ̄ θ n", (("EDM2", "section 3"),)),
-        Entry(
-            "decay of the average", ema.power_decay, "decay(n) = (1 - 1/n)^(γ + 1)", "γ n", (("EDM2", "eq. 121-127"),)
-        ),
+        Entry("EMA", ema.EMA, "θ̄ ← decay(n) θ̄ + (1 - decay(n)) θ", "θ̄ θ n", (("EDM2", "section 3"),)),
+        Entry("EMA decay", ema.power_decay, "decay(n) = (1 - 1/n)^(γ + 1)", "γ n", (("EDM2", "eq. 121-127"),)),
     ),
     "fid": (
         Entry(
@@ -275,8 +273,8 @@ ENTRIES: dict[str, tuple[Entry, ...]] = {
         Entry(
             "metric",
             metrics.precision_recall,
-            "precision = share of fakes inside a ball of a real image; recall = the reverse\n"
-            "a ball reaches to the k-th nearest of its own set",
+            "precision = share of samples inside the ball of a real image; recall = the reverse\n"
+            "the ball of an image reaches to the k-th nearest image of its own set",
             "k",
             (("Precision and recall", "eq. 1-2"), ("Density and coverage", "section 3")),
         ),
@@ -284,7 +282,7 @@ ENTRIES: dict[str, tuple[Entry, ...]] = {
 }
 ENTRIES |= {"ddpm-beta": ENTRIES["ddpm"], "dpmpp-sde": ENTRIES["dpmpp"]}
 ENTRIES |= dict.fromkeys(("recall", "density", "coverage"), ENTRIES["precision"])
-"""name -> what bears it: a schedule and a target may share a name."""
+"""name -> entries; a schedule and a target may have the same name."""
 
 
 def code_of(thing: Callable[..., Any]) -> tuple[str, int, str]:
@@ -297,8 +295,8 @@ def code_of(thing: Callable[..., Any]) -> tuple[str, int, str]:
     return str(file), first, code.rstrip()
 
 
-def explained(name: str) -> str:
-    """All that is known by this name, to be printed. Raises KeyError."""
+def explain(name: str) -> str:
+    """The text of `simple-diffusion explain NAME`. Raises KeyError for an unknown name."""
     parts = []
     for entry in ENTRIES[name]:
         rows = [(symbol, *SYMBOLS[symbol]) for symbol in entry.uses.split()]
