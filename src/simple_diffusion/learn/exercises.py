@@ -17,12 +17,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .. import ema, guidance, losses, samplers, targets
+from .. import ema, guidance, samplers, targets
 from ..errors import UsageError
 from ..evaluation import memorization, metrics
 from ..evaluation.metrics import Moments
 from ..networks.unet import UNet
-from ..schedules import Cosine, Linear
+from ..schedules import Cosine, Linear, Schedule
 from .explain import code_of
 from .tasks import (
     cosine,
@@ -125,7 +125,7 @@ def wrong_fid(formula: Callable[[Moments, Moments, float, float, float], Any]) -
 EXERCISES: tuple[Exercise, ...] = (
     Exercise(
         q_sample,
-        losses.denoising_loss,
+        Schedule.add_noise,
         {f"at t = {t}": (X, Y, *level(t)) for t in (0.1, 0.5, 1.0)},
         {
             "alpha and sigma are swapped": lambda x0, eps, a, s: q_sample(x0, eps, s, a),
