@@ -8,9 +8,9 @@ from checks import functions
 from oracles import ALL, Gaussian, close, normal
 
 from simple_diffusion import samplers
-from simple_diffusion.inpainting import Inpainted, repaint, slerp
+from simple_diffusion.inpainting import Inpainted, repaint
 from simple_diffusion.samplers import ddim, karras_grid
-from simple_diffusion.sampling import trajectory
+from simple_diffusion.sampling import slerp, trajectory
 
 STD, RHO, GIVEN = 0.5, 0.9, 0.6
 

@@ -20,7 +20,6 @@ from .guidance import Guided as Guided
 from .guidance import drop_labels as drop_labels
 from .inpainting import Inpainted as Inpainted
 from .inpainting import repaint as repaint
-from .inpainting import slerp as slerp
 from .losses import LogNormal as LogNormal
 from .losses import MinSNR as MinSNR
 from .losses import denoising_loss as denoising_loss
@@ -38,6 +37,7 @@ from .samplers import karras_grid as karras_grid
 from .samplers import uniform_grid as uniform_grid
 from .sampling import sample as sample
 from .sampling import sample_batches as sample_batches
+from .sampling import slerp as slerp
 from .sampling import trajectory as trajectory
 from .schedules import Cosine as Cosine
 from .schedules import Discrete as Discrete

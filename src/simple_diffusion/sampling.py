@@ -3,7 +3,6 @@
 import math
 from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
-from itertools import chain
 
 import torch
 from torch import Tensor
@@ -13,25 +12,45 @@ from .randomness import Draws
 from .samplers import Sampler, dpmpp
 from .system.threads import on_one_thread, parallel_map
 
+BATCH = 64
+"""Images that are sampled together, however many are asked for: the last bits of a convolution depend on the batch."""
+
 
 def start_noise(seed: int, numbers: Sequence[int], shape: Sequence[int]) -> Tensor:
-    """The unit noise that images of a seed are drawn from: float32 `[N, *shape]`.
+    """The unit noise from which the images of a seed are generated: float32 `[N, *shape]`.
 
     numbers   of the images, 0 or more
-    shape     (C, H, W) of one
+    shape     (C, H, W) of one image
     """
     return Draws(seed, 0, numbers).normal("start", shape)
 
 
-BATCH = 64
-"""Images drawn together, whatever number is asked for: the last bits of a convolution depend on how many share it."""
+def slerp(one: Tensor, other: Tensor, fractions: Sequence[float]) -> Tensor:
+    """Spherical interpolation between two noises (Shoemake 1985; Song et al. 2021, "DDIM", eq. 67): `[N, *shape]`.
+
+    All results have the norm of noise; a linear interpolation would not. A deterministic sampler turns them into images
+    that lead from one image to the other.
+
+    one, other   unit noise of the same shape
+    fractions    of the way, each in [0, 1]; both ends are exact
+    """
+    cosine = torch.cosine_similarity(one.double().flatten(), other.double().flatten(), 0).item()
+    angle = math.acos(max(-1.0, min(cosine, 1.0)))
+    if angle < 1e-6:
+        return torch.stack([one] * len(fractions))
+    mixed = [
+        (math.sin((1 - f) * angle) * one.double() + math.sin(f * angle) * other.double()) / math.sin(angle)
+        for f in fractions
+    ]
+    return torch.stack(mixed).to(one)
 
 
 def distance(x: Tensor, fine: Tensor) -> float:
-    """Root mean square distance a pixel from x to the fine solution of the same noise, of one shape, in [-1, 1]."""
+    """Root mean square distance per pixel between samples in [-1, 1] and the fine solution from the same noise."""
     return (x - fine).clamp(-2, 2).square().mean().sqrt().item()
 
 
+@torch.no_grad()
 def trajectory(
     denoiser: PosteriorMean,
     shape: Sequence[int],
@@ -45,15 +64,15 @@ def trajectory(
     first: int = 0,
     start: Tensor | None = None,
 ) -> Iterator[Tensor]:
-    """Every state of one batch of `samples`, from its noise to its images: float `[<= batch, ...]`, on `device`.
+    """Every state of one batch of `sample`, from its noise to its images: float `[<= batch, ...]`, on `device`.
 
-    There is one state more than a sampler yields, the noise before the first step. The last one is, to the bit, the
-    batch that `samples` draws. Arguments are those of `samples` (denoiser, shape, times, cond, sampler, seed), and
+    The first state is the noise before the first step. The last one equals, bit for bit, the same images of `sample`.
+    The arguments are those of `sample`, and
 
-    first   number of the batch's first image, a multiple of `batch`
-    start   unit noise `[batch, ...]` to start from instead of the seed's
+    first   number of the first image of the batch, a multiple of `batch`
+    start   unit noise `[batch, ...]` to start from, instead of that of the seed
 
-    Raises ValueError where there is not a label for each image.
+    Raises ValueError if the number of labels is not the number of images.
     """
     n, numbers = shape[0], range(first, first + batch)
     if cond is not None and len(cond) != n:
@@ -65,13 +84,11 @@ def trajectory(
     def noise(step: int, x: Tensor) -> Tensor:
         return Draws(seed, step, numbers).normal("sampler", x.shape[1:]).to(x)
 
-    @torch.no_grad()
-    def run() -> Iterator[Tensor]:
-        x = level * (start_noise(seed, numbers, shape[1:]) if start is None else start).to(device)
-        for state in chain([x], sampler(denoiser, x, times, labels, noise)):
-            yield state[: n - first]
-
-    return on_one_thread(run()) if torch.device(device).type == "cpu" else run()
+    x = level * (start_noise(seed, numbers, shape[1:]) if start is None else start).to(device)
+    yield x[: n - first]
+    states = sampler(denoiser, x, times, labels, noise)
+    for x in on_one_thread(states) if torch.device(device).type == "cpu" else states:
+        yield x[: n - first]
 
 
 def sample_batches(
@@ -86,33 +103,25 @@ def sample_batches(
     device: torch.device | str = "cpu",
     firsts: Iterable[int] | None = None,
 ) -> Iterator[Tensor]:
-    """Draw images from noise, `batch` at a time: float `[<= batch, ...]` about [-1, 1], on `device`.
+    """The images of `sample`, `batch` at a time: float `[<= batch, ...]` about [-1, 1], on `device`.
 
-    Image i of a seed depends on (seed, i) and its label alone: every batch is filled up to the full size, because
-    the last bits of a convolution depend on how many images share it. On a CPU each core draws a batch of its own.
+    Image i depends on (seed, i) and its label alone. For this every batch is filled up to its full size, because the
+    last bits of a convolution depend on the size of the batch. On a CPU each thread computes a batch of its own.
 
-    denoiser E[x0 | x_t], and the schedule
-    shape    (N, C, H, W), or any shape that the network takes
-    times    a grid `[n]`; x starts at its first level
-    cond     labels `[N]` int64, or None
-    sampler  a function like `ddpm`
-    seed     of the noise
-    batch    images drawn together
-    device   of the denoiser's weights
-    firsts   the first image's number of each batch to draw, multiples of `batch`; all of them if it is None
+    The arguments are those of `sample`, and
 
-    Raises ValueError where there is not a label for each image.
+    firsts   number of the first image of each batch, multiples of `batch`; all batches if it is None
+
+    Raises ValueError if the number of labels is not the number of images.
     """
 
-    def drawn(first: int) -> Tensor:
-        path = trajectory(
+    def sample_batch(first: int) -> Tensor:
+        states = trajectory(
             denoiser, shape, times, cond, sampler=sampler, seed=seed, batch=batch, device=device, first=first
         )
-        (x,) = deque(path, maxlen=1)  # the last state is the image
-        return x
+        return deque(states, maxlen=1).pop()  # the last state, without the others in memory
 
-    firsts = range(0, shape[0], batch) if firsts is None else firsts
-    return parallel_map(drawn, firsts, device)
+    return parallel_map(sample_batch, range(0, shape[0], batch) if firsts is None else firsts, device)
 
 
 def sample(
@@ -126,17 +135,18 @@ def sample(
     batch: int = BATCH,
     device: torch.device | str = "cpu",
 ) -> Tensor:
-    """`samples`, all at once: float `[N, C, H, W]` on the CPU, about [-1, 1].
+    """Generate images from noise: float `[N, C, H, W]` about [-1, 1], on the CPU.
 
-    shape    (N, C, H, W), or any shape that the network takes
-    times    a grid `[n]`, such as `karras_grid(denoiser.schedule, 10)`
-    cond     labels `[N]` int64, or None
-    sampler  ddpm, ddim, heun, dpmpp, or a `functools.partial` of one
-    seed     of the noise: image i depends on (seed, i) and its label alone
-    batch    images drawn together
-    device   of the denoiser's weights
+    denoiser  E[x0 | x_t], and the schedule
+    shape     (N, C, H, W), or any shape that the network takes
+    times     a grid `[n]`, such as `karras_grid(denoiser.schedule, 10)`; the noise is at the level of the first time
+    cond      labels int64 `[N]`, or None
+    sampler   ddpm, ddim, heun, dpmpp, or a `functools.partial` of one
+    seed      of the noise: image i depends on (seed, i) and its label alone
+    batch     number of images that are computed together
+    device    of the denoiser's weights
 
-    Raises ValueError where there is not a label for each image.
+    Raises ValueError if the number of labels is not the number of images.
     """
-    drawn = sample_batches(denoiser, shape, times, cond, sampler=sampler, seed=seed, batch=batch, device=device)
-    return torch.cat([x.cpu() for x in drawn])
+    batches = sample_batches(denoiser, shape, times, cond, sampler=sampler, seed=seed, batch=batch, device=device)
+    return torch.cat([x.cpu() for x in batches])

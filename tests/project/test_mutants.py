@@ -95,8 +95,8 @@ SAMPLING_MUTANTS = {
     "one noise for all steps": ("Draws(seed, step, numbers)", "Draws(seed, 0, numbers)"),
     "noise without the seed": ("Draws(seed, step, numbers)", "Draws(0, step, numbers)"),
     "start without the seed": ("Draws(seed, 0, numbers)", "Draws(0, 0, numbers)"),
-    "the noise is not shown": ("chain([x], sampler", "chain([], sampler"),
-    "what fills the batch up is shown": ("yield state[: n - first]", "yield state"),
+    "the noise is not shown": ("    yield x[: n - first]\n    states", "    states"),
+    "what fills the batch up is shown": ("yield x[: n - first]", "yield x"),
     "the step's noise is the start's": ('normal("sampler"', 'normal("start"'),
 }
 

@@ -14,11 +14,11 @@ from torch import Tensor
 
 from ..data.images import class_number, to_unit
 from ..errors import UsageError
-from ..inpainting import Inpainted, repaint, slerp
+from ..inpainting import Inpainted, repaint
 from ..model.model_file import Model, read
 from ..model.posthoc_ema import posthoc_model
 from ..samplers import FINE, SAMPLERS, levels_along
-from ..sampling import distance, start_noise, trajectory
+from ..sampling import distance, slerp, start_noise, trajectory
 from ..viz.trajectory import Recorder, steps_shown, to_pixels
 
 MOST_IMAGES, MOST_PIXELS = 64, 2**20
@@ -188,8 +188,8 @@ class Session:
             "model.posthoc_ema": ["posthoc_model"] * (self.ema is not None),
             "model.model_file": ["read"],
             "data.images": ["to_uint8"] + ["to_unit"] * known,
-            "inpainting": ["Inpainted", "repaint"] * known + ["slerp"] * way,
-            "sampling": ["start_noise"] * way + ["trajectory"],
+            "inpainting": ["Inpainted", "repaint"] * known,
+            "sampling": ["slerp", "start_noise"] * way + ["trajectory"],
         }
         lines = ["import base64"] * known + [""]
         lines += ["import numpy as np"] * known + ["import torch", ""]

@@ -65,10 +65,14 @@ def parallel_map(
 
 
 def on_one_thread(items: Iterator[Tensor]) -> Iterator[Tensor]:
-    """The same items, each computed by one thread: the last bits of a sum depend on how many threads share it."""
+    """The same items, each computed by one thread, without gradients.
+
+    The last bits of a sum depend on how many threads share it.
+    """
     if torch.get_num_threads() == 1:
         yield from items
         return
     pool = workers(1, os.getpid())
-    while (item := pool.submit(next, items, None).result()) is not None:
+    following = torch.no_grad()(next)  # each thread has its own switch for gradients
+    while (item := pool.submit(following, items, None).result()) is not None:
         yield item
