@@ -23,7 +23,7 @@ from ..evaluation import memorization, metrics
 from ..evaluation.metrics import Moments
 from ..networks.unet import UNet
 from ..schedules import Cosine, Linear, Schedule
-from .explain import code_of
+from .explain import file_of
 from .tasks import (
     cosine,
     ddim_step,
@@ -391,7 +391,7 @@ Write this function in a file of your own:
 
 {textwrap.indent(stub, "    ")}
 
-Read lesson {number}, `lessons/{number:02}_*.py`, and `{task.reading.__name__}` in `{code_of(task.reading)[0]}`.
+Read lesson {number}, `lessons/{number:02}_*.py`, and `{task.reading.__name__}` in `{file_of(task.reading)}`.
 Then check your file:
 
     simple-diffusion check {number} my_solution.py"""

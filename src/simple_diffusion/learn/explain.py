@@ -285,14 +285,18 @@ ENTRIES |= dict.fromkeys(("recall", "density", "coverage"), ENTRIES["precision"]
 """name -> entries; a schedule and a target may have the same name."""
 
 
+def file_of(thing: Callable[..., Any]) -> str:
+    """The file of a class or function, relative to the folder of the package."""
+    return str(Path(inspect.getsourcefile(thing) or "").relative_to(Path(__file__).parents[2]))
+
+
 def code_of(thing: Callable[..., Any]) -> tuple[str, int, str]:
     """(file, its first line, the code without its docstring) of a class or function."""
     lines, first = inspect.getsourcelines(thing)
     docstring = ast.parse("".join(lines)).body[0].body[0]  # pyrefly: ignore[missing-attribute]
     del lines[docstring.lineno - 1 : docstring.end_lineno]
     code = "".join(lines).replace(":\n\n", ":\n", 1)  # the empty line below the docstring
-    file = Path(inspect.getsourcefile(thing) or "").relative_to(Path(__file__).parents[2])
-    return str(file), first, code.rstrip()
+    return file_of(thing), first, code.rstrip()
 
 
 def explain(name: str) -> str:
