@@ -1,11 +1,11 @@
-"""The site: the pages of docs/ and the lessons, with all that they link to, in build/site.
+"""Build the site in build/site: the pages of docs/, the lessons, and the files that they link to.
 
     pip install -c constraints.txt -e '.[docs]'
     python docs/build.py                          # then open build/site/index.html
 
-The pages are written to be read where they lie, too. On the way into build/docs their links to files of the repository
-become links to copies, notebooks become pages, and formulas become MathML, which browsers draw without a script. What
-is broken ends it with exit code 1: a link, a picture, a formula.
+The pages are readable in the repository, too. In build/docs, links to files of the repository become links to copies,
+notebooks become pages, and formulas become MathML, which browsers show without a script. A broken link, picture or
+formula ends the program with exit code 1.
 """
 
 import base64
@@ -31,28 +31,28 @@ FORMULA = re.compile(r"\$\$(.+?)\$\$|(?<!\w)\$(?=\S)((?:[^$\n]|\n(?!\n))+)(?<=\S
 LINK = re.compile(r"(?<=\]\()[^)\s]+(?=\))")
 
 WIDE = "---\nhide: [navigation, toc]\n---\n\n"
-"""Head of a page that is a file of code: it leaves room for its lines."""
+"""Front matter of a page that shows a file of code: without side bars, there is space for long lines."""
 
 
 def outside_code(text: str, change: Callable[[str], str]) -> str:
-    """The text with `change` made wherever it is not code."""
+    """Apply `change` to the parts of a text that are not code."""
     return "".join(part if i % 2 else change(part) for i, part in enumerate(CODE.split(text)))
 
 
 def mathml(match: re.Match) -> str:
-    """A formula, $...$ or $$...$$. Raises ValueError for what is none."""
+    """The MathML of a formula, $...$ or $$...$$. Raises ValueError for an invalid formula."""
     block, inline = match.groups()
     try:
         converter = math_core.LatexToMathML(fancy_error=False)
         made = converter.convert_with_local_state(block or inline, displaystyle=bool(block))
     except math_core.LatexError as error:
         raise ValueError(f"{match[0]}: {error}") from error
-    made = made.replace("|", "&#124;")  # which would end the cell of a table
-    return made if block else f"<span>{made}</span>"  # a line that begins with <math> would be a block
+    made = made.replace("|", "&#124;")  # "|" would end the cell of a table
+    return made if block else f"<span>{made}</span>"  # Markdown takes a line that begins with <math> as a block
 
 
 def place_of(path: PurePosixPath) -> PurePosixPath:
-    """Where in build/docs a file of the repository is shown."""
+    """The path in build/docs of a file of the repository."""
     if path.parts[0] == "docs":
         return path.relative_to("docs")
     if path == PurePosixPath("README.md"):
@@ -63,7 +63,7 @@ def place_of(path: PurePosixPath) -> PurePosixPath:
 
 
 class Pages:
-    """What is laid out in build/docs. Paths are relative to the top of the repository."""
+    """The files of build/docs. Paths are relative to the root of the repository."""
 
     def __init__(self) -> None:
         self.linked: set[PurePosixPath] = set()
@@ -76,39 +76,41 @@ class Pages:
         self.write(place, (ROOT / path).read_bytes())
 
     def link(self, match: re.Match, page: PurePosixPath) -> str:
-        """A link of a page, from where the page is shown to where its target is. Raises ValueError without a target."""
+        """The URL of a link in build/docs. Raises ValueError if its target is not a file."""
         url = urlsplit(match[0])
         if url.scheme or not url.path:
             return match[0]
         path = PurePosixPath(os.path.relpath(ROOT / page.parent / unquote(url.path), ROOT))
         if not (ROOT / path).is_file():
-            raise ValueError(f"{page} links to {match[0]}, which is no file")
+            raise ValueError(f"{page} links to {match[0]}, which is not a file: correct the link")
         self.linked.add(path)
         place = os.path.relpath(place_of(path), place_of(page).parent)
         return f"{place}#{url.fragment}" if url.fragment else place
 
-    def shown(self, text: str, page: PurePosixPath) -> str:
-        """The Markdown of a page, as the site takes it."""
+    def convert(self, text: str, page: PurePosixPath) -> str:
+        """The Markdown of a page for the site."""
         text = outside_code(text, lambda part: LINK.sub(partial(self.link, page=page), part))
         return outside_code(text, lambda part: FORMULA.sub(mathml, part))
 
     def add(self, page: PurePosixPath) -> None:
-        self.write(place_of(page), self.shown((ROOT / page).read_text(), page).encode())
+        self.write(place_of(page), self.convert((ROOT / page).read_text(), page).encode())
 
     def add_lesson(self, notebook: PurePosixPath) -> None:
-        """A notebook as a page: its prose, its code, and what that printed and drew."""
+        """Add a notebook as a page: text, code, printed output and figures."""
         place, name = place_of(notebook), notebook.stem
         originals = {"notebook": notebook, "script": PurePosixPath("lessons", f"{name}.py")}
         for path in originals.values():
             self.copy(path, PurePosixPath("files", path))
         links = ", ".join(f"[{kind}](../files/{path})" for kind, path in originals.items())
-        title, _, *cells = json.loads((ROOT / notebook).read_text())["cells"]  # the second says how to run a notebook
+        title, _, *cells = json.loads((ROOT / notebook).read_text())[
+            "cells"
+        ]  # the second cell tells how to run a notebook
         heading, _, opening = "".join(title["source"]).partition("\n")
-        parts, figures = [heading, f"*To run it: {links}.*", self.shown(opening, notebook)], 0
+        parts, figures = [heading, f"*To run it: {links}.*", self.convert(opening, notebook)], 0
         for cell in cells:
             source = "".join(cell["source"])
             if cell["cell_type"] == "markdown":
-                parts.append(self.shown(source, notebook))
+                parts.append(self.convert(source, notebook))
                 continue
             parts.append(f"```python\n{source}\n```")
             for output in cell["outputs"]:
@@ -122,7 +124,7 @@ class Pages:
         self.write(place, "\n\n".join(parts).encode())
 
     def add_linked(self) -> None:
-        """What the pages link to and the site has not: code as pages, all else as it is."""
+        """Add the files that pages link to and that are not in the site: code as pages, other files as copies."""
         for path in sorted(self.linked):
             place = place_of(path)
             if path.suffix == ".py":
@@ -147,8 +149,8 @@ def lay_out() -> None:
     pages.add_linked()
 
 
-class Names(HTMLParser):
-    """What a page of the site points at, and what in it can be pointed at."""
+class PageLinks(HTMLParser):
+    """The link targets and the anchors of a page of the site."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -163,13 +165,13 @@ class Names(HTMLParser):
                 self.anchors.add(value)
 
 
-def broken(site: Path) -> list[str]:
-    """Links and pictures of a built site that lead nowhere, and whatever it would fetch from elsewhere."""
-    names: dict[Path, Names] = {}
+def broken_links(site: Path) -> list[str]:
+    """The links and pictures of a built site whose file or anchor does not exist."""
+    names: dict[Path, PageLinks] = {}
     for page in sorted(site.rglob("*.html")):
-        if page == site / "404.html":  # for a server: its paths begin at the top
+        if page == site / "404.html":  # its paths are absolute, for a web server
             continue
-        names[page] = Names()
+        names[page] = PageLinks()
         names[page].feed(page.read_text())
     found = []
     for page, of_page in names.items():
@@ -190,12 +192,12 @@ def main() -> None:
     except ValueError as error:
         raise SystemExit(str(error)) from error
     zensical = [sys.executable, "-m", "zensical", "build", "--clean", "--strict"]
-    code = subprocess.run(zensical, cwd=ROOT).returncode  # noqa: S603  nothing from outside
+    code = subprocess.run(zensical, cwd=ROOT).returncode  # noqa: S603  the command is constant
     if code:
         raise SystemExit(code)
-    if bad := broken(SITE):
+    if bad := broken_links(SITE):
         raise SystemExit("broken links:\n" + "\n".join(bad))
-    print(f"{SITE.relative_to(ROOT) / 'index.html'}: no broken link")
+    print(f"{SITE.relative_to(ROOT) / 'index.html'}: no broken links")
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""How the reference shows our docstrings: their tables of parameters become lists. An extension of griffe's."""
+"""An extension of griffe for the reference: tables of parameters in docstrings become lists."""
 
 import re
 from typing import Any
@@ -9,9 +9,9 @@ NAMES = re.compile(r"\w+(, \w+)*")
 
 
 def column_of(lines: list[str]) -> int:
-    """Where the meanings of a table begin, 0 if the lines are none.
+    """The column in which the meanings of a table begin, 0 if the lines are not a table.
 
-    Each line is a name, or several, with its meaning in a column of its own, or goes on in that column.
+    Each line has one or several names and their meaning in a second column, or continues the second column.
     """
     starts = [match.end() for line in lines if (match := re.match(r"[\w, ]*\w {2,}(?=\S)", line))]
     column = min(starts, default=0)
@@ -23,8 +23,8 @@ def column_of(lines: list[str]) -> int:
     return column if column and lines[0][0] != " " and is_table else 0
 
 
-def listed(docstring: str) -> str:
-    """The docstring with each of its tables as a list, in Markdown."""
+def tables_to_lists(docstring: str) -> str:
+    """The docstring with its tables as Markdown lists."""
     paragraphs = docstring.split("\n\n")
     for i, paragraph in enumerate(paragraphs):
         lines = paragraph.split("\n")
@@ -35,8 +35,8 @@ def listed(docstring: str) -> str:
 
 
 class Tables(griffe.Extension):
-    """Applied to every object that has a docstring."""
+    """Convert the docstring of every object."""
 
     def on_object(self, *, obj: Any, **kwargs: Any) -> None:
         if obj.docstring:
-            obj.docstring.value = listed(obj.docstring.value)
+            obj.docstring.value = tables_to_lists(obj.docstring.value)

@@ -1,4 +1,4 @@
-"""The documentation: links lead somewhere, commands are commands, public docstrings say what a reader needs."""
+"""The documentation: links, commands and code examples work, and public docstrings are complete."""
 
 import ast
 import builtins
@@ -43,7 +43,7 @@ INLINE = re.compile(r"`([^`\n]+)`")
 
 
 def prose(text: str) -> str:
-    """A page without its code; what stands in inline code stays, since it may be the text of a link."""
+    """A page without its blocks of code. Inline code remains, because it may be the text of a link."""
     return FENCE.sub("", text)
 
 
@@ -52,7 +52,7 @@ def headings(text: str) -> list[str]:
 
 
 def anchors(text: str) -> set[str]:
-    """Those of a page that are the same where the repository is shown and on the site."""
+    """The anchors of a page that are equal on the site and in a view of the repository."""
     of_repository, of_site = set(), set()
     for heading in headings(text):
         of_repository.add(re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-"))
@@ -62,16 +62,16 @@ def anchors(text: str) -> set[str]:
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_every_link_anchor_and_image_is_there(name):
+def test_every_link_anchor_and_image_exists(name):
     page = ROOT / name
     for mark, label, target in re.findall(r"(!?)\[([^\]]*)\]\(([^)\s]+)\)", prose(page.read_text())):
-        assert label.strip(), f"{target} has no words"
+        assert label.strip(), f"the link to {target} has no text"
         if re.match(r"\w+:", target):
             assert target.startswith("https://"), target
             continue
         path, _, anchor = target.partition("#")
         file = (page.parent / path).resolve() if path else page
-        assert file.is_file() or (file.is_dir() and name == "README.md"), target  # the site shows no folder
+        assert file.is_file() or (file.is_dir() and name == "README.md"), target  # the site has no pages for folders
         assert not mark or file.suffix in (".png", ".webp", ".gif", ".svg"), target
         assert not anchor or anchor in anchors(file.read_text()), target
 
@@ -90,7 +90,9 @@ def test_the_page_on_architecture_lists_every_module_once():
 
 
 def test_anchors_are_found():
-    assert anchors("# A `b`, and [c](d.md)\n\n```\n# no\n```\n## E & f") == {"a-b-and-c"}  # the two differ on E & f
+    assert anchors("# A `b`, and [c](d.md)\n\n```\n# no\n```\n## E & f") == {
+        "a-b-and-c"
+    }  # the site and the repository have different anchors for E & f
 
 
 def test_the_navigation_has_every_page_once():
@@ -100,7 +102,7 @@ def test_the_navigation_has_every_page_once():
     assert set(NAV) == pages | lessons
 
 
-def test_the_ladder_has_every_lesson_in_order():
+def test_the_overview_has_every_lesson_in_order():
     linked = re.findall(r"notebooks/(\w+)\.ipynb", (DOCS / "lessons.md").read_text())
     assert linked == sorted(lesson.stem for lesson in (ROOT / "lessons").glob("[0-9][0-9]_*.py"))
     assert [f"lessons/{name}.md" for name in linked] == [page for page in NAV if page.startswith("lessons/")]
@@ -112,7 +114,7 @@ PLACEHOLDERS = {"N": "3", "NN": "03", "K": "2", "SCALE": "1.5", "TIME": "10min",
 
 
 def code_of(text: str) -> list[str]:
-    """Every line of code of a page: of blocks, fenced or indented, and within lines."""
+    """All code of a page: lines of fenced and indented blocks, and inline code."""
     blocks = [block.replace("\\\n", " ") for _, block in FENCE.findall(text)]
     lines = [line for block in blocks for line in block.splitlines()]
     return lines + re.findall(r"^    .+$", prose(text), re.MULTILINE) + INLINE.findall(prose(text))
@@ -122,7 +124,7 @@ SAID = re.compile(r"(?:^|[\s/])(?<!import )simple[-_]diffusion +([a-z\-].*?)(?=$
 
 
 def commands(text: str) -> list[str]:
-    """What is said to `simple-diffusion`, also by torchrun; up to a comment, a second command, or a second column."""
+    """The arguments of `simple-diffusion`, also after torchrun, up to a comment, another command or a second column."""
     return [said.strip() for line in code_of(text) for said in SAID.findall(line)]
 
 
@@ -130,7 +132,7 @@ COMMANDS = sorted({(name, said) for name in NAMES for said in commands((ROOT / n
 
 
 @pytest.mark.parametrize(("name", "said"), COMMANDS)
-def test_every_command_is_one(name, said):
+def test_every_command_is_valid(name, said):
     words = [PLACEHOLDERS.get(word, word) for word in shlex.split(said)]
     if "--help" in words:
         with pytest.raises(SystemExit) as stopped:
@@ -155,7 +157,7 @@ def test_commands_are_found():
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_every_script_that_is_run_is_there(name):
+def test_every_script_exists(name):
     for line in code_of((ROOT / name).read_text()):
         for script in re.findall(r"\bpython3? ([\w/]+\.py)", line):
             assert (ROOT / script).is_file(), script
@@ -179,7 +181,7 @@ def test_the_python_example_runs(page, tmp_path, monkeypatch):
     assert list(tmp_path.glob("*.png"))
 
 
-def test_the_python_of_samplers_runs(monkeypatch):
+def test_the_python_example_on_samplers_runs(monkeypatch):
     text = (DOCS / "how-to" / "choosing-a-sampler.md").read_text()
     (code,) = (block for kind, block in FENCE.findall(text) if kind == "python")
     net = sd.UNet(widths=(8, 16), blocks=(1, 1)).eval()
@@ -195,18 +197,18 @@ LEARNT_FROM = """
     samplers sampling schedules targets losses guidance ema augmentation denoiser training data.images
     evaluation.metrics
 """.split()  # noqa: SIM905
-"""Modules that lessons open: all of them is looked at, and beside it every name of `simple_diffusion`."""
+"""Modules that the lessons show. The tests check all their names, and the public names of `simple_diffusion`."""
 
 ARCHITECTURE = (DOCS / "architecture.md").read_text()
 NOTATION = set(re.findall(r"^\| (`.*?) \|", ARCHITECTURE.partition("## Notation")[2].partition("\n## ")[0], re.M))
 NOTATION = {name for cell in NOTATION for name in INLINE.findall(cell)}
-"""Names that mean the same everywhere."""
+"""Names that have the same meaning everywhere."""
 
 SHAPE = re.compile(r"`[^`]*\[.*?\][^`]*`|\bshape|\belement(wise)?\b", re.DOTALL)
 MEASURE = re.compile(
     r"\d|\bshares?\b|\bprobability\b|\bratio|\bdeviation\b|\bnorm\b|\bnumber\b|\brate\b|\bunits?\b|\bmean\b|\blevels\b"
 )
-"""What a number is measured in, or between which numbers it lies."""
+"""Words for the unit or the range of a number."""
 
 
 def ours(thing: Any) -> bool:
@@ -220,7 +222,7 @@ def exported() -> list[Any]:
 
 @cache
 def public() -> dict[str, Any]:
-    """Functions and classes by their full names, and the functions of the classes."""
+    """Functions, classes and methods by their full names."""
     things = exported()
     for name in LEARNT_FROM:
         module = import_module(f"simple_diffusion.{name}")
@@ -241,7 +243,7 @@ def public() -> dict[str, Any]:
 
 
 def owner_of(thing: Any) -> Any:
-    """The class of a function that belongs to one."""
+    """The class of a method, None for a function."""
     scope: Any = sys.modules[thing.__module__]
     for name in thing.__qualname__.split(".")[:-1]:
         scope = getattr(scope, name)
@@ -249,7 +251,7 @@ def owner_of(thing: Any) -> Any:
 
 
 def docstring(thing: Any) -> str:
-    """Its own; of a class also that of what it inherits from, of a method without one that of the inherited method."""
+    """The docstring; of a class, with those of its base classes; of a method without one, that of the base class."""
     if inspect.isclass(thing):
         return "\n\n".join(inspect.cleandoc(c.__doc__ or "") for c in thing.__mro__ if ours(c))
     owner = owner_of(thing)
@@ -258,7 +260,7 @@ def docstring(thing: Any) -> str:
 
 
 def text_of(thing: Any) -> str:
-    """All that a reader of it has before their eyes."""
+    """The docstring, and for a method also that of its class."""
     owner = None if inspect.isclass(thing) else owner_of(thing)
     return docstring(thing) + ("\n\n" + docstring(owner) if owner else "")
 
@@ -270,7 +272,7 @@ def parameters(thing: Any) -> list[inspect.Parameter]:
 
 
 def passages(text: str, name: str) -> list[str]:
-    """The sentences, and the entries of tables, that say a name."""
+    """The sentences and the table entries that contain a name."""
     found = []
     for paragraph in text.split("\n\n"):
         is_table = re.match(r"[\w, ]+ {2,}\S", paragraph)
@@ -325,7 +327,7 @@ def test_docstrings_give_units_or_ranges():
 
 
 def caught(node: ast.AST) -> set[str]:
-    """The names of the errors that a `try` or a `suppress` lets nobody see."""
+    """The names of the errors that a `try` or a `suppress` handles."""
     found: list[ast.expr] = []
     if isinstance(node, ast.Try):
         found = [h.type for h in node.handlers if h.type is not None]
@@ -340,7 +342,7 @@ def names_of(error: type) -> set[str]:
 
 
 def raised(function: Any, seen: frozenset = frozenset()) -> set[type]:
-    """The errors that a function raises, by itself or through functions of its own module."""
+    """The errors that a function raises, directly or through functions of its own module."""
     scope, seen = function.__globals__, seen | {function}
 
     def within(node: ast.AST) -> set[type]:
@@ -350,7 +352,7 @@ def raised(function: Any, seen: frozenset = frozenset()) -> set[type]:
             error = scope.get(ast.unparse(word), vars(builtins).get(ast.unparse(word)))
             found |= {error} if inspect.isclass(error) else set()
         if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and (node.args or node.keywords):
-            called = scope.get(node.func.id)  # a call without arguments passes no wrong one
+            called = scope.get(node.func.id)  # a call without arguments cannot pass invalid ones
             if inspect.isfunction(called) and called.__module__ == function.__module__ and called not in seen:
                 found |= raised(called, seen)
         for child in ast.iter_child_nodes(node):
@@ -375,8 +377,8 @@ def test_docstrings_name_the_errors():
 
 
 def test_errors_are_found():
-    """In the code of the library, since the source of a test's own function is no module's."""
-    assert raised(schedules.linear_betas) == {ValueError}  # through two private functions
+    """The test uses functions of the library, because `raised` looks up names in their modules."""
+    assert raised(schedules.linear_betas) == {ValueError}  # through other functions of the module
     assert {error.__name__ for error in raised(metrics.jackknife)} == {"UsageError", "DataError"}
     assert raised(sd.EMA.__init__) == set()
     assert {error.__name__ for error in raised(sd.fid)} == {"DataError"}  # a CheckpointError is suppressed
@@ -423,9 +425,9 @@ SOURCES = [
 
 
 def cited(text: str, paper: str, where: str) -> bool:
-    """Does the text cite this paper of `explain`, and this place of it?
+    """Whether the text cites this paper of `explain` and this place in it.
 
-    Of three authors or more it may name the first alone. The place is in the words after the year.
+    For three or more authors, "et al." is enough. The place follows the year.
     """
     authors, year = re.match(r"(.*?) (\d{4}),", explain.PAPERS[paper]).groups()  # pyrefly: ignore[missing-attribute]
     first = re.split(r", | & | et al", authors)[0]
@@ -451,7 +453,7 @@ def test_docstrings_explain_and_the_page_of_mathematics_agree(name, thing, paper
 
 @cache
 def tool(name: str) -> ModuleType:
-    """A script of docs/; `build` of lessons/ has the same name."""
+    """A script of docs/ as a module; lessons/build.py has the same name as docs/build.py."""
     spec = importlib.util.spec_from_file_location(f"docs_{name}", DOCS / f"{name}.py")
     assert spec is not None
     assert spec.loader is not None
@@ -462,7 +464,7 @@ def tool(name: str) -> ModuleType:
 
 @pytest.fixture
 def build(tmp_path, monkeypatch):
-    """docs/build.py, at work on a small repository."""
+    """docs/build.py for a small repository."""
     pytest.importorskip("math_core", reason="the extra [docs] is not installed")
     made = tool("build")
     monkeypatch.setattr(made, "ROOT", tmp_path)
@@ -523,7 +525,7 @@ def test_a_notebook_becomes_a_page(build):
 
 
 @pytest.mark.parametrize("text", ["[x](nowhere.md)", "[x](../src)", "$\\nosuchthing$"])
-def test_what_is_broken_is_said(build, text):
+def test_a_broken_link_or_formula_is_an_error(build, text):
     (build.ROOT / "docs" / "index.md").write_text(text)
     with pytest.raises(ValueError, match=re.escape(re.sub(r".*\(|\)|\$", "", text))):
         build.lay_out()
@@ -540,34 +542,37 @@ def test_what_is_broken_is_said(build, text):
     ],
 )
 def test_formulas_are_found_outside_of_code(build, text, inline, blocks):
-    shown = build.Pages().shown(text, PurePosixPath("docs/index.md"))
+    shown = build.Pages().convert(text, PurePosixPath("docs/index.md"))
     assert shown.count("<span><math") == inline
     assert shown.count('<math display="block"') == blocks
     assert shown.count("|") == text.count("|")
 
 
-def test_a_site_with_a_broken_link_is_found_out(build, tmp_path):
+def test_broken_links_of_a_site_are_found(build, tmp_path):
     site = tmp_path / "site"
     (site / "sub").mkdir(parents=True)
     (site / "index.html").write_text('<p id="a"></p><a href="sub/">1</a><a href="#a">2</a><a href="https://x.y">3</a>')
     (site / "sub" / "index.html").write_text('<a href="../index.html#a">1</a><img src="../i.png">')
     (site / "404.html").write_text('<a href="/index.html">1</a>')
-    assert build.broken(site) == ["sub/index.html: ../i.png"]
+    assert build.broken_links(site) == ["sub/index.html: ../i.png"]
     (site / "i.png").write_text("")
     (site / "index.html").write_text('<a href="#a">2</a><a href="none.html">3</a>')
-    assert build.broken(site) == ["index.html: #a", "index.html: none.html", "sub/index.html: ../index.html#a"]
+    assert build.broken_links(site) == ["index.html: #a", "index.html: none.html", "sub/index.html: ../index.html#a"]
 
 
 def test_tables_of_parameters_become_lists():
     pytest.importorskip("griffe", reason="the extra [docs] is not installed")
-    listed = tool("docstrings").listed
+    tables_to_lists = tool("docstrings").tables_to_lists
     text = "One. Two  words.\n\na, b   first\n       goes on\nlonger second\nc      third\n\nEnd."
-    assert listed(text) == "One. Two  words.\n\n- `a, b`: first\n  goes on\n- `longer`: second\n- `c`: third\n\nEnd."
+    assert (
+        tables_to_lists(text)
+        == "One. Two  words.\n\n- `a, b`: first\n  goes on\n- `longer`: second\n- `c`: third\n\nEnd."
+    )
     for plain in ("Only prose,\nin two lines.", "    code = 1  # as it is\n    more", "a  b\nnot a table"):
-        assert listed(plain) == plain
+        assert tables_to_lists(plain) == plain
 
 
-def test_the_reference_shows_what_lessons_open():
+def test_the_reference_has_the_public_modules():
     pages = "\n".join(page.read_text() for page in (DOCS / "reference").glob("*.md"))
     shown = set(re.findall(r"^::: simple_diffusion\.(\S+)$", pages, re.MULTILINE))
     homes = {thing.__module__.partition(".")[2] for thing in exported()}
