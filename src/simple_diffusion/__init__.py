@@ -1,7 +1,7 @@
 """Simple Diffusion: denoising diffusion that is simple, clear and lightweight.
 
-`api` holds the public names. It is imported when the first of them is used, so `simple-diffusion --help` does not wait
-for torch.
+`api` lists the public names. It is imported when one of them is first used, so that `simple-diffusion --help` does not
+import torch.
 """
 
 from importlib import import_module
@@ -13,17 +13,14 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 
-def _names() -> list[str]:
-    return [name for name in vars(import_module(".api", __name__)) if not name.startswith("_")]
-
-
 def __getattr__(name: str) -> Any:
+    public = {key: value for key, value in vars(import_module(".api", __name__)).items() if not key.startswith("_")}
     if name == "__all__":
-        return _names()
-    if not name.startswith("_") and name in _names():
-        return getattr(import_module(".api", __name__), name)
+        return list(public)
+    if name in public:
+        return public[name]
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 
 def __dir__() -> list[str]:
-    return [*globals(), *_names()]
+    return [*globals(), *__getattr__("__all__")]
