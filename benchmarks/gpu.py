@@ -3,9 +3,9 @@
     python benchmarks/gpu.py --out gpu                                    # on a machine with an NVIDIA GPU
     python benchmarks/gpu.py --device cpu --for 5s --n 64 --presets tiny  # the same code, anywhere
 
-First what must hold: the GPU and the CPU agree, a second run is the same to the bit, and so are images whatever number
-is drawn. Then speed by preset and precision, and last a model of two minutes with its scores. Exit code 1 if a check
-fails; the rest is measured all the same.
+First the checks: the GPU agrees with the CPU, a second run is bit-identical, and image i does not depend on the number
+of samples. Then the speed by preset and precision, and the scores of a model trained for two minutes. A failed check
+gives exit code 1; the measurements still run.
 """
 
 import argparse
@@ -33,7 +33,7 @@ STEPS = 20
 
 
 def trained(config: Config, device: torch.device) -> tuple[Denoiser, Tensor]:
-    """A denoiser after some steps on the device, and their losses; on a GPU they are replayed from a CUDA graph."""
+    """A denoiser after some steps on the device, and their losses; on a GPU, later steps are replayed from a CUDA graph."""
     images = noise_images(640)
     denoiser, steps = start_training(ModelSpec(config, DataInfo.of(images)), images, device, lambda n: config.lr)
     losses = [next(steps).loss for _ in range(STEPS)]
@@ -41,14 +41,14 @@ def trained(config: Config, device: torch.device) -> tuple[Denoiser, Tensor]:
 
 
 def drawn(config: Config, denoiser: Denoiser, n: int, device: torch.device) -> Tensor:
-    """n images of the denoiser, on the CPU."""
+    """n samples of the denoiser, on the CPU."""
     info = DataInfo.of(noise_images(640))
     guided, times, sampler = ModelSpec(config, info).sampler(denoiser)
     return sample(guided, (n, *info.shape), times, torch.arange(n) % 10, sampler=sampler, device=device)
 
 
 def checks(device: torch.device) -> Iterator[tuple[str, bool]]:
-    """What was compared, with the largest difference, and whether it may be that large."""
+    """(what was compared, with the largest difference; whether it is within its tolerance)."""
     config = Config(**PRESETS["tiny"][1], precision="fp32")
     (here, on_cpu), (there, on_device) = trained(config, torch.device("cpu")), trained(config, device)
     gap = ((on_device - on_cpu) / on_cpu).abs().max().item()
@@ -72,8 +72,14 @@ def main() -> None:
     parser.add_argument("--device", default="cuda", choices=("cuda", "cpu"))
     parser.add_argument("--presets", nargs="+", default=list(SIZES["cpu"]), choices=list(PRESETS))
     parser.add_argument("--data", default="fashion-mnist")
-    parser.add_argument("--for", dest="length", default="2min", metavar="TIME", help="of the model at the end")
-    parser.add_argument("--n", type=int, default=10000, help="images drawn and scored")
+    parser.add_argument(
+        "--for",
+        dest="length",
+        default="2min",
+        metavar="TIME",
+        help="training time of the model that is scored at the end",
+    )
+    parser.add_argument("--n", type=int, default=10000, help="samples to score")
     parser.add_argument("--out", type=Path, default=Path("gpu"), help="folder of that model")
     args = parser.parse_args()
     device = pick_device(args.device)

@@ -1,4 +1,4 @@
-"""Training speed of the two published networks, in this project's arithmetic and in plain arithmetic.
+"""Training speed of the two published networks, as this project runs them and as plain PyTorch runs them.
 
     python benchmarks/predecessors.py [--networks double-conv annotated] [--batch 32] [--steps 4] [--precision auto]
 
@@ -7,8 +7,8 @@ Both variants are the same network with the same weights, the same images and th
     fast   the precision that suits this machine, channels-last, fused attention, fused Adam
     plain  float32, channels first, attention with its softmax written out, Adam one parameter at a time
 
-They take their steps in turn, so that what else the machine does slows down both; numbers are medians over the steps,
-after one to warm up.
+The variants take their steps in turn, so that other programs on the machine slow down both. Numbers are medians over
+the steps, after one warm-up step.
 """
 
 import argparse
@@ -74,7 +74,7 @@ def stepper(name: str, fast: bool, precision: str, batch: int, device: torch.dev
 
 
 def measure(name: str, precision: str, batch: int, steps: int, device: torch.device) -> tuple[list[float], list[float]]:
-    """Seconds of each step, fast and plain. The first losses must agree: else the two do not compute the same."""
+    """Seconds of each step, fast and plain. Asserts that the first losses agree, so that both compute the same."""
     variants = [stepper(name, fast, precision, batch, device) for fast in (True, False)]
     first, other = (step(0) for step in variants)
     if abs(first - other) > 0.02 * other:
@@ -93,9 +93,11 @@ def measure(name: str, precision: str, batch: int, steps: int, device: torch.dev
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--networks", nargs="+", default=list(NETWORKS), choices=list(NETWORKS))
-    parser.add_argument("--batch", type=int, default=32, help="images a step")
-    parser.add_argument("--steps", type=int, default=4, help="steps of each variant that are measured")
-    parser.add_argument("--precision", default="auto", choices=["auto", *PRECISIONS], help="of the fast variant")
+    parser.add_argument("--batch", type=int, default=32, help="images per step")
+    parser.add_argument("--steps", type=int, default=4, help="steps to measure for each variant")
+    parser.add_argument(
+        "--precision", default="auto", choices=["auto", *PRECISIONS], help="precision of the fast variant"
+    )
     parser.add_argument("--device", default="auto", choices=["auto", "cpu", "cuda", "mps"])
     args = parser.parse_args()
     device = pick_device(args.device)

@@ -1,9 +1,9 @@
-"""How fast a folder of images is read, and what it takes to refuse a header that promises 3,600 megapixels.
+"""How fast a folder of images is read, and the cost of rejecting a header that claims 3,600 megapixels.
 
     python benchmarks/scan.py [--images 2000] [--sizes 64 256] [--kinds jpg png webp]
 
-The images are smooth noise with some grain, which compresses as photographs do. A core's speed is images over the
-processor time of this process; the best of three rounds, since other programs may share the machine.
+The images are smooth noise with fine noise on top, which compresses like photographs. The speed of a core is the number
+of images over the processor time of this process, the best of three rounds, because other programs may share the machine.
 """
 
 import argparse
@@ -25,14 +25,14 @@ OPTIONS: dict[str, dict[str, Any]] = {"jpg": {"quality": 90}, "png": {}, "webp":
 
 
 def photograph(side: int, rng: np.random.Generator) -> Image.Image:
-    """A few soft blobs of colour, and grain."""
+    """A few soft blobs of color, and noise."""
     blobs = Image.fromarray(rng.integers(0, 256, (4, 4, 3), np.uint8)).resize((side, side), Image.Resampling.BICUBIC)
     grain = rng.normal(0, 8, (side, side, 3))
     return Image.fromarray((np.asarray(blobs) + grain).clip(0, 255).astype(np.uint8))
 
 
 def speed(folder: Path, count: int) -> float:
-    """Images a second and core: decoded, checked, and brought to one size."""
+    """Images per second and core: decoded, checked, and resized to one size."""
     best = 0.0
     for _ in range(3):
         began = time.process_time()
@@ -48,7 +48,7 @@ def bomb(side: int) -> bytes:
 
 
 def resident() -> float:
-    """The most memory this process has had, in MB; NaN where the system does not say."""
+    """Peak memory of this process in MB; NaN where the system does not report it."""
     if sys.platform == "win32":
         return float("nan")
     import resource
@@ -58,7 +58,7 @@ def resident() -> float:
 
 
 def refuse(folder: Path) -> tuple[float, float]:
-    """Milliseconds and megabytes that it takes to refuse the only image of a folder."""
+    """Milliseconds and megabytes to reject the only image of a folder."""
     before, began = resident(), time.perf_counter()
     try:
         load_folder(folder)
@@ -69,7 +69,7 @@ def refuse(folder: Path) -> tuple[float, float]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--images", type=int, default=2000, help="in each folder")
+    parser.add_argument("--images", type=int, default=2000, help="images in each folder")
     parser.add_argument("--sizes", type=int, nargs="+", default=[64, 256], help="height and width in pixels")
     parser.add_argument("--kinds", nargs="+", default=["jpg", "png", "webp"], choices=list(OPTIONS))
     args = parser.parse_args()

@@ -1,8 +1,8 @@
-"""How well the lower half of images is filled in, by several samplers: the step at the seam, and the error.
+"""How well several samplers inpaint the lower half of images: the step at the seam, and the error.
 
     python benchmarks/seams.py MODEL
 
-The images are the first 60 of the test set that goes with the model's data, each told its class; seed 0.
+The images are the first 60 of the test set of the model's data, each with its label; seed 0.
 """
 
 import sys

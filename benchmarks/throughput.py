@@ -2,8 +2,8 @@
 
     python benchmarks/throughput.py [--precision fp32 bf16] [--presets tiny small] [--seconds 4] [--device cuda]
 
-Images are 28 x 28 in grey with ten classes, as in Fashion-MNIST; numbers are medians over steps. Each preset is
-measured in every precision in one run, so that the ratios hold on a machine that others use too.
+Images are 28 x 28, gray, in ten classes, as in Fashion-MNIST. Numbers are medians over steps. One run measures each
+preset in every precision, so that the ratios hold on a shared machine.
 """
 
 import argparse
@@ -29,7 +29,7 @@ from simple_diffusion.run.steps import start_training
 from simple_diffusion.sampling import sample_batches
 from simple_diffusion.system.device import PRECISIONS, pick_device
 
-KINDS = {  # what an operation's name begins with -> the kind of work it is
+KINDS = {  # first part of an operation's name -> kind of work
     "convolution": ("aten::mkldnn_conv", "aten::convolution_back", "aten::cudnn_conv", "aten::_slow_conv"),
     "matrix product": ("aten::addmm", "aten::mm", "aten::bmm", "aten::linear", "aten::mkldnn_linear", "aten::baddbmm"),
     "attention": ("aten::_scaled_dot", "aten::_softmax", "aten::_flash", "aten::_efficient"),
@@ -52,7 +52,7 @@ CPU = torch.device("cpu")
 
 
 def wait_for(device: torch.device) -> None:
-    """Until a GPU has done all that it was given; a CPU has."""
+    """Wait until a GPU has finished its work; a CPU has already."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)
 
@@ -60,7 +60,7 @@ def wait_for(device: torch.device) -> None:
 def flops_of(steps: Iterator[Any]) -> int:
     """FLOP of one training step, forward and backward."""
     cores = torch.get_num_threads()
-    torch.set_num_threads(1)  # what runs in threads of their own is not seen by the counter
+    torch.set_num_threads(1)  # the counter does not see other threads
     with FlopCounterMode(display=False) as counter:
         next(steps)
     torch.set_num_threads(cores)
@@ -68,7 +68,7 @@ def flops_of(steps: Iterator[Any]) -> int:
 
 
 def noise_images(count: int) -> Images:
-    """Noise in the shape of Fashion-MNIST: the same each time, and nothing to load."""
+    """Noise in the shape of Fashion-MNIST: always the same, with nothing to load."""
     pixels = torch.randint(0, 256, (count, 1, 28, 28), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
     return Images("noise", pixels, torch.arange(count) % 10, tuple("0123456789"))
 
@@ -76,7 +76,7 @@ def noise_images(count: int) -> Images:
 def kinds_of(steps: Iterator[Any], count: int = 5) -> Counter:
     """Seconds of some training steps by kind of work, on one core."""
     cores = torch.get_num_threads()
-    torch.set_num_threads(1)  # other threads are not seen by the profiler either
+    torch.set_num_threads(1)  # the profiler does not see other threads either
     next(steps)
     with profile(activities=[ProfilerActivity.CPU]) as profiler:
         for _ in range(count):
@@ -130,7 +130,7 @@ def measure(preset: str, precision: str, seconds: float, device: torch.device = 
 
 
 def table(presets: list[str], precisions: list[str], seconds: float, device: torch.device) -> None:
-    """Print the speed of every preset in every precision, and where its time goes."""
+    """Print the speed of every preset in every precision, and the time by kind of work."""
     print(f"torch {torch.__version__}, {torch.get_num_threads()} threads, {device}", end="")
     for precision, dtype in PRECISIONS.items():
         print(f", matrix product {precision} {matmul_speed(dtype, device) / 1e9:,.0f} GFLOP/s", end="")
@@ -155,7 +155,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--precision", nargs="+", default=list(PRECISIONS), choices=list(PRECISIONS))
     parser.add_argument("--presets", nargs="+", default=list(SIZES["cpu"]), choices=list(PRESETS))
-    parser.add_argument("--seconds", type=float, default=4.0, help="of measuring each preset's steps")
+    parser.add_argument("--seconds", type=float, default=4.0, help="seconds to measure each preset")
     parser.add_argument("--device", default="cpu", choices=("cpu", "cuda"))
     args = parser.parse_args()
     table(args.presets, args.precision, args.seconds, pick_device(args.device))
