@@ -33,7 +33,7 @@ STEPS = 20
 
 
 def trained(config: Config, device: torch.device) -> tuple[Denoiser, Tensor]:
-    """A denoiser after some steps on the device, and their losses; on a GPU, later steps are replayed from a CUDA graph."""
+    """A denoiser after some steps on the device, and their losses; on a GPU, a CUDA graph replays later steps."""
     images = noise_images(640)
     denoiser, steps = start_training(ModelSpec(config, DataInfo.of(images)), images, device, lambda n: config.lr)
     losses = [next(steps).loss for _ in range(STEPS)]

@@ -3,7 +3,7 @@
     python benchmarks/scan.py [--images 2000] [--sizes 64 256] [--kinds jpg png webp]
 
 The images are smooth noise with fine noise on top, which compresses like photographs. The speed of a core is the number
-of images over the processor time of this process, the best of three rounds, because other programs may share the machine.
+of images over the processor time of this process; the best of three rounds counts, as other programs share the machine.
 """
 
 import argparse
