@@ -260,9 +260,12 @@ def docstring(thing: Any) -> str:
 
 
 def text_of(thing: Any) -> str:
-    """The docstring, and for a method also that of its class."""
+    """The docstring, and those of the class of a method and of the function whose arguments it takes."""
     owner = None if inspect.isclass(thing) else owner_of(thing)
-    return docstring(thing) + ("\n\n" + docstring(owner) if owner else "")
+    texts = [docstring(thing), docstring(owner) if owner else ""]
+    for name in re.findall(r"arguments are those of `(\w+)`", texts[0]):
+        texts.append(docstring(vars(sys.modules[thing.__module__])[name]))
+    return "\n\n".join(filter(None, texts))
 
 
 def parameters(thing: Any) -> list[inspect.Parameter]:
