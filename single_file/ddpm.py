@@ -1,12 +1,12 @@
-"""Denoising diffusion in one file: garments out of noise, after a few minutes on two CPU cores.
+"""Denoising diffusion (DDPM) in one file: generates images of clothes after a few minutes of training on two CPU cores.
 
     pip install torch numpy pillow
-    python ddpm.py                     # 4,000 steps of training on Fashion-MNIST, then ddpm.png
-    python ddpm.py --steps 20000       # longer, for better pictures
+    python ddpm.py                     # trains for 4,000 steps on Fashion-MNIST, then writes ddpm.png
+    python ddpm.py --steps 20000       # trains longer, for better samples
 
-Ho, Jain & Abbeel 2020, "Denoising Diffusion Probabilistic Models": read it beside this file. Nothing here comes from
-elsewhere but tensors and their gradients. From top to bottom: schedule, loss, sampler, network, data, training.
-Shapes stand in brackets: B images of 1 channel and H x W pixels are [B, 1, H, W].
+The equations and algorithms are those of Ho, Jain & Abbeel 2020, "Denoising Diffusion Probabilistic Models". From top
+to bottom: schedule, loss, sampler, network, data, training. The file uses only PyTorch, NumPy and Pillow. Shapes are in
+brackets: B images with 1 channel and H x W pixels are [B, 1, H, W].
 """
 
 import argparse
@@ -23,44 +23,44 @@ import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor, nn
 
-# --- the schedule: how much of the image is left after n of T small steps of noise ------------------------------------
+# --- the schedule: signal and noise after n of T steps ----------------------------------------------------------------
 
 T = 1000
-betas = torch.linspace(1e-4, 0.02, T, dtype=torch.float64)  # variance of the noise that step 1, 2, ..., T adds
-alpha_bar = (1 - betas).cumprod(0)  # what all steps so far leave of the image's variance (eq. 4)
+betas = torch.linspace(1e-4, 0.02, T, dtype=torch.float64)  # variance of the noise of step 1, 2, ..., T
+alpha_bar = (1 - betas).cumprod(0)  # share of the variance of x0 in x_n (eq. 4)
 alpha = alpha_bar.sqrt().float()  # [T]
 sigma = (1 - alpha_bar).sqrt().float()  # [T]
 
 
 def at(table: Tensor, n: Tensor) -> Tensor:
-    """Entry n = 1 ... T of a table [T], for each n [B], to be multiplied with images: [B, 1, 1, 1]."""
+    """The entries n [B] = 1 ... T of a table [T], in a shape that multiplies images: [B, 1, 1, 1]."""
     return table[n - 1].view(-1, 1, 1, 1)
 
 
 def q_sample(x0: Tensor, n: Tensor, eps: Tensor) -> Tensor:
-    """x_n: the image after n steps of noise, in one leap (eq. 4). eps is standard normal noise, shaped like x0."""
+    """x_n, the image after n steps of noise, in closed form (eq. 4). eps is standard normal, with the shape of x0."""
     return at(alpha, n) * x0 + at(sigma, n) * eps
 
 
-# --- the loss: guess the noise (algorithm 1) --------------------------------------------------------------------------
+# --- the loss: predict the noise (algorithm 1) ------------------------------------------------------------------------
 
 
 def denoising_loss(net: nn.Module, x0: Tensor, n: Tensor, eps: Tensor) -> Tensor:
-    """How far the network's guess of the noise is from the noise: the mean square (eq. 14)."""
+    """Mean squared error of the noise prediction (eq. 14)."""
     eps_hat = net(q_sample(x0, n, eps), n)
     return (eps_hat - eps).square().mean()
 
 
-# --- the sampler: take the guessed noise away, a little at a time (algorithm 2) ---------------------------------------
+# --- the sampler: remove the predicted noise step by step (algorithm 2) -----------------------------------------------
 
 
 def ddpm_step(x: Tensor, n: int, eps_hat: Tensor, z: Tensor) -> Tensor:
-    """From x_n to x_(n-1), given the noise that the network sees in x_n, and fresh noise z.
+    """One step from x_n to x_(n-1), with the noise prediction eps_hat and new noise z.
 
-    The step is a draw from q(x_(n-1) | x_n, x0) (eq. 6 and 7), where x0 is the image that the network guesses.
+    It samples from q(x_(n-1) | x_n, x0) (eq. 6 and 7), with the x0 prediction in place of x0.
     """
     x0_hat = (x - sigma[n - 1] * eps_hat) / alpha[n - 1]
-    x0_hat = x0_hat.clamp(-1, 1)  # no pixel is darker than black: without this, small errors grow from step to step
+    x0_hat = x0_hat.clamp(-1, 1)  # without this, small errors grow from step to step
     if n == 1:
         return x0_hat
     beta, before, now = betas[n - 1].item(), alpha_bar[n - 2].item(), alpha_bar[n - 1].item()
@@ -71,104 +71,99 @@ def ddpm_step(x: Tensor, n: int, eps_hat: Tensor, z: Tensor) -> Tensor:
 
 @torch.no_grad()
 def sample(net: nn.Module, count: int, height: int, width: int) -> Tensor:
-    """Images [count, 1, height, width] in [-1, 1], out of noise."""
+    """Generate images [count, 1, height, width] in [-1, 1] from noise."""
     x = torch.randn(count, 1, height, width)
     for n in range(T, 0, -1):
         eps_hat = net(x, torch.full((count,), n))
         x = ddpm_step(x, n, eps_hat, torch.randn_like(x))
-        if n % 100 == 0:
-            print(f"drawing, step {n} of {T}", flush=True)
+        if (T + 1 - n) % 100 == 0:
+            print(f"sampling, step {T + 1 - n} of {T}", flush=True)
     return x
 
 
-# --- the network: a small U-Net, from an image and n to an image ------------------------------------------------------
+# --- the network: a small U-Net ---------------------------------------------------------------------------------------
 
 
 def sinusoid(n: Tensor, width: int) -> Tensor:
-    """The number n [B] as waves [B, width], so that a network can tell 500 from 501 and from 600."""
+    """Sinusoidal embedding of n [B]: [B, width]. Nearby and distant steps both differ clearly."""
     frequencies = torch.exp(-math.log(10000) * torch.arange(width // 2) / (width // 2 - 1))
     angles = n[:, None] * frequencies
     return torch.cat([angles.sin(), angles.cos()], 1)
 
 
 class Block(nn.Module):
-    """Two convolutions that add to what is there, and are told n in between."""
+    """A residual block of two convolutions, conditioned on the embedding of n."""
 
-    def __init__(self, before: int, after: int, told: int):
+    def __init__(self, before: int, after: int, embedding: int):
         super().__init__()
         self.norm1, self.conv1 = nn.GroupNorm(1, before), nn.Conv2d(before, after, 3, padding=1)
         self.norm2, self.conv2 = nn.GroupNorm(1, after), nn.Conv2d(after, after, 3, padding=1)
-        self.tell = nn.Linear(told, after)
+        self.condition = nn.Linear(embedding, after)
         self.skip = nn.Conv2d(before, after, 1) if before != after else nn.Identity()
-        nn.init.zeros_(
-            self.conv2.weight
-        )  # at first a block changes nothing, which makes deep networks easy to begin with
+        nn.init.zeros_(self.conv2.weight)  # the block starts as the identity, which makes training stable
 
-    def forward(self, x: Tensor, told: Tensor) -> Tensor:
-        h = self.conv1(F.silu(self.norm1(x))) + self.tell(told)[:, :, None, None]
+    def forward(self, x: Tensor, embedding: Tensor) -> Tensor:
+        h = self.conv1(F.silu(self.norm1(x))) + self.condition(embedding)[:, :, None, None]
         return self.skip(x) + self.conv2(F.silu(self.norm2(h)))
 
 
 class Attention(nn.Module):
-    """Each position looks at all others, and adds what it finds."""
+    """Self-attention over all positions, as a residual block."""
 
     def __init__(self, width: int):
         super().__init__()
-        self.norm, self.qkv, self.out = (
-            nn.GroupNorm(1, width),
-            nn.Conv2d(width, 3 * width, 1),
-            nn.Conv2d(width, width, 1),
-        )
+        self.norm, self.qkv = nn.GroupNorm(1, width), nn.Conv2d(width, 3 * width, 1)
+        self.out = nn.Conv2d(width, width, 1)
         nn.init.zeros_(self.out.weight)
 
     def forward(self, x: Tensor) -> Tensor:
         q, k, v = self.qkv(self.norm(x)).flatten(2).mT.chunk(3, 2)  # each [B, positions, width]
-        found = F.scaled_dot_product_attention(q, k, v)
-        return x + self.out(found.mT.view_as(x))
+        h = F.scaled_dot_product_attention(q, k, v)
+        return x + self.out(h.mT.view_as(x))
 
 
 class UNet(nn.Module):
-    """Down to a quarter of the height and width, and up again, with a bridge from each level to its like."""
+    """Half and quarter resolution, with a skip connection at half resolution: x [B, 1, H, W], n [B] -> [B, 1, H, W]."""
 
     def __init__(self, width: int = 48):
         super().__init__()
-        told = 4 * width
-        self.time = nn.Sequential(nn.Linear(width, told), nn.SiLU(), nn.Linear(told, told), nn.SiLU())
-        self.enter = nn.Conv2d(4, width, 3, padding=1)
-        self.left = Block(width, width, told)
+        self.width, embedding = width, 4 * width
+        self.time = nn.Sequential(nn.Linear(width, embedding), nn.SiLU(), nn.Linear(embedding, embedding), nn.SiLU())
+        self.stem = nn.Conv2d(4, width, 3, padding=1)
+        self.block_down = Block(width, width, embedding)
         self.down = nn.Conv2d(width, 2 * width, 3, stride=2, padding=1)
-        self.low1 = Block(2 * width, 2 * width, told)
-        self.look = Attention(2 * width)
-        self.low2 = Block(2 * width, 2 * width, told)
+        self.middle1 = Block(2 * width, 2 * width, embedding)
+        self.attention = Attention(2 * width)
+        self.middle2 = Block(2 * width, 2 * width, embedding)
         self.up = nn.Conv2d(2 * width, width, 3, padding=1)
-        self.right = Block(2 * width, width, told)
-        self.leave = nn.Sequential(nn.GroupNorm(1, width), nn.SiLU(), nn.Conv2d(width, 4, 3, padding=1))
-        self.width = width
+        self.block_up = Block(2 * width, width, embedding)
+        self.head = nn.Sequential(nn.GroupNorm(1, width), nn.SiLU(), nn.Conv2d(width, 4, 3, padding=1))
 
     def forward(self, x: Tensor, n: Tensor) -> Tensor:
-        told = self.time(sinusoid(n, self.width))
-        h = self.enter(F.pixel_unshuffle(x, 2))  # 2 x 2 pixels become 4 channels: a quarter of the work
-        bridge = self.left(h, told)
-        h = self.low2(self.look(self.low1(self.down(bridge), told)), told)
+        embedding = self.time(sinusoid(n, self.width))
+        h = self.stem(F.pixel_unshuffle(x, 2))  # 2 x 2 pixels become 4 channels: a quarter of the compute
+        skip = self.block_down(h, embedding)
+        h = self.middle1(self.down(skip), embedding)
+        h = self.middle2(self.attention(h), embedding)
         h = self.up(F.interpolate(h, scale_factor=2.0))
-        h = self.right(torch.cat([h, bridge], 1), told)
-        return F.pixel_shuffle(self.leave(h), 2)
+        h = self.block_up(torch.cat([h, skip], 1), embedding)
+        return F.pixel_shuffle(self.head(h), 2)
 
 
-# --- the data: 60,000 garments of 28 x 28 pixels ----------------------------------------------------------------------
+# --- the data: 60,000 images of clothes, 28 x 28 pixels ---------------------------------------------------------------
 
 URL = "https://raw.githubusercontent.com/zalandoresearch/fashion-mnist/master/data/fashion/train-images-idx3-ubyte.gz"
 SHA256 = "3aede38d61863908ad78613f6a32ed271626dd12800ba2636569512369268a84"
 
 
 def load_images(path: Path) -> Tensor:
-    """A gzipped IDX file -> images [N, 1, H, W] in [-1, 1]; downloaded if it is not there."""
+    """Images [N, 1, H, W] in [-1, 1] from a gzipped IDX file, which is downloaded if it does not exist."""
     if not path.exists():
         print(f"downloading {URL}")
         with urllib.request.urlopen(URL, timeout=60) as answer:
             content = answer.read()
         if hashlib.sha256(content).hexdigest() != SHA256:
-            raise SystemExit(f"what {URL} sent is not Fashion-MNIST: get {path.name} elsewhere and pass it with --data")
+            raise SystemExit(f"the file at {URL} has a wrong checksum: download {path.name} elsewhere and pass --data")
         path.write_bytes(content)
     content = gzip.decompress(path.read_bytes())
     count, height, width = np.frombuffer(content, ">i4", 3, offset=4)
@@ -177,9 +172,9 @@ def load_images(path: Path) -> Tensor:
 
 
 def save_images(x: Tensor, path: Path, columns: int = 10) -> None:
-    """Draw images [N, 1, H, W] in [-1, 1] as one picture."""
+    """Write images [N, 1, H, W] in [-1, 1] as a grid into one picture."""
     rows = [torch.cat(list(row), -1) for row in x[:, 0].split(columns)]  # each [H, columns * W]
-    sheet = ((torch.cat(rows) + 1) * 127.5).round().clamp(0, 255).byte()  # without the clamp, 256 would become 0
+    sheet = ((torch.cat(rows) + 1) * 127.5).round().clamp(0, 255).byte()  # without clamp, 256 becomes 0
     Image.fromarray(sheet.numpy()).save(path)
 
 
@@ -187,35 +182,37 @@ def save_images(x: Tensor, path: Path, columns: int = 10) -> None:
 
 
 def train(x0: Tensor, steps: int, net: nn.Module, batch: int = 64, lr: float = 2e-3) -> nn.Module:
-    """Train the network. Returns the average of the weights over the last part of the run, which draws better."""
-    average = copy.deepcopy(net)
+    """Train the network for `steps` updates and return a copy with the moving average (EMA) of the weights."""
+    ema = copy.deepcopy(net)
     optimizer = torch.optim.AdamW(net.parameters(), lr, betas=(0.9, 0.99))
     for step in range(1, steps + 1):
         for group in optimizer.param_groups:
-            group["lr"] = lr * min(step / (0.03 * steps), 1) * (1 - step / steps)  # up at once, then slowly down to 0
-        some = x0[torch.randint(len(x0), (batch,))]
-        loss = denoising_loss(net, some, torch.randint(1, T + 1, (batch,)), torch.randn_like(some))
+            group["lr"] = (
+                lr * min(step / (0.03 * steps), 1) * (1 - step / steps)
+            )  # warm-up over 3 % of the steps, then decay to 0
+        images = x0[torch.randint(len(x0), (batch,))]
+        loss = denoising_loss(net, images, torch.randint(1, T + 1, (batch,)), torch.randn_like(images))
         optimizer.zero_grad()
         loss.backward()
         nn.utils.clip_grad_norm_(net.parameters(), 1.0)
         optimizer.step()
-        decay = min(0.998, step / (step + 10))  # short at first: early weights should not be remembered
+        decay = min(0.998, step / (step + 10))  # smaller at first, to forget the initial weights
         with torch.no_grad():
-            for old, new in zip(average.parameters(), net.parameters(), strict=True):
+            for old, new in zip(ema.parameters(), net.parameters(), strict=True):
                 old.lerp_(new, 1 - decay)
         if step == 1 or step % max(steps // 20, 1) == 0:
             print(f"step {step} of {steps}, loss {loss.item():.4f}", flush=True)
-    return average
+    return ema
 
 
 def main() -> None:
     options = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     options.add_argument("--data", type=Path, default=Path("train-images-idx3-ubyte.gz"), help="a gzipped IDX file")
-    options.add_argument("--steps", type=int, default=4000, help="of training, 64 images each")
-    options.add_argument("--width", type=int, default=48, help="channels of the network's upper level")
+    options.add_argument("--steps", type=int, default=4000, help="training steps, with 64 images each")
+    options.add_argument("--width", type=int, default=48, help="channels of the network at half resolution")
     options.add_argument("--seed", type=int, default=0)
-    options.add_argument("--count", type=int, default=50, help="images to draw")
-    options.add_argument("--out", type=Path, default=Path("ddpm.png"), help="where the picture goes")
+    options.add_argument("--count", type=int, default=50, help="number of images to generate")
+    options.add_argument("--out", type=Path, default=Path("ddpm.png"), help="file for the picture of the samples")
     args = options.parse_args()
     torch.manual_seed(args.seed)
     x0 = load_images(args.data)
