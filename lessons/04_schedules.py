@@ -1,9 +1,10 @@
 # %% [markdown]
-# # 4 · Schedules: a change of clock
+# # 4 · Noise schedules
 #
-# Lesson 2 took DDPM's schedule as given. Others have been proposed since, and they look like different models. They are
-# one: a schedule only says *when* each noise level comes. This lesson draws the same images on four schedules with one
-# network, and then shows what a schedule does change.
+# Lesson 2 used the schedule of DDPM. The literature has several others, and they are often presented as different
+# models. In fact a schedule only decides *at which time t* each noise level occurs. You use one network with four
+# schedules and get the same images. Then you measure what a schedule does change: how often training and sampling visit
+# each noise level.
 #
 # File: [`schedules.py`](../src/simple_diffusion/schedules.py).
 
@@ -16,19 +17,20 @@ import torch
 import simple_diffusion as sd
 from simple_diffusion.schedules import Quadratic, Schedule, Sigmoid
 
-FAST = bool(os.environ.get("FAST"))  # seconds instead of minutes, for the tests
-STEPS, COUNT = (4, 64) if FAST else (400, 512)
+FAST = bool(os.environ.get("FAST"))  # the tests set it: seconds instead of minutes
+STEPS, COUNT = (4, 20) if FAST else (400, 512)
 images = sd.load_images("digits")
 
 # %% [markdown]
 # ## Four schedules
 #
-# The noise rises by a rate $\beta(t)$, and $\alpha^2 = \exp(-\int_0^t \beta)$ is what is left of the image: lesson 2's
-# table is the *linear* rate, read at 100 points. *Quadratic* means that $\sqrt\beta$ rises in a straight line,
-# *sigmoid* that $\beta$ rises along a logistic curve. *Cosine* (Nichol & Dhariwal 2021) starts at the other end:
-# $\alpha$ falls like a cosine, and there is no $\beta$ to choose. All four keep $\alpha^2 + \sigma^2 = 1$.
+# In continuous time the noise rate is $\beta(t)$, and $\alpha^2 = \exp(-\int_0^t \beta)$. The table of lesson 2 is the
+# *linear* rate at 100 points. In the *quadratic* schedule $\sqrt\beta$ is linear, in the *sigmoid* schedule $\beta$ is
+# a logistic function. The *cosine* schedule (Nichol & Dhariwal 2021) defines $\alpha$ itself, as a cosine. In all four
+# $\alpha^2 + \sigma^2 = 1$.
 #
-# What tells how noisy an image is, is the ratio of the two, here as $\log \mathrm{SNR} = 2 \log(\alpha / \sigma)$.
+# The noise level is the ratio $\sigma / \alpha$. The figure shows it as the log signal-to-noise ratio,
+# $\log \mathrm{SNR} = 2 \log(\alpha / \sigma)$.
 
 # %%
 schedules = {"linear": sd.Linear(), "quadratic": Quadratic(), "sigmoid": Sigmoid(), "cosine": sd.Cosine()}
@@ -46,30 +48,29 @@ axes[0].legend(frameon=False)
 plt.show()
 
 # %% [markdown]
-# Every log SNR falls all the way, so each noise level comes exactly once: `schedule.time_of(ratio)` says when
-# $\sigma / \alpha$ has a given value. One schedule is another one with its clock changed.
+# In each schedule the log SNR decreases from $t = 0$ to $t = 1$, so each noise level occurs exactly once.
+# `schedule.time_of(ratio)` returns the time at which $\sigma / \alpha$ has a given value. Two schedules therefore
+# differ only by a change of the time variable.
 #
-# ## One network, four clocks
+# ## One network on four schedules
 #
-# The network does not know which clock it runs on: `Denoiser` tells it the noise level,
-# $\frac14 \log(\sigma / \alpha)$, and not the time. So the two networks below, each trained on its own schedule, can be
-# moved to any other.
+# The input of the network is the noise level, $\frac14 \log(\sigma / \alpha)$, and not the time. So a network that you
+# train on one schedule works on every other. You train two networks, on the linear and on the cosine schedule.
 
 
 # %%
-def trained(schedule: Schedule) -> torch.nn.Module:  # at times spread evenly over this schedule
+def train(schedule: Schedule) -> torch.nn.Module:  # with times that are uniform on this schedule
     torch.manual_seed(0)
     denoiser = sd.Denoiser(sd.UNet(widths=(32, 64), blocks=(1, 2)), schedule, sd.targets.noise)
     sd.fit(denoiser, images, STEPS)
     return denoiser.net
 
 
-nets = {name: trained(schedules[name]) for name in ("linear", "cosine")}
+nets = {name: train(schedules[name]) for name in ("linear", "cosine")}
 
 # %% [markdown]
-# Take the network that was trained on the linear schedule and 20 noise levels. On each schedule let the sampler visit
-# the times at which these levels come, from the same noise. The times differ widely and the images do not, but for
-# rounding.
+# Take the network that was trained on the linear schedule, and 20 noise levels. On each schedule the sampler visits the
+# times at which these levels occur, and starts from the same noise. The times differ, the images agree to rounding.
 
 # %%
 linear = schedules["linear"]
@@ -78,11 +79,11 @@ rows = {}
 for name, schedule in schedules.items():
     times = schedule.time_of(levels)
     rows[name] = sd.sample(sd.Denoiser(nets["linear"], schedule, sd.targets.noise), (12, 1, 28, 28), times)
-    gap = (rows[name] - rows["linear"]).abs().max()
-    print(f"{name}: the tenth step starts at t = {times[9]:.3f}; largest difference of a pixel from linear {gap:.1e}")
+    difference = (rows[name] - rows["linear"]).abs().max()
+    print(f"{name}: step 10 starts at t = {times[9]:.3f}; largest pixel difference from linear {difference:.1e}")
 
 
-def show(rows: dict[str, torch.Tensor]) -> None:
+def show(rows: dict[str, torch.Tensor]) -> None:  # a row of twelve images for each name
     picture = sd.make_grid(sd.to_uint8(torch.cat(list(rows.values()))), 12)
     plt.figure(figsize=(8, 0.62 * len(rows)), layout="constrained")
     plt.imshow(picture)
@@ -94,57 +95,56 @@ def show(rows: dict[str, torch.Tensor]) -> None:
 show(rows)
 
 # %% [markdown]
-# ## What does differ
+# ## What the schedule changes
 #
-# What is spread evenly over t is not spread evenly over the noise levels. DDPM does so twice: with the times of
-# training and with the steps of its sampler. Below, 25 even times on each clock, and a digit at even times on two of
-# them. Below a log SNR of −5 less than a tenth of the image is left: the linear clock puts 8 of its 25 times there, the
-# cosine clock 2, and has more to spare for the levels at which a digit takes shape.
+# DDPM trains at uniform times, and its sampler takes uniform steps in time. Uniform times give different noise levels
+# on each schedule. The first figure shows the levels of 25 uniform times, the second a digit at 12 uniform times. Below
+# a log SNR of −5, less than a tenth of the image is left. The linear schedule puts 8 of its 25 times there, the cosine
+# schedule only 2, so the cosine schedule has more times for the levels at which the shape of a digit appears.
 
 # %%
 _, axis = plt.subplots(figsize=(8, 2.4), layout="constrained")
 for row, schedule in enumerate(schedules.values()):
-    even = sd.uniform_grid(schedule, 25)
-    axis.plot(-2 * schedule.ratio(even).log(), [row] * len(even), "|", markersize=14)
+    uniform_times = sd.uniform_grid(schedule, 25)
+    axis.plot(-2 * schedule.ratio(uniform_times).log(), [row] * 25, "|", markersize=14)
 axis.set(yticks=range(4), yticklabels=schedules, xlabel="log SNR (left noise, right clean)", ylim=(3.6, -0.6))
 axis.grid(axis="x", alpha=0.3)
 plt.show()
 
-eps = torch.randn(1, 28, 28)
 x0 = sd.to_unit(images.pixels[:1]).expand(12, -1, -1, -1)
-rows = {}
-for name in nets:
-    alpha, sigma = schedules[name].levels(torch.arange(1, 13) / 12, x0)
-    rows[name] = alpha * x0 + sigma * eps
-show(rows)
+eps = torch.randn(1, 28, 28).expand_as(x0)
+show({name: schedules[name].add_noise(x0, torch.arange(1, 13) / 12, eps) for name in nets})
 
 # %% [markdown]
-# ## The number that moved
+# ## Result
 #
-# Which of the two matters? Each network draws by DDPM's sampler, in 25 even steps of either clock.
+# Does the schedule matter more in training or in sampling? You sample from both networks with DDPM's sampler, in 25
+# uniform steps of either schedule.
 
 # %%
 scores = {}
-for steps_of in nets:
-    times = sd.uniform_grid(schedules[steps_of], 5 if FAST else 25)
-    for trained_on, net in nets.items():
-        denoiser = sd.Clipped(sd.Denoiser(net, schedules[steps_of], sd.targets.noise))
+for sampling_schedule in nets:
+    times = sd.uniform_grid(schedules[sampling_schedule], 5 if FAST else 25)
+    for training_schedule, net in nets.items():
+        denoiser = sd.Clipped(sd.Denoiser(net, schedules[sampling_schedule], sd.targets.noise))
         pixels = sd.to_uint8(sd.sample(denoiser, (COUNT, 1, 28, 28), times, sampler=sd.ddpm))
-        scores[trained_on] = sd.fid(pixels, images)
-    fids = f"{scores['linear']:.2f} with training on linear, {scores['cosine']:.2f} on cosine"
-    print(f"FID[digits-cnn-1, n={COUNT} vs train]: {fids}, in even steps of {steps_of}")
+        scores[training_schedule] = sd.fid(pixels, images)
+    fids = f"{scores['linear']:.2f} trained on linear, {scores['cosine']:.2f} trained on cosine"
+    print(f"FID[digits-cnn-1, n={COUNT} vs train]: {fids}, sampled in steps of {sampling_schedule}")
 
 # %% [markdown]
-# In this run it is the training that gains: on the cosine clock fewer examples are spent on levels that are almost pure
-# noise. At 25 steps the sampler's clock matters little. Neither need be left to a schedule: lesson 7 chooses the noise
-# levels of its steps outright, and lesson 9 those of the training too.
+# Here the schedule matters in training: the cosine schedule trains less at levels that are almost pure noise. In
+# sampling it matters little at 25 steps. Both can be chosen without a schedule. Lesson 7 sets the noise levels of the
+# sampler directly, and lesson 9 those of training.
 #
-# **What is new since lesson 3**, in code: another curve, and a network that moves between curves.
+# **New code since lesson 3:** another schedule, and a network that moves between schedules.
 #
 # ```python
-# denoiser = sd.Denoiser(net, sd.Cosine(), sd.targets.noise)  # in place of sd.Discrete(sd.linear_betas(100))
-# moved = sd.Denoiser(denoiser.net, sd.Linear(), sd.targets.noise)  # the same network, another clock
-# sd.sample(moved, shape, sd.Linear().time_of(levels))  # the same images, if the noise levels are the same
+# denoiser = sd.Denoiser(net, sd.Cosine(), sd.targets.noise)  # instead of sd.Discrete(sd.linear_betas(100))
+# moved = sd.Denoiser(denoiser.net, sd.Linear(), sd.targets.noise)  # the same network on another schedule
+# sd.sample(moved, shape, sd.Linear().time_of(levels))  # the same noise levels give the same images
 # ```
 #
-# **Exercise.** Write `cosine(t)`, alpha and sigma of that schedule: `simple-diffusion check 4 my_solution.py`.
+# **Try.** Sample in 10 and in 100 steps. Does the schedule of the sampler matter more or less?
+#
+# **Exercise.** Write `cosine(t)`, its alpha and sigma: `simple-diffusion check 4 my_solution.py`.

@@ -1,11 +1,11 @@
 # %% [markdown]
-# # 6 · EMA: draw from the average, not from the last step
+# # 6 · EMA: the moving average of the weights
 #
-# Each step of training sees 64 images, and pushes the weights towards what these 64 would like. The next 64 would like
-# something else. So the weights do not come to rest: they jump about the place where they should be, and the last ones
-# are as good or bad as the last jump. The cure costs nothing in training: keep a second copy of the weights that
-# follows slowly, $\bar\theta \leftarrow d\,\bar\theta + (1 - d)\,\theta$ after each step, and draw from it. That is the
-# *exponential moving average*, EMA. How far back should it remember? File: [`ema.py`](../src/simple_diffusion/ema.py).
+# Each training step uses a batch of 64 images, so its gradient is noisy, and the weights fluctuate from step to step.
+# An *exponential moving average* (EMA) removes most of this noise. After each step it updates a second copy of the
+# weights, $\bar\theta \leftarrow d\,\bar\theta + (1 - d)\,\theta$, and you sample with the copy. EMA costs almost no
+# time. It has one setting, the decay $d$: how many steps does the average remember? You train once with five decays and
+# compare them. File: [`ema.py`](../src/simple_diffusion/ema.py).
 
 # %%
 import os
@@ -18,24 +18,24 @@ import simple_diffusion as sd
 from simple_diffusion.training import warmup_constant
 from simple_diffusion.validation import HeldOut
 
-FAST = bool(os.environ.get("FAST"))  # seconds instead of minutes, for the tests
-STEPS, COUNT = (4, 64) if FAST else (400, 512)
-torch.manual_seed(0)
+FAST = bool(os.environ.get("FAST"))  # the tests set it: seconds instead of minutes
+STEPS, COUNT = (4, 20) if FAST else (400, 512)
+_ = torch.manual_seed(0)
 
 # %% [markdown]
 # ## Decays
 #
-# Three ways to choose $d$, the share that is kept at update $n$:
+# $d$ may depend on the number $n$ of the update:
 #
-# - always the same: `lambda n: 0.9999`;
-# - `constant_decay(0.9999)`: the same in the end, but reached from below, $\min(0.9999, \frac{n-1}{n+9})$, so that the
-#   untrained weights are forgotten;
-# - `power_decay(0.05)`: $(1 - 1/n)^{\gamma+1}$ for all $n$ (Karras et al. 2024). 0.05 is the width of its memory as a
-#   share of the run so far, and sets $\gamma$.
+# - `lambda n: 0.9999`: the same value for all updates;
+# - `constant_decay(0.9999)`: $\min(0.9999, \frac{n-1}{n+9})$, smaller in the first updates, so the average forgets the
+#   untrained weights;
+# - `power_decay(0.05)`: $(1 - 1/n)^{\gamma+1}$ (Karras et al. 2024). The argument is the *EMA length*, which sets
+#   $\gamma$: the standard deviation of the averaging profile, relative to the number of updates so far.
 
 # %%
 decays = {
-    "0.9999, always": lambda n: 0.9999,
+    "0.9999 from the start": lambda n: 0.9999,
     "constant_decay(0.99)": sd.constant_decay(0.99),
     "constant_decay(0.9999)": sd.constant_decay(0.9999),
     "power_decay(0.2)": sd.power_decay(0.2),
@@ -43,43 +43,41 @@ decays = {
 }
 
 # %% [markdown]
-# An average after $n$ updates is a sum: so much of the weights after update 1, so much of those after update 2, and so
-# on to $n$; and so much of the weights that it began with, which have learnt nothing. Update $k$ went in with
-# $1 - d(k)$, and each later update $j$ left $d(j)$ of it.
+# After $n$ updates the average is a weighted sum of the initial weights and of the weights after updates 1 to $n$. The
+# weights after update $k$ enter with the factor $1 - d(k)$, and each later update $j$ multiplies them by $d(j)$. The
+# figure shows these factors, the *averaging profile*. The legend shows the share of the initial weights after 400.
 
 
 # %%
 def profile(decay, n: int) -> torch.Tensor:
-    """Weight of update k = 0 ... n in the average after n; k = 0 is the start. They sum to 1: [n + 1]."""
-    kept = torch.tensor([decay(j) for j in range(1, n + 1)], dtype=torch.float64)
-    since = kept.flip(0).cumprod(0).flip(0)  # what is left at n of the average before update k = 1 ... n
-    return torch.cat([torch.zeros(1), since, torch.ones(1)]).diff()
+    """Factors of the weights after update k = 0 ... n, where k = 0 is the initial ones. They sum to 1: [n + 1]."""
+    decay_at = torch.tensor([decay(j) for j in range(1, n + 1)], dtype=torch.float64)
+    remaining = decay_at.flip(0).cumprod(0).flip(0)  # factor of the average before update k = 1 ... n
+    return torch.cat([torch.zeros(1), remaining, torch.ones(1)]).diff()
 
 
 lines = dict(zip(decays, (":", "-", "--", "-", "-"), strict=True))
 figure, axes = plt.subplots(1, 2, figsize=(10, 3.4), layout="constrained", sharey=True)
 for axis, n in zip(axes, (400, 4000), strict=True):
     for name, decay in decays.items():
-        weight = profile(decay, n)
-        label = f"{name}: {weight[0]:.0%} of the start" if n == 400 else None
-        axis.plot(torch.arange(1, n + 1) / n, n * weight[1:], lines[name], label=label)
-    axis.set(title=f"after {n:,} updates", xlabel="update, as a share of the run", ylim=(0, 20))
-axes[0].set_ylabel("weight in the average\n(1: as in a plain mean)")
+        factor = profile(decay, n)
+        label = f"{name}: {factor[0]:.0%} of the start" if n == 400 else None
+        axis.plot(torch.arange(1, n + 1) / n, n * factor[1:], lines[name], label=label)
+    axis.set(title=f"after {n:,} updates", xlabel="update / number of updates", ylim=(0, 20))
+axes[0].set_ylabel("factor in the average\n(1: plain mean)")
 axes[0].legend(fontsize=8)
 plt.show()
 
 # %% [markdown]
-# Always 0.9999 is a memory of 10,000 updates. After 400 it still consists of the start, nearly all of it. While $d$ is
-# on the way up this cannot happen: `constant_decay` then forgets at the same pace whatever it leads to, which is why
-# the curves of 0.99 and 0.9999 are one on the left. On the right 0.99 has arrived, and remembers its 100 updates, a
-# smaller and smaller share. The two power functions look the same on both sides: the longer the run, the longer their
-# memory. So there is nothing to fit to the length of a run.
+# The decay 0.9999 averages over about 10,000 updates. After 400 updates such an average still contains 96 % of the
+# initial weights. `constant_decay` avoids this: it starts small, and at 400 updates 0.99 and 0.9999 give the same
+# profile. At 4,000 updates `constant_decay(0.99)` averages over its last 100. The profile of `power_decay` has the same
+# shape for every number of updates, so you need not adapt it to the length of the training run.
 #
-# ## One training, several averages
+# ## One training run, five averages
 #
-# An average does not act on the training, so one training serves all. `fit` keeps one average. Here is its loop written
-# out, with five. The learning rate goes up and stays there, which is when an average is worth most. Labels are told as
-# in lesson 5, without guidance.
+# EMA does not change the training, so one training run can update five averages. `fit` keeps one; here is its loop with
+# five. The learning rate stays constant after the warm-up, where EMA helps most. The network is conditioned on labels.
 
 # %%
 images = sd.load_images("digits")
@@ -88,7 +86,7 @@ denoiser = sd.Denoiser(sd.UNet(classes=images.classes, widths=(32, 64), blocks=(
 averages = {name: sd.EMA(denoiser, decay) for name, decay in decays.items()}
 models = {"last weights": denoiser} | {name: average.model for name, average in averages.items()}
 
-unseen = HeldOut(sd.load_images("digits", split="test"), sd.denoising_loss, seed=0)
+held_out = HeldOut(sd.load_images("digits", split="test"), sd.denoising_loss, seed=0)
 losses = {"last weights": [], "power_decay(0.05)": []}
 stream = islice(sd.batches(images, 64), STEPS)
 for step in sd.train(denoiser, stream, sd.adamw(denoiser), lr=lambda n: 3e-3 * warmup_constant((n - 1) / STEPS)):
@@ -96,24 +94,24 @@ for step in sd.train(denoiser, stream, sd.adamw(denoiser), lr=lambda n: 3e-3 * w
         average.update(denoiser, step.n)
     if step.n > STEPS // 2 and step.n % max(STEPS // 40, 1) == 0:
         for name, curve in losses.items():
-            curve.append((step.n, unseen.measure(models[name])))
+            curve.append((step.n, held_out.measure(models[name])))
 
 # %% [markdown]
-# The loss in the second half of the training, always on the same 256 images that the training does not see, with the
-# same noise. What jumps is the weights alone. Their average does not jump, and it is lower all along.
+# The figure shows the held-out loss in the second half of the training run. Each measurement uses the same 256 images
+# and the same noise, so only the weights cause the fluctuation. The EMA weights fluctuate less and have a lower loss.
 
 # %%
 plt.figure(figsize=(7, 3.2), layout="constrained")
 for name, curve in losses.items():
     plt.plot(*zip(*curve, strict=True), ".-", label=name)
-plt.gca().set(xlabel="step", ylabel="loss on unseen images")
+plt.gca().set(xlabel="step", ylabel="held-out loss")
 plt.legend()
 plt.show()
 
 # %% [markdown]
-# ## Drawing
+# ## Samples
 #
-# From the last weights and from each average, the same starting noise each time, by lesson 7's sampler in 10 steps.
+# Samples of the last weights and of each average, from the same noise, with the sampler of lesson 7 in 10 steps.
 
 # %%
 labels = torch.arange(COUNT) % 10
@@ -128,22 +126,21 @@ for axis, (name, pixels) in zip(axes, samples.items(), strict=True):
 plt.show()
 
 # %% [markdown]
-# ## The number that moved
+# ## Result
 
 # %%
 scores = ", ".join(f"{sd.fid(pixels, images):.2f} with {name}" for name, pixels in samples.items())
 print(f"FID[digits-cnn-1, n={COUNT} vs train]: {scores}")
 
 # %% [markdown]
-# This training ended in full swing. Where the learning rate falls to 0, as in `fit`, the jumps get smaller by
-# themselves and the average gains less: [a longer measurement](../docs/ladder.md) could not tell it from nothing. It
-# costs nothing either, and `fit` returns it as `.model`.
+# This run ends at the full learning rate. Where the rate falls to 0, as in `fit`, the last weights fluctuate less, and
+# [a longer measurement](../docs/ladder.md) finds no significant gain. `fit` returns the EMA weights as `.model`.
 #
-# **What is new since lesson 5**, in code: a copy that trails, and drawing from it.
+# **New code since lesson 5:** an average of the weights, and samples of it.
 #
 # ```python
 # average = sd.EMA(denoiser, sd.power_decay(0.05))
-# average.update(denoiser, step.n)  # after each step
+# average.update(denoiser, step.n)  # after each training step
 # sd.sample(sd.Clipped(average.model), (COUNT, 1, 28, 28), sd.karras_grid(schedule, 10), labels)
 # ```
 #

@@ -1,12 +1,11 @@
 # %% [markdown]
-# # 10 · Flow matching: it was the same model
+# # 10 · Flow matching
 #
-# Flow matching (Lipman et al. 2023) and rectified flow (Liu et al. 2023) do without diffusion, so it seems. They draw a
-# straight line from an image to a piece of noise, teach a network the velocity along such lines, and follow it back.
-# Here we take the EDM network of lesson 9, which has never heard of this, and make it follow the lines, without a step
-# of training. Then we train a network their way, and look whether it comes out better. Files: `Flow` in
-# [`schedules.py`](../src/simple_diffusion/schedules.py), `flow` in [`targets.py`](../src/simple_diffusion/targets.py),
-# both a few lines.
+# Flow matching (Lipman et al. 2023) and rectified flow (Liu et al. 2023) define a model without diffusion: connect each
+# image with a noise vector by a straight line, train a network to predict the velocity along these lines, and follow
+# the velocity from noise back to an image. You show that this is the same model: the EDM network of lesson 9 follows
+# the flow without further training. Then you train with the flow target and compare. Files: `Flow` in
+# [`schedules.py`](../src/simple_diffusion/schedules.py), `flow` in [`targets.py`](../src/simple_diffusion/targets.py).
 
 # %%
 import math
@@ -19,49 +18,49 @@ import torch
 
 import simple_diffusion as sd
 
-FAST = bool(os.environ.get("FAST"))  # seconds instead of minutes, for the tests
-STEPS, COUNT = (4, 64) if FAST else (800, 512)
+FAST = bool(os.environ.get("FAST"))  # the tests set it: seconds instead of minutes
+STEPS, COUNT = (4, 20) if FAST else (800, 512)
 images = sd.load_images("digits")
 s = images.std
 loss = partial(sd.denoising_loss, density=sd.LogNormal(math.log(s) - 0.5, 1.2))
 
 
-def trained(schedule, target, seed: int = 0) -> sd.Denoiser:
-    torch.manual_seed(seed)  # of the first weights; fit's seed makes the order of the images and their noise
+def train(schedule, target, seed: int = 0) -> sd.Denoiser:
+    torch.manual_seed(seed)  # of the initial weights; the seed of fit sets the order of the images and the noise
     denoiser = sd.Denoiser(sd.UNet(widths=(32, 64), blocks=(1, 2)), schedule, target, s)
     return sd.fit(denoiser, images, STEPS, loss=loss, batch=16, seed=seed).model
 
 
-edm = trained(sd.Karras(), sd.targets.v)
+edm = train(sd.Karras(), sd.targets.v)
 
 # %% [markdown]
-# ## A change of clock and of scale
+# ## A change of time and scale
 #
-# On the straight line $x_t = (1 - t)\, x_0 + t\, \varepsilon$ the noise-to-signal ratio is $t / (1 - t)$. EDM's
-# $x = x_0 + \sigma\varepsilon$ has the ratio $\sigma$. So at $\sigma = t / (1 - t)$ both are the same picture in
-# another brightness: $x_t = (1 - t)\, x$. And whoever can guess the clean image from one can guess it from the other.
-# In code: the same network in a `Denoiser` with another schedule.
+# On the straight line $x_t = (1 - t)\, x_0 + t\, \varepsilon$ the noise level $\sigma / \alpha$ is $t / (1 - t)$. On
+# EDM's schedule $x = x_0 + \sigma\varepsilon$ it is $\sigma$. At $\sigma = t / (1 - t)$ the two noisy images differ
+# only by a factor, $x_t = (1 - t)\, x$. So a denoiser for one is a denoiser for the other. In code: put the same
+# network into a `Denoiser` with another schedule.
 
 # %%
 flow = sd.Denoiser(edm.net, sd.Flow(), sd.targets.v, s)
 
 x0 = sd.to_unit(images.pixels[:64])
-sigma = torch.linspace(-3, 3, 64).exp()  # a level for each image
-x = x0 + sigma[:, None, None, None] * torch.randn_like(x0)
-on_line = flow.schedule.time_of(sigma)
-alpha, _ = flow.schedule.levels(on_line, x)
+sigma = torch.linspace(-3, 3, 64).exp()  # a noise level for each image
+eps = torch.randn_like(x0)
+edm_t, flow_t = edm.schedule.time_of(sigma), flow.schedule.time_of(sigma)
 with torch.no_grad():
-    one, other = edm(x, edm.schedule.time_of(sigma)), flow(alpha * x, on_line)
-print(f"two guesses of the clean image, largest difference of a pixel: {(one - other).abs().max():.0e}")
+    by_edm = edm(edm.schedule.add_noise(x0, edm_t, eps), edm_t)
+    by_flow = flow(flow.schedule.add_noise(x0, flow_t, eps), flow_t)
+print(f"x0 predictions of edm and flow: largest pixel difference {(by_edm - by_flow).abs().max():.0e}")
 
 # %% [markdown]
-# ## The velocity, from a guess of the clean image
+# ## The velocity from the x0 prediction
 #
-# Along its line a point moves with the velocity $\varepsilon - x_0$. Many lines run through one $x_t$, and a network
-# that is trained by the squared error learns their mean, $v = E[\varepsilon - x_0 \mid x_t]$. From the line's equation
-# $\varepsilon - x_0 = (x_t - x_0) / t$, so that $v = (x_t - \hat x_0) / t$. To draw is to solve $dx/dt = v$ from
-# $t = 1$ to 0. Three lines do it by Euler's method, with no word of diffusion in them. Beside them run lesson 7's
-# `ddim` on the same schedule, and `ddim` on EDM's own.
+# Along its line a point moves with the velocity $\varepsilon - x_0$. Many lines pass through one $x_t$, and a network
+# trained with the squared error learns their mean velocity $v = E[\varepsilon - x_0 \mid x_t]$. The equation of the
+# line gives $\varepsilon - x_0 = (x_t - x_0) / t$, and therefore $v = (x_t - \hat x_0) / t$. Sampling solves
+# $dx/dt = v$ from $t = 1$ to $0$. You implement Euler's method for this equation in three lines, and compare it with
+# `ddim` on the same schedule and with `ddim` on EDM's schedule.
 
 # %%
 times, shape = sd.karras_grid(flow.schedule, 30), (8, 1, 28, 28)
@@ -70,20 +69,21 @@ noise, *_, by_ddim = sd.trajectory(flow, shape, times, sampler=sd.ddim, batch=8)
 
 x = noise
 with torch.no_grad():
-    for t, u in pairwise([*times.to(x), torch.tensor(0.0)]):
-        x = x + (u - t) * (x - flow(x, t)) / t
+    for t, next_t in pairwise([*times.to(x), torch.tensor(0.0)]):
+        x = x + (next_t - t) * (x - flow(x, t)) / t
 
-apart = [(x - other).abs().max() for other in (by_ddim, by_edm)]
-print("largest difference of a pixel: {:.0e} from ddim on Flow, {:.0e} from ddim on EDM's schedule".format(*apart))
+differences = [(x - other).abs().max() for other in (by_ddim, by_edm)]
+print("largest pixel difference from ddim: {:.0e} on Flow, {:.0e} on EDM's schedule".format(*differences))
 plt.figure(figsize=(8, 2.3), layout="constrained")
 plt.imshow(sd.make_grid(sd.to_uint8(torch.cat([by_edm, x])), 8))
-plt.title("above: ddim on EDM's schedule; below: the three lines, from the same noise", fontsize=10)
+plt.title("top: ddim on EDM's schedule; bottom: Euler's method in three lines, same noise", fontsize=10)
 plt.axis("off")
 plt.show()
 
 # %% [markdown]
-# The differences are roundings: `ddim` is Euler's method on the straight line. But only the line from an image to its
-# noise is straight. The path that the mean of all lines makes is not: a sampler still needs steps. Some pixels:
+# The differences are rounding errors: `ddim` is Euler's method for the flow. Each training line is straight, but the
+# mean velocity of many lines gives curved sampling paths. This is why the sampler needs several steps. The figure shows
+# six pixels of one image.
 
 # %%
 *steps, _ = sd.trajectory(flow, shape, sd.uniform_grid(flow.schedule, 20 if FAST else 100), sampler=sd.ddim, batch=8)
@@ -95,18 +95,17 @@ for k, (row, column) in enumerate([(8, 14), (11, 11), (14, 14), (17, 16), (20, 1
     axes[0].plot([0, 1], [x0[0, 0, row, column], path[0]], color=f"C{k}")
     axes[1].plot(t, path, color=f"C{k}")
     axes[1].plot([t[-1], 1], [path[-1], path[0]], ":", color=f"C{k}", linewidth=1)
-axes[0].set(xlabel="t", ylabel="pixel", title="in training: lines from an image to noise")
-axes[1].set(xlabel="t", title="in sampling: the paths (dotted: straight)")
+axes[0].set(xlabel="t", ylabel="pixel", title="training: lines from an image to noise")
+axes[1].set(xlabel="t", title="sampling: curved paths (dotted: straight)")
 plt.show()
 
 # %% [markdown]
-# ## What is left: a weight
+# ## The remaining difference: a loss weight
 #
-# Trained with the target `flow`, the network is corrected by the error of $\varepsilon - z_0$, where $z_0 = x_0 / s$ is
-# the image brought to deviation 1; with EDM's target, by the error of the velocity. Both are the error of $\hat x_0$
-# times a factor that depends on the noise level alone: lesson 8's weight. If both also practise the same levels
-# (`LogNormal` on `Flow` is the logit-normal density of Stable Diffusion 3), then this weight is all that remains, and
-# nowhere do the two differ by more than a factor of 2.
+# The target `flow` measures the error of $\varepsilon - z_0$, where $z_0 = x_0 / s$; EDM measures the error of the
+# v-prediction. By lesson 8 both are the error of $\hat x_0$ times a weight that depends on the noise level. Here both
+# train on the same density of noise levels. (On `Flow`, `LogNormal` is the logit-normal density of Stable Diffusion 3.)
+# So only the weights differ, and by at most a factor of 2.
 
 # %%
 level = torch.logspace(-2, 2, 100, dtype=torch.float64)[:, None]
@@ -114,37 +113,38 @@ plt.figure(figsize=(6, 3.2), layout="constrained")
 for name, denoiser in {"EDM": edm, "flow": sd.Denoiser(edm.net, sd.Flow(), sd.targets.flow, s)}.items():
     alpha, sigma, a, b = denoiser.coefficients(denoiser.schedule.time_of(level).flatten(), level)
     plt.loglog(level, ((b * alpha - a * sigma) / (sigma * s)) ** 2, label=name)
-plt.gca().set(xlabel="σ/α", ylabel="weight of |x̂₀ − x₀|²")
+plt.gca().set(xlabel="noise level σ/α", ylabel="weight of |x̂₀ − x₀|²")
 plt.legend()
 plt.show()
 
 # %% [markdown]
-# ## Trained as a flow
+# ## Training with the flow target
 #
-# The same steps, levels and images as above, and EDM once more from another seed: a difference like that between the
-# two seeds may be luck. [Three seeds on Fashion-MNIST](../docs/ladder.md) could not tell flow matching from EDM.
+# Train with the same steps, noise levels and images, and train EDM again with another seed. The difference between the
+# two seeds of EDM shows the random variation. [Three seeds on Fashion-MNIST](../docs/ladder.md) find no significant
+# difference between flow matching and EDM.
 
 # %%
-models = {"EDM": edm, "flow matching": trained(sd.Flow(), sd.targets.flow)}
-models["EDM, another seed"] = trained(sd.Karras(), sd.targets.v, seed=1)
+models = {"EDM": edm, "flow matching": train(sd.Flow(), sd.targets.flow)}
+models["EDM, another seed"] = train(sd.Karras(), sd.targets.v, seed=1)
 scores = {}
 for name, model in models.items():
-    drawn = sd.sample(sd.Clipped(model), (COUNT, 1, 28, 28), sd.karras_grid(model.schedule, 18))
-    scores[name] = sd.fid(sd.to_uint8(drawn), images)
+    samples = sd.sample(sd.Clipped(model), (COUNT, 1, 28, 28), sd.karras_grid(model.schedule, 18))
+    scores[name] = sd.fid(sd.to_uint8(samples), images)
 
 # %% [markdown]
-# ## The number that moved
+# ## Result
 
 # %%
 fids = ", ".join(f"{score:.2f} with {name}" for name, score in scores.items())
 print(f"FID[digits-cnn-1, n={COUNT} vs train]: {fids}")
 
 # %% [markdown]
-# **What is new since lesson 9**, in code: another schedule and another target.
+# **New code since lesson 9:** another schedule and another target.
 #
 # ```python
 # denoiser = sd.Denoiser(net, sd.Flow(), sd.targets.flow, images.std)
-# x = x + (u - t) * (x - denoiser(x, t)) / t  # a step from t to u, which is ddim's
+# x = x + (next_t - t) * (x - denoiser(x, t)) / t  # Euler's method, the same step as ddim
 # ```
 #
-# **Exercise.** Write `flow_x0(x_t, velocity, t)`, the image: `simple-diffusion check 10 my_solution.py`.
+# **Exercise.** Write `flow_x0(x_t, velocity, t)`, the x0 prediction: `simple-diffusion check 10 my_solution.py`.

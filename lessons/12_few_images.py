@@ -1,14 +1,13 @@
 # %% [markdown]
-# # 12 · Few images: learnt, or learnt by heart?
+# # 12 · Few images: memorization and augmentation
 #
-# A diffusion model that is trained long enough on few images draws these images. That is no accident: the denoiser with
-# the lowest training loss knows nothing else (`memorised_error` in
-# [`denoising_error.py`](../src/simple_diffusion/denoising_error.py)). Here we watch a network become it, find its
-# copies, and then keep it from that.
+# A diffusion model that trains for long on few images generates copies of these images (*memorization*). The reason is
+# the loss: the denoiser with the lowest training loss, the *ideal denoiser*, can only return training images
+# (`ideal_error` in [`denoising_error.py`](../src/simple_diffusion/denoising_error.py)). You train on 50 images, count
+# near-duplicates, and then prevent them with augmentation and with early stopping.
 #
-# Files: [`evaluation/memorization.py`](../src/simple_diffusion/evaluation/memorization.py) finds copies,
-# [`validation.py`](../src/simple_diffusion/validation.py) measures a loss on unseen images,
-# [`augmentation.py`](../src/simple_diffusion/augmentation.py) has the cure.
+# Files: [`evaluation/memorization.py`](../src/simple_diffusion/evaluation/memorization.py),
+# [`validation.py`](../src/simple_diffusion/validation.py), [`augmentation.py`](../src/simple_diffusion/augmentation.py)
 
 # %%
 import math
@@ -23,11 +22,11 @@ import simple_diffusion as sd
 from simple_diffusion.evaluation.memorization import Copies, find_copies
 from simple_diffusion.validation import HeldOut
 
-FAST = bool(os.environ.get("FAST"))  # seconds instead of minutes, for the tests
-STEPS, LOOKS, COUNT = (4, 2, 64) if FAST else (1600, 8, 128)
+FAST = bool(os.environ.get("FAST"))  # the tests set it: seconds instead of minutes
+STEPS, SNAPSHOTS, COUNT = (4, 2, 20) if FAST else (1600, 8, 128)
 
 few = sd.Images("few", sd.load_images("digits").pixels[:50])
-unseen = sd.Images("unseen", sd.load_images("digits", split="test").pixels[:2000])
+held_out = sd.Images("held out", sd.load_images("digits", split="test").pixels[:2000])
 loss = partial(sd.denoising_loss, density=sd.LogNormal(math.log(few.std) - 0.5, 1.2))
 
 
@@ -41,109 +40,109 @@ def show(rows: dict[str, torch.Tensor], columns: int = 16) -> None:
 
 
 # %% [markdown]
-# ## A long training
+# ## Training on 50 images
 #
-# Fifty digits, EDM as in lesson 9, batches of 16, and Muon, the optimiser that learns most in little time. A few times
-# on the way, and at the end, we keep the averaged model.
+# You train EDM as in lesson 9, with batches of 16 and the optimizer Muon, which learns faster than AdamW here. Eight
+# times in the run you keep a snapshot of the EMA weights.
 
 
 # %%
-def training(net: sd.UNet, loss) -> list[sd.Denoiser]:
+def train(net: sd.UNet, loss) -> list[sd.Denoiser]:
     denoiser = sd.Denoiser(net, sd.Karras(), sd.targets.v, few.std)
-    ema, kept = sd.EMA(denoiser), []
+    ema, snapshots = sd.EMA(denoiser), []
     stream = islice(sd.batches(few, 16), STEPS)
-    rate = lambda n: 3e-3 * sd.warmup_linear((n - 1) / STEPS)  # noqa: E731
-    for step in sd.train(denoiser, stream, sd.muon(denoiser), loss=loss, lr=rate):
+    lr = lambda n: 3e-3 * sd.warmup_linear((n - 1) / STEPS)  # noqa: E731
+    for step in sd.train(denoiser, stream, sd.muon(denoiser), loss=loss, lr=lr):
         ema.update(denoiser, step.n)
-        if step.n % (STEPS // LOOKS) == 0:
-            kept.append(ema.snapshot())
-    return kept
+        if step.n % (STEPS // SNAPSHOTS) == 0:
+            snapshots.append(ema.snapshot())
+    return snapshots
 
 
 torch.manual_seed(0)
-plain = training(sd.UNet(widths=(32, 64), blocks=(1, 2)), loss)
+plain = train(sd.UNet(widths=(32, 64), blocks=(1, 2)), loss)
 
 # %% [markdown]
-# ## Copies
+# ## Near-duplicates
 #
-# A copy lies much nearer to one training image than to the others. So take the distance of a sample to the nearest
-# training image, over that to the tenth nearest. What is small? Unseen digits tell: one in a hundred of them has a
-# ratio below some threshold, by chance. A sample below it is called a near copy (`find_copies`), and a model that
-# copies nothing has 1 % of them.
+# A copy lies much closer to one training image than to the others. So the score of a sample is its distance to the
+# nearest training image, divided by its distance to the tenth nearest. `find_copies` calibrates a threshold on held-out
+# images: 1 % of them have a lower score. A sample below the threshold is a *near-duplicate*. A model without
+# memorization has about 1 % of them.
 
 
 # %%
-def looked_at(model: sd.Denoiser, views=(lambda x: x,)) -> tuple[torch.Tensor, Copies]:
+def sample_and_score(model: sd.Denoiser, augmentations=(lambda x: x,)) -> tuple[torch.Tensor, Copies]:
     x0 = sd.sample(sd.Clipped(model), (COUNT, 1, 28, 28), sd.karras_grid(model.schedule, 10))
-    seen = [sd.to_unit(view(few.pixels)).flatten(1) for view in views]
-    return sd.to_uint8(x0), find_copies(x0.flatten(1), seen, sd.to_unit(unseen.pixels).flatten(1))
+    training = [sd.to_unit(change(few.pixels)).flatten(1) for change in augmentations]
+    return sd.to_uint8(x0), find_copies(x0.flatten(1), training, sd.to_unit(held_out.pixels).flatten(1))
 
 
-samples, copies = looked_at(plain[-1])
-closest = copies.score.argsort()[:16]
-nearest = few.pixels[copies.nearest[closest]]
-show({"samples, the closest": samples[closest], "nearest training image": nearest, "samples, any": samples})
+samples, copies = sample_and_score(plain[-1])
+lowest = copies.score.argsort()[:16]
+nearest = few.pixels[copies.nearest[lowest]]
+show({"lowest scores": samples[lowest], "nearest training image": nearest, "first samples": samples})
 
 # %% [markdown]
-# ## The cure: more views, and the network is told
+# ## Augmentation with conditioning
 #
-# Turned and mirrored, each of the fifty images becomes eight. But a turned 4 is no digit, and a model that has seen it
-# would draw it. Unless it is told: `augmented` picks a view for each sample and writes its number into the label
-# (Karras et al. 2022, appendix F.2). The network learns from all views what strokes are like, and asked for the plain
-# view, label 0 or none, it draws them upright. Nothing else changes, not even the number of steps.
+# With rotations and flips each of the 50 images gives eight. But a rotated 4 is not a digit, and the model must not
+# generate it. So the network is conditioned on the augmentation (Karras et al. 2022, appendix F.2). `augmented` applies
+# a random augmentation to each image and encodes its number in the label. The network learns from all eight versions.
+# With label 0 or without a label it generates upright digits. The number of training steps stays the same.
 
 # %%
-views = sd.symmetries(square=True)
+augmentations = sd.symmetries(square=True)
 torch.manual_seed(0)
-told = training(sd.UNet(widths=(32, 64), blocks=(1, 2), augmentations=len(views)), sd.augmented(loss, views, null=0))
+net = sd.UNet(widths=(32, 64), blocks=(1, 2), augmentations=len(augmentations))
+augmented = train(net, sd.augmented(loss, augmentations, null=0))
 
-turned = sd.sample(sd.Clipped(told[-1]), (16, 1, 28, 28), sd.karras_grid(sd.Karras(), 10), torch.full((16,), 1))
-show({"asked for plain": looked_at(told[-1])[0], "asked for a turn": sd.to_uint8(turned)})
+rotated = sd.sample(sd.Clipped(augmented[-1]), (16, 1, 28, 28), sd.karras_grid(sd.Karras(), 10), torch.full((16,), 1))
+show({"upright": sample_and_score(augmented[-1])[0], "rotated by 90°": sd.to_uint8(rotated)})
 
 # %% [markdown]
-# ## Two losses
+# ## Training loss and held-out loss
 #
-# None of that is copied, and much of it is no digit yet: to the eye the copies are the better pictures. The loss on the
-# training images prefers them too, and falls to the end. What tells learning from learning by heart is the loss on
-# unseen images, with the same noise each time (`HeldOut`): where it rises, the rest of the training is for the worse.
-# At its lowest point lies another cure, the cheapest: stop there.
+# These samples are no near-duplicates, but many are not yet digits: to the eye the copies look better. The training
+# loss prefers the copies too, and falls until the end. Memorization shows in the *held-out loss* (`HeldOut`), which is
+# measured with the same noise each time: where it rises, further training makes the model worse. *Early stopping*
+# takes the snapshot with the lowest held-out loss.
 
 # %%
 figure, axes = plt.subplots(1, 2, figsize=(10, 3.4), layout="constrained")
-results = {}
-steps = [STEPS // LOOKS * (k + 1) for k in range(LOOKS)]
-for k, (name, models, known) in enumerate((("plain", plain, views[:1]), ("views told", told, views))):
-    on_few, on_unseen = ([HeldOut(part, loss, 0).measure(model) for model in models] for part in (few, unseen))
-    shares = [looked_at(model, known)[1].share for model in models]
-    axes[0].plot(steps, on_unseen, color=f"C{k}", label=f"{name}, unseen images")
-    axes[0].plot(steps, on_few, "--", color=f"C{k}", label=f"{name}, training images")
+results = []
+steps = [STEPS // SNAPSHOTS * (k + 1) for k in range(SNAPSHOTS)]
+runs = (("plain", plain, augmentations[:1]), ("augmented", augmented, augmentations))
+for k, (name, models, used) in enumerate(runs):
+    on_few, on_held_out = ([HeldOut(part, loss, 0).measure(model) for model in models] for part in (few, held_out))
+    shares = [sample_and_score(model, used)[1].share for model in models]
+    axes[0].plot(steps, on_held_out, color=f"C{k}", label=f"{name}, held-out loss")
+    axes[0].plot(steps, on_few, "--", color=f"C{k}", label=f"{name}, training loss")
     axes[1].plot(steps, [100 * share for share in shares], "o-", color=f"C{k}", label=name)
-    best = on_unseen.index(min(on_unseen))
-    results[name] = f"{shares[-1]:.0%} and {on_unseen[-1]:.3f}"
-    results[f"{name}, stopped after {steps[best]} steps"] = f"{shares[best]:.0%} and {on_unseen[best]:.3f}"
+    best = on_held_out.index(min(on_held_out))
+    results += [(f"{name}, {steps[i]} steps", shares[i], on_held_out[i]) for i in (-1, best)]
 axes[0].set(xlabel="steps", ylabel="loss")
-axes[1].set(xlabel="steps", ylabel="near copies (%)")
-axes[1].axhline(1, color="0.5", linewidth=1, label="by chance")
+axes[1].set(xlabel="steps", ylabel="near-duplicates (%)")
+axes[1].axhline(1, color="0.5", linewidth=1, label="without memorization")
 for axis in axes:
     axis.legend(fontsize=8)
 plt.show()
 
 # %% [markdown]
-# ## The number that moved
+# ## Result
 
 # %%
-print(f"near copies among {COUNT} samples, and loss on unseen images:")
-print(*(f"  {numbers} with {name}" for name, numbers in results.items()), sep="\n")
+print("\n".join(f"{name}: {share:.0%} near-duplicates of {COUNT}, held-out loss {x:.3f}" for name, share, x in results))
 
 # %% [markdown]
-# With photographs in colour, or some hundred images, all this takes longer to show; the means are the same.
-# `simple-diffusion train FOLDER --preset few-images` puts them together, with dropout as one more, and
-# `simple-diffusion evaluate RUN` looks for copies.
+# With color photographs or a few hundred images memorization takes longer, and the same methods help:
+# `simple-diffusion train FOLDER --preset few-images` combines them with dropout, and `simple-diffusion evaluate RUN`
+# counts near-duplicates.
 #
-# **What is new since lesson 11**, in code: copies looked for, views told.
+# **New code since lesson 11:** a count of near-duplicates, and augmentation with conditioning.
 #
 # ```python
-# find_copies(samples, [training_images], unseen_images).share
+# find_copies(samples, [training_images], held_out_images).share
 # net = sd.UNet(widths=(32, 64), blocks=(1, 2), augmentations=8)
 # loss = sd.augmented(loss, sd.symmetries(square=True), null=0)
 # ```

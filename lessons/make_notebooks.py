@@ -1,10 +1,10 @@
-"""The notebooks: each lesson converted and executed, its small pictures and printed numbers kept.
+"""Make the notebooks: convert each lesson, execute it, and keep its pictures and printed output.
 
-    python lessons/make_notebooks.py            # those whose lesson has changed since
-    python lessons/make_notebooks.py 03 07      # these, changed or not
+    python lessons/make_notebooks.py            # the lessons that have changed
+    python lessons/make_notebooks.py 03 07      # these lessons, changed or not
 
-A lesson, in percent format, is the source. Change it and not its notebook; `tests/project/test_lessons.py` finds a
-stale one. Where only the prose has changed the outputs are kept.
+The lessons, in percent format, are the source. Edit a lesson, never its notebook; `tests/project/test_lessons.py` fails
+for a stale notebook. If only the prose of a lesson has changed, its notebook keeps the outputs.
 """
 
 import argparse
@@ -23,8 +23,8 @@ LESSONS = Path(__file__).parent
 NOTEBOOKS = LESSONS.parent / "notebooks"
 KERNEL = {"display_name": "Python 3", "language": "python", "name": "python3"}
 
-COLAB = """In Colab or any Jupyter without the package, first run `%pip install ./simple-diffusion` on a copy of this \
-repository. *This notebook is made from `lessons/{name}` and was run on two CPU cores.*"""
+COLAB = """In Colab or a Jupyter without the package, copy this repository and run `%pip install ./simple-diffusion` \
+first. *This notebook is made from `lessons/{name}` and was executed on two CPU cores.*"""
 
 
 def lessons() -> list[Path]:
@@ -36,22 +36,22 @@ def notebook_of(lesson: Path) -> Path:
 
 
 def converted(lesson: Path) -> NotebookNode:
-    """The lesson as a notebook that was not run yet."""
+    """The lesson as a notebook without outputs."""
     notebook = jupytext.read(lesson, fmt="py:percent")
     notebook.cells.insert(1, nbformat.v4.new_markdown_cell(COLAB.format(name=lesson.name)))
     for number, cell in enumerate(notebook.cells):
-        cell.id, cell.metadata = f"cell-{number}", {}  # the same at each conversion
+        cell.id, cell.metadata = f"cell-{number}", {}  # equal in each conversion
     notebook.metadata = NotebookNode(kernelspec=KERNEL, language_info={"name": "python"})
     return notebook
 
 
 def sources(notebook: NotebookNode) -> list[tuple[str, str]]:
-    """What a reader sees of it before it runs: kind and text of each cell."""
+    """Type and text of each cell."""
     return [(cell.cell_type, cell.source) for cell in notebook.cells]
 
 
 def stale(lesson: Path) -> bool:
-    """Does its notebook show another text than the lesson has, or is there none?"""
+    """Whether the notebook is missing or its text differs from the lesson."""
     path = notebook_of(lesson)
     return not path.is_file() or sources(nbformat.read(path, as_version=4)) != sources(converted(lesson))
 
@@ -61,7 +61,7 @@ def code(notebook: NotebookNode) -> list[NotebookNode]:
 
 
 def reprinted(lesson: Path) -> NotebookNode | None:
-    """The lesson as it is now with the outputs that its notebook has; None if its code is another one."""
+    """The lesson with the outputs of its notebook, or None if its code has changed."""
     if not notebook_of(lesson).is_file():
         return None
     new, old = converted(lesson), nbformat.read(notebook_of(lesson), as_version=4)
@@ -73,16 +73,16 @@ def reprinted(lesson: Path) -> NotebookNode | None:
 
 
 def run(notebook: NotebookNode, seconds: int = 1200) -> NotebookNode:
-    """Execute every cell in a kernel of its own. Raises nbclient's CellExecutionError at the first that fails."""
+    """Execute all cells in a new kernel. Raises nbclient's CellExecutionError at the first cell that fails."""
     return NotebookClient(notebook, timeout=seconds, resources={"metadata": {"path": str(LESSONS)}}).execute()
 
 
 def smaller(picture: str) -> str:
-    """A PNG in base64 with few colours, which a plot or grey images do not miss: 64, or 32 where that is large."""
+    """Reduce a PNG in base64 to 64 colors, or to 32 if it is still large. Plots and gray images need no more."""
     image, content = Image.open(io.BytesIO(base64.b64decode(picture))).convert("RGB"), b""
-    for colours in (64, 32):
+    for colors in (64, 32):
         buffer = io.BytesIO()
-        image.quantize(colours).save(buffer, "PNG", optimize=True)
+        image.quantize(colors).save(buffer, "PNG", optimize=True)
         content = buffer.getvalue()
         if len(content) < 100_000:
             break
@@ -90,7 +90,7 @@ def smaller(picture: str) -> str:
 
 
 def tidy(notebook: NotebookNode) -> None:
-    """Keep what a reader sees: pictures and what was printed, without times, warnings and the picture's repr."""
+    """Keep pictures and printed output; remove times, warnings and the repr of the pictures."""
     for cell in code(notebook):
         cell.metadata = {}
         cell.outputs = [output for output in cell.outputs if output.get("name") != "stderr"]
@@ -102,9 +102,9 @@ def tidy(notebook: NotebookNode) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("numbers", nargs="*", metavar="NN", help="of the lessons, like 03")
+    parser.add_argument("numbers", nargs="*", metavar="NN", help="number of a lesson, such as 03")
     wanted = parser.parse_args().numbers
-    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # as the command does, beside other programs
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # waiting threads use no CPU time, as in the command line
     NOTEBOOKS.mkdir(exist_ok=True)
     for lesson in lessons():
         if lesson.stem[:2] in wanted or (not wanted and stale(lesson)):
