@@ -119,7 +119,7 @@ def train(
     start: int = 0,
     accumulate: int = 1,
     max_skipped: int = 0,
-    bad: int = 0,
+    skipped: int = 0,
     capture: Capture = lambda work: work,
 ) -> Iterator[Step]:
     """Train on each batch in turn, and yield after each update, until the batches end or the caller stops.
@@ -132,12 +132,12 @@ def train(
     clip         largest Euclidean norm of the gradient of all weights together
     start        number of steps that are already done
     accumulate   gradient accumulation steps
-    max_skipped  how many steps in a row may have a loss or gradient that is not finite; these steps change nothing
-    bad          how many of the last steps before `start` were not finite
+    max_skipped  largest number of consecutive steps that are skipped because the loss or gradient is not finite
+    skipped      number of consecutive steps just before `start` that were skipped
     capture      wraps the two halves of a step, batch -> (losses, norm of the gradient) and the optimizer's update,
                  in functions that do the same work
 
-    Raises DivergedError, and changes nothing, at the first step that is not finite after `max_skipped` of them.
+    Raises DivergedError, before any weight changes, if more than `max_skipped` consecutive steps are not finite.
     """
 
     def gradient(batch: Batch) -> tuple[Tensor, Tensor]:
@@ -150,8 +150,8 @@ def train(
         losses, grad_norm = gradient(batch)
         finite = bool(torch.isfinite(grad_norm) & losses.isfinite().all())
         step = Step(n, losses, lr(n), grad_norm, batch, finite)
-        bad = 0 if finite else bad + 1
-        if bad > max_skipped:
+        skipped = 0 if finite else skipped + 1
+        if skipped > max_skipped:
             raise NotFiniteError(step)
         if finite:
             set_learning_rate(optimizer, step.lr)

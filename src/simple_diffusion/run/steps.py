@@ -45,7 +45,7 @@ def updates(
     optimizer: torch.optim.Optimizer,
     lr: Callable[[int], float],
     start: int = 0,
-    bad: int = 0,
+    skipped: int = 0,
 ) -> Iterator[Step]:
     """The steps start + 1, start + 2, ... of a run, without end: all of it but its clock and its files."""
     config, device = spec.config, next(denoiser.parameters()).device
@@ -63,7 +63,7 @@ def updates(
         start=start,
         accumulate=config.accumulate,
         max_skipped=config.max_skipped,
-        bad=bad,
+        skipped=skipped,
         **replay,
     )
 

@@ -134,7 +134,7 @@ class Trainer:
         """Train until the end of the run or a signal. Raises DivergedError after saving the last good weights."""
         state, budget, numbers = self.state, self.budget, self.numbers
         learning = state.denoiser, state.optimizer, budget.lr
-        steps = updates(self.spec, self.images, *learning, start=numbers.n, bad=numbers.bad)
+        steps = updates(self.spec, self.images, *learning, start=numbers.n, skipped=numbers.bad)
         try:
             while not numbers.done:
                 step = next(steps)
