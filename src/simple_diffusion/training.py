@@ -99,6 +99,11 @@ def backward(loss: Loss, denoiser: Denoiser, batch: Batch, accumulate: int = 1) 
     return losses
 
 
+def uncaptured(work: Callable[..., Any]) -> Callable[..., Any]:
+    """The work itself: each call launches it anew."""
+    return work
+
+
 def set_learning_rate(optimizer: torch.optim.Optimizer, lr: float) -> None:
     """Set the learning rate of all parameters; a rate that is a tensor keeps its place in memory."""
     for group in optimizer.param_groups:
@@ -120,7 +125,7 @@ def train(
     accumulate: int = 1,
     max_skipped: int = 0,
     skipped: int = 0,
-    capture: Capture = lambda work: work,
+    capture: Capture = uncaptured,
 ) -> Iterator[Step]:
     """Train on each batch in turn, and yield after each update, until the batches end or the caller stops.
 

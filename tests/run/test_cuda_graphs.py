@@ -4,6 +4,7 @@ A CPU has no graphs. What stands in for one here does the same work again and co
 the first time, which is all that a replay does; `benchmarks/gpu.py` compares the real ones.
 """
 
+from functools import partial
 from itertools import islice
 
 import pytest
@@ -19,7 +20,7 @@ from simple_diffusion.randomness import Draws
 from simple_diffusion.run.cuda_graphs import Replayed, hold_learning_rate
 from simple_diffusion.run.steps import learner
 from simple_diffusion.system.data_parallel import split_rows
-from simple_diffusion.training import train
+from simple_diffusion.training import train, uncaptured
 
 
 def again(work):
@@ -47,11 +48,11 @@ def trained(optimizer: str, record, steps: int = 6) -> tuple[list[Tensor], list[
     data, info = images(), DataInfo.of(images())
     denoiser, chosen = learner(ModelSpec(config, info), torch.device("cpu"))
     loss = ModelSpec(config, info).training_loss()
-    capture = {}
+    capture = uncaptured
     if record is not None:
         hold_learning_rate(chosen, torch.device("cpu"))
-        capture = {"capture": lambda work: Replayed(work, record)}
-    stream = train(denoiser, batches(data, 8), chosen, loss=loss, lr=lambda n: 1e-2 / n, **capture)
+        capture = partial(Replayed, record=record)
+    stream = train(denoiser, batches(data, 8), chosen, loss=loss, lr=lambda n: 1e-2 / n, capture=capture)
     losses = [step.losses for step in islice(stream, steps)]
     return list(denoiser.parameters()), torch.cat(losses).tolist()
 

@@ -13,7 +13,7 @@ from ..model.build import ModelSpec
 from ..model.config import Config, memory_format, schedule_of
 from ..optimizers import OPTIMIZERS
 from ..system.distributed import world_size
-from ..training import Capture, Step, train
+from ..training import Capture, Step, train, uncaptured
 from .cuda_graphs import Replayed, hold_learning_rate
 
 
@@ -49,10 +49,10 @@ def updates(
 ) -> Iterator[Step]:
     """The steps start + 1, start + 2, ... of a run, without end: all of it but its clock and its files."""
     config, device = spec.config, next(denoiser.parameters()).device
-    replay: dict[str, Capture] = {}
+    capture: Capture = uncaptured
     if replayable(config, device):  # pragma: no cover (GPU)
         hold_learning_rate(optimizer, device)
-        replay = {"capture": Replayed}
+        capture = Replayed
     return train(
         denoiser,
         laid_out(batches(images, config.batch, seed=config.seed, start=start, device=device), config),
@@ -64,7 +64,7 @@ def updates(
         accumulate=config.accumulate,
         max_skipped=config.max_skipped,
         skipped=skipped,
-        **replay,
+        capture=capture,
     )
 
 
