@@ -1,4 +1,4 @@
-"""`simple-diffusion play`: a web page on this machine to draw with a model and watch every step."""
+"""`simple-diffusion play`: a local web page that samples from a model and shows every step."""
 
 import argparse
 import socket
@@ -11,11 +11,11 @@ HOST = "127.0.0.1"
 
 
 def add(commands: Any) -> None:
-    sub = command(commands, "play", run, "a web page on this machine: draw, watch every step, fill in, go between")
+    sub = command(commands, "play", run, "open a local web page: sample, see every step, inpaint, interpolate")
     sub.add_argument("model", metavar="MODEL", help="a run folder or a .safetensors file")
     ema_option(sub)
     sub.add_argument(
-        "--port", type=whole(0, 65535), default=8321, metavar="N", help="of the page (default 8321; 0 any free one)"
+        "--port", type=whole(0, 65535), default=8321, metavar="N", help="port of the page (default 8321; 0: any free)"
     )
     device_options(sub)
 
@@ -24,23 +24,23 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
     try:
         import uvicorn
 
-        from ..play.server import app_of
+        from ..play.server import create_app
     except ImportError as error:
-        raise UsageError(f"play needs a package ({error}): pip install 'simple-diffusion[play]'") from error
+        raise UsageError(f"play needs more packages ({error}): pip install 'simple-diffusion[play]'") from error
     from ..play.session import Session
 
     with socket.socket() as listener:
-        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # another one may have ended just now
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # the port of a server that has just stopped
         try:
             listener.bind((HOST, args.port))
             listener.listen()
         except OSError as error:
             raise BusyError(
-                f"port {args.port} can't be used ({error.strerror}): add --port 0 for any free one"
+                f"port {args.port} can't be used ({error.strerror}): add --port 0 for any free port"
             ) from None
         port = listener.getsockname()[1]
-        app = app_of(Session(args.model, args.ema, args.device, args.precision), port)
-        say(args, f"{args.model} is at http://{HOST}:{port} until Ctrl-C.")
+        app = create_app(Session(args.model, args.ema, args.device, args.precision), port)
+        say(args, f"{args.model} is served at http://{HOST}:{port} until you press Ctrl-C.")
         settings = uvicorn.Config(
             app,
             log_level="critical",

@@ -1,7 +1,7 @@
-"""The web page of `simple-diffusion play`.
+"""The web server of `simple-diffusion play`.
 
-Three paths are answered: `/` is the page, `/model` what it must know of the model, and a POST to `/draw` gets a line of
-JSON for each step as it comes. No file is read after the start, and nobody is answered but pages of this address.
+It serves three paths: `/` is the page, `/model` the facts about the model, and a POST to `/sample` streams one line of
+JSON per step. It reads no file after the start, and answers only requests from its own page.
 """
 
 import base64
@@ -22,17 +22,18 @@ from starlette.routing import Route
 
 from ..errors import SimpleDiffusionError, UsageError
 from ..system.files import from_json
-from .session import SampleRequest, Session
+from .request import SampleRequest
+from .session import Session
 
-MOST_BYTES = 2**23
-"""Of a request: an image of a million pixels with its mask has fewer."""
+MAX_BYTES = 2**23
+"""Of the body of a request: an image of a million pixels with its mask is smaller."""
 
-WAITING = 4
-"""Drawings that may wait for the one at work."""
+MAX_WAITING = 4
+"""Requests that may wait for the one in progress."""
 
 
-def page() -> tuple[str, str]:
-    """(the page, the policy by which a browser runs and loads nothing but what stands in it)."""
+def load_page() -> tuple[str, str]:
+    """(HTML, content security policy that allows nothing but the page's own script and style)."""
     html = files("simple_diffusion.play").joinpath("page.html").read_text("utf-8")
     digests = {}
     for tag in ("script", "style"):
@@ -45,29 +46,37 @@ def page() -> tuple[str, str]:
     return html, policy
 
 
-def refused(status: int, sentence: str) -> JSONResponse:
-    """An error in one sentence."""
-    return JSONResponse({"error": sentence}, status)
-
-
-async def body_of(request: Request) -> Any:
-    """The JSON of a request. Raises HTTPException for what is too long, or none."""
+async def read_body(request: Request) -> Any:
+    """The JSON of a request. Raises HTTPException for another type, a body that is too long, or invalid JSON."""
     if request.headers.get("content-type", "").partition(";")[0].strip().lower() != "application/json":
-        raise HTTPException(415, "send JSON, as content-type application/json")
+        raise HTTPException(415, "the content type must be application/json")
     content = b""
     async for chunk in request.stream():
         content += chunk
-        if len(content) > MOST_BYTES:
-            raise HTTPException(413, f"a request has at most {MOST_BYTES:,} bytes")
+        if len(content) > MAX_BYTES:
+            raise HTTPException(413, f"the body of a request must be at most {MAX_BYTES:,} bytes")
     try:
         return json.loads(content)
     except (ValueError, RecursionError):
-        raise HTTPException(400, "this is no JSON") from None
+        raise HTTPException(400, "the body of the request is not valid JSON") from None
 
 
-def app_of(studio: Session, port: int) -> Starlette:
-    """The application; `port` is where it answers."""
-    html, policy = page()
+async def stream(session: Session, request: SampleRequest, lock: Lock) -> AsyncIterator[str]:
+    """Lines of JSON. One request is sampled at a time; each step runs in a thread, so the server stays responsive."""
+    async with lock:
+        messages = session.sample(request)
+        try:
+            while (message := await run_sync(next, messages, None)) is not None:
+                yield json.dumps(message) + "\n"
+        except SimpleDiffusionError as error:
+            yield json.dumps({"error": str(error)}) + "\n"
+        finally:  # also when the page is closed or sends another request
+            messages.close()
+
+
+def create_app(session: Session, port: int) -> Starlette:
+    """The web application for requests to this port of 127.0.0.1."""
+    html, policy = load_page()
     headers = {
         "Content-Security-Policy": policy,
         "X-Content-Type-Options": "nosniff",
@@ -75,57 +84,45 @@ def app_of(studio: Session, port: int) -> Starlette:
         "Cross-Origin-Resource-Policy": "same-origin",
         "Cache-Control": "no-store",
     }
-    endings = (f":{port}", "") if port == 80 else (f":{port}",)  # browsers leave the usual port out
-    hosts = {host + ending for host in ("127.0.0.1", "localhost") for ending in endings}
-    at_work = Lock()
+    suffixes = (f":{port}", "") if port == 80 else (f":{port}",)  # browsers leave out the default port
+    hosts = {host + suffix for host in ("127.0.0.1", "localhost") for suffix in suffixes}
+    lock = Lock()
 
     def check_sender(request: Request) -> None:
-        """Raise HTTPException for another site's request: by another name for this address, or by a page of its own."""
+        """Raise HTTPException for requests from other sites, and for other names of this address (DNS rebinding)."""
         origin, site = request.headers.get("origin"), request.headers.get("sec-fetch-site", "none")
         if request.headers.get("host") not in hosts:
             raise HTTPException(403, f"this page is at http://127.0.0.1:{port}")
         if site not in ("none", "same-origin") or (origin and origin.removeprefix("http://") not in hosts):
-            raise HTTPException(403, "requests of other sites are not answered")
+            raise HTTPException(403, "requests from other sites are not allowed")
 
-    async def index(request: Request) -> Response:
+    async def page(request: Request) -> Response:
         check_sender(request)
         return HTMLResponse(html, headers=headers)
 
-    async def facts(request: Request) -> Response:
+    async def model(request: Request) -> Response:
         check_sender(request)
-        return JSONResponse(studio.facts(), headers=headers)
+        return JSONResponse(session.facts(), headers=headers)
 
-    async def draw(request: Request) -> Response:
+    async def sample(request: Request) -> Response:
         check_sender(request)
         try:
-            ask = from_json(SampleRequest, await body_of(request))
-            studio.check(ask)
+            wanted = from_json(SampleRequest, await read_body(request))
+            session.check(wanted)
         except (TypeError, UsageError) as error:
             raise HTTPException(400, str(error)[:500]) from None
-        if at_work.statistics().tasks_waiting >= WAITING:
-            raise HTTPException(503, "too many drawings are waiting: try again in a moment")
-        return StreamingResponse(lines(ask), media_type="application/x-ndjson", headers=headers)
+        if lock.statistics().tasks_waiting >= MAX_WAITING:
+            raise HTTPException(503, "too many requests are waiting: try again in a moment")
+        return StreamingResponse(stream(session, wanted, lock), media_type="application/x-ndjson", headers=headers)
 
-    async def lines(ask: SampleRequest) -> AsyncIterator[str]:
-        """One drawing at a time, each step in a thread of its own, so that other requests are answered meanwhile."""
-        async with at_work:
-            drawing = studio.draw(ask)
-            try:
-                while (line := await run_sync(next, drawing, None)) is not None:
-                    yield json.dumps(line) + "\n"
-            except SimpleDiffusionError as error:
-                yield json.dumps({"error": str(error)}) + "\n"
-            finally:  # also when the page has gone, or asks for something else
-                drawing.close()
-
-    async def failed(request: Request, error: Exception) -> Response:
+    async def refuse(request: Request, error: Exception) -> Response:
         assert isinstance(error, HTTPException)
-        return refused(error.status_code, error.detail)
+        return JSONResponse({"error": error.detail}, error.status_code)
 
-    async def left(request: Request, error: Exception) -> Response:
-        return refused(400, "the sender has gone")
+    async def disconnected(request: Request, error: Exception) -> Response:
+        return JSONResponse({"error": "the connection was closed"}, 400)
 
     return Starlette(
-        routes=[Route("/", index), Route("/model", facts), Route("/draw", draw, methods=["POST"])],
-        exception_handlers={HTTPException: failed, ClientDisconnect: left},
+        routes=[Route("/", page), Route("/model", model), Route("/sample", sample, methods=["POST"])],
+        exception_handlers={HTTPException: refuse, ClientDisconnect: disconnected},
     )
