@@ -46,7 +46,7 @@ def slerp(one: Tensor, other: Tensor, fractions: Sequence[float]) -> Tensor:
 
 
 def distance(x: Tensor, fine: Tensor) -> float:
-    """Root mean square distance per pixel of samples in [-1, 1] from the fine solution of the same noise and shape."""
+    """Root mean square distance per pixel between x and the fine solution of the same noise and shape, in [-1, 1]."""
     return (x - fine).clamp(-2, 2).square().mean().sqrt().item()
 
 

@@ -1,4 +1,4 @@
-"""The page on the two predecessors: every row is there, every name in it exists, and rows that no other test checks."""
+"""docs/predecessors.md: every row is present, and every name in it exists. Also tests for rows without another test."""
 
 import ast
 import inspect
@@ -58,7 +58,7 @@ def starting(*words: str) -> list[str]:
 # --- the page --------------------------------------------------------------------------------------------------------
 
 
-def test_every_row_is_there_once():
+def test_every_row_is_present_once():
     shown = re.findall(r"^\| ([A-Z]+\d+) \|", TEXT, re.MULTILINE)
     wanted = [(kind, int(last)) for kind, last in re.findall(r"([A-Z]+)1-(\d+)", ROWS)]
     assert Counter(shown) == Counter(f"{kind}{n}" for kind, last in wanted for n in range(1, last + 1))
@@ -70,7 +70,7 @@ def test_every_row_names_a_test():
         assert re.search(r"`tests/[\w/]*test_\w+\.py::test_", row.split(" | ")[3]), row
 
 
-def test_its_objects_are_there():
+def test_its_objects_exist():
     for code in starting("simple_diffusion"):
         path, _, arguments = code.removesuffix(")").partition("(")
         found = resolve_name(path)
@@ -83,37 +83,37 @@ def functions(path: str) -> set[str]:
     return {node.name for node in ast.parse((ROOT / path).read_text()).body if isinstance(node, ast.FunctionDef)}
 
 
-def test_its_tests_are_there():
+def test_its_tests_exist():
     named = [code.split("::") for code in starting("tests/") if "::" in code]
     assert [f"{path}::{name}" for path, name in named if name not in functions(path)] == []
 
 
-def known(pair: str) -> None:
-    """Raises unless this is a setting and one of its values."""
+def check_setting(pair: str) -> None:
+    """Check that this is a setting with a valid value."""
     for key, value in parse_settings([pair]).items():
         rule = SETTINGS[key].metadata
         assert value in rule["among"] if rule["among"] else pair.count("=") == 1
 
 
 @pytest.mark.parametrize("line", starting("simple-diffusion "))
-def test_its_commands_are_commands(line):
+def test_its_commands_are_valid(line):
     args = parser().parse_args(shlex.split(line)[1:])
     assert getattr(args, "preset", None) in (None, *PRESETS)
     for pair in getattr(args, "set", []):
-        known(pair)
+        check_setting(pair)
     for name in ("sampler", "schedule"):
         if getattr(args, name, None):
-            known(f"{name}={getattr(args, name)}")
+            check_setting(f"{name}={getattr(args, name)}")
 
 
-def test_its_settings_are_settings():
+def test_its_settings_are_valid():
     pairs = {code for code in CODE if re.fullmatch(r"\w+=[\w.,-]+", code)}
     assert len(pairs) > 30
     for pair in pairs:
-        known(pair)
+        check_setting(pair)
 
 
-def test_its_files_are_there(run_folder):
+def test_its_files_exist(run_folder):
     codes = [code for code in CODE if not code.startswith("simple-diffusion")]
     words = [word.partition("::")[0] for code in codes for word in code.split()]
     names = {w for w in words if re.fullmatch(r"\w[\w-]*(/[\w.-]+)+|\w+\.(py|md|toml|txt|csv|safetensors)", w)}
@@ -132,16 +132,18 @@ def info(count: int, channels: int, size: int, classes: int) -> DataInfo:
 
 
 @pytest.mark.parametrize(
-    ("name", "count", "channels", "sizes", "classes", "epochs", "parameters", "betas", "told"),
+    ("name", "count", "channels", "sizes", "classes", "epochs", "parameters", "betas", "settings"),
     [
         ("annotated-goldfish", 500, 3, (64, 32, 128), 0, 8000, 35_705_347, linear_betas(500), ("l1", 64, 1e-4, 8)),
         ("double-conv-fashion", 60_000, 1, (32, 28), 10, 25, 23_334_017, sigmoid_betas(1000), ("l2", 128, 3e-4, 1)),
     ],
 )
-def test_the_presets_are_the_published_set_ups(name, count, channels, sizes, classes, epochs, parameters, betas, told):
+def test_the_presets_are_the_published_configurations(
+    name, count, channels, sizes, classes, epochs, parameters, betas, settings
+):
     config = Config(**PRESETS[name][1])
     assert config.size == sizes[0]
-    for size in sizes:  # the width is not the size
+    for size in sizes:  # the widths do not depend on the size
         with torch.device("meta"):
             net = ModelSpec(config, info(count, channels, size, classes)).network()
         assert sum(p.numel() for p in net.parameters()) == parameters
@@ -149,13 +151,13 @@ def test_the_presets_are_the_published_set_ups(name, count, channels, sizes, cla
     assert (config.target, config.density, config.grid) == ("noise", "steps", "uniform")
     assert config.sampler_steps == config.timesteps == len(betas)
     assert config.steps == epochs * math.ceil(count / config.batch)
-    views = ModelSpec(config, info(count, channels, sizes[0], classes)).augmentations
-    assert (config.criterion, config.batch, config.lr, len(views)) == told
+    augmentations = ModelSpec(config, info(count, channels, sizes[0], classes)).augmentations
+    assert (config.criterion, config.batch, config.lr, len(augmentations)) == settings
     if classes:
         assert (config.guidance, config.drop_labels) == (3.0, 0.1)
         assert (config.ema_decay, config.ema_warmup) == (0.995, 2000)
         first, last = Discrete(betas).ratio(torch.tensor([1 / len(betas), 1.0], dtype=torch.float64))
-        assert config.guidance_low < first < last < config.guidance_high  # it guides at every step
+        assert config.guidance_low < first < last < config.guidance_high  # guidance acts at every step
 
 
 # --- T5, U5, P8, P18, E4, P31: a run ---------------------------------------------------------------------------------
@@ -164,12 +166,12 @@ TINY = {"widths": (8, 16), "blocks": (1, 1), "batch": 8, "sampler_steps": 2, "se
 CPU = torch.device("cpu")
 
 
-def test_a_run_saves_its_model_at_every_picture_and_draws_the_same_noise(squares, tmp_path, monkeypatch):
+def test_a_run_saves_its_model_with_every_grid_and_uses_the_same_noise(squares, tmp_path, monkeypatch):
     saved, drawn = [], []
 
     def watched_save(path, model):
         save(path, model)
-        saved.append(read(path).step)  # as it lies there: whole
+        saved.append(read(path).step)  # the file is complete
 
     def watched_draw(model, n, labels, seed, **options):
         drawn.append((n, labels.tolist(), seed))
@@ -194,7 +196,7 @@ def test_the_model_of_a_run_is_its_averaged_weights(squares, tmp_path, monkeypat
     denoiser, steps = steps_of_a_run.start_training(ModelSpec(config, DataInfo.of(images)), images, CPU, budget.lr)
     average: dict[str, Any] = {}
     for step in itertools.islice(steps, 6):
-        later = max(step.n - 3, 0)  # updates after the two of the warm-up, of which the next is copied too
+        later = max(step.n - 3, 0)  # updates after the warm-up of two; the next one is a copy, too
         kept = min(0.3, later / (later + 10))
         for name, p in denoiser.named_parameters():
             average[name] = kept * average.get(name, 0.0) + (1 - kept) * p.detach()
@@ -215,16 +217,16 @@ def test_seconds_have_two_decimals(run_folder):
 
 @pytest.mark.parametrize("T", [21, 50, 100, 500, 1000, 4000])
 def test_a_scaled_table_ends_in_noise_whatever_its_length(T):
-    """1 - b < exp(-b), and scaled betas add up to (0.1 + 20)/2: what is left of the image is below exp(-10.05/2)."""
+    """1 - b < exp(-b), and the sum of scaled betas is (0.1 + 20)/2, so alpha at the end is below exp(-10.05/2)."""
     end = torch.ones((), dtype=torch.float64)
     assert Discrete(linear_betas(T)).alpha(end) < math.exp(-10.05 / 2)
     unscaled = Discrete(linear_betas(T, scaled=False)).alpha(end)
-    assert (unscaled > 0.079) == (T <= 500)  # the published 8 % at 500
+    assert (unscaled > 0.079) == (T <= 500)  # at 500 steps, 8 % remains as published
 
 
 @pytest.mark.parametrize("target", TARGETS.values(), ids=TARGETS)
-def test_levels_take_nothing_from_the_device(target):
-    """A device whose tensors have no values: any number that the host asked for would be an error."""
+def test_levels_read_no_values_from_the_device(target):
+    """Tensors on the meta device have no values, so reading one would be an error."""
     x, t = torch.zeros(4, 1, 2, 2, device="meta"), torch.zeros(4, device="meta")
     for schedule in (*ALL.values(), *(Discrete(table(50)) for table in BETAS.values())):
         alpha, sigma, *_ = Denoiser(torch.nn.Identity(), schedule, target).coefficients(t, x)
@@ -232,7 +234,7 @@ def test_levels_take_nothing_from_the_device(target):
         assert (x + alpha * sigma).shape == x.shape
 
 
-def test_a_model_draws_on_the_schedule_it_was_trained_on(squares, tmp_path):
+def test_a_model_samples_with_the_schedule_of_its_training(squares, tmp_path):
     info = DataInfo.of(load_images(str(squares)))
     config = fitted(Config(schedule="sigmoid", timesteps=50, steps=1, **TINY), CPU)
     spec = ModelSpec(config, info)
@@ -242,7 +244,7 @@ def test_a_model_draws_on_the_schedule_it_was_trained_on(squares, tmp_path):
         parser().parse_args(["sample", "m.safetensors", "--schedule", "linear"])
 
 
-def test_options_of_a_sampler_have_names():
+def test_sampling_options_are_keyword_only():
     oracle = Gaussian(ALL["karras"])
     times = karras_grid(oracle.schedule, 2)
     assert sample(oracle, (2, 1), times, None, sampler=ddpm).shape == (2, 1)
@@ -253,7 +255,7 @@ def test_options_of_a_sampler_have_names():
 # --- U20, U21, P16: models -------------------------------------------------------------------------------------------
 
 
-def test_a_loaded_model_is_ready_to_draw(run_folder):
+def test_a_loaded_model_is_in_eval_mode_without_gradients(run_folder):
     denoiser = load(run_folder)
     assert not any(module.training for module in denoiser.modules())
     assert not any(p.requires_grad for p in denoiser.parameters())
@@ -268,7 +270,7 @@ def test_a_loaded_model_is_ready_to_draw(run_folder):
     ],
     ids=["annotated", "double-conv", "without"],
 )
-def test_attention_is_the_fused_kernel(net, calls):
+def test_attention_uses_the_fused_kernel(net, calls):
     name = "scaled_dot_product_attention"
     with patch.object(F, name, wraps=F.scaled_dot_product_attention) as fused:
         net(torch.zeros(1, 1, 8, 8), torch.zeros(1))
@@ -277,7 +279,11 @@ def test_attention_is_the_fused_kernel(net, calls):
 
 # --- U18, U19: the package -------------------------------------------------------------------------------------------
 
-CALLED = {"PIL": "pillow", "torch_fidelity": "torch-fidelity", "huggingface_hub": "datasets"}  # which brings it
+CALLED = {
+    "PIL": "pillow",
+    "torch_fidelity": "torch-fidelity",
+    "huggingface_hub": "datasets",
+}  # the package that installs it
 TREES = {path: ast.parse(path.read_text()) for path in SOURCE.rglob("*.py")}
 
 
@@ -297,8 +303,8 @@ def test_every_import_is_declared():
     assert {CALLED.get(name, name) for name in others} == declared
 
 
-def test_the_environment_is_the_users():
-    """`os.environ` is read, and filled in by `setdefault`; nothing else is done to it."""
+def test_environment_variables_are_only_read_or_set_if_unset():
+    """The code uses `os.environ` only to read, and with `get` and `setdefault`."""
     done = Counter()
     for path, tree in TREES.items():
         for node in ast.walk(tree):
