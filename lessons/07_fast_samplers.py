@@ -127,7 +127,7 @@ for name in samplers:
 # At NFE 10 `dpmpp` is best; at NFE 20 `heun` is, since its steps are now small enough. `ddim` does not beat `ddpm`
 # here, but it does with a [better model](../docs/ladder.md). A likely reason is the short training: the noise that a
 # stochastic sampler adds corrects earlier errors (Karras et al. 2022, section 4), and this network makes large ones.
-# `dpmpp` is no better at NFE 20 than at 10, because small solver errors happen to sharpen the samples of a weak model.
+# `dpmpp` is no better at NFE 20 than at 10, probably because its solver error sharpens the samples of a weak model.
 #
 # **New code since lesson 6:** another sampler function, and fewer steps.
 #

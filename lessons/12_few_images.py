@@ -103,9 +103,9 @@ show({"upright": sample_and_score(augmented[-1])[0], "rotated by 90°": sd.to_ui
 # %% [markdown]
 # ## Training loss and held-out loss
 #
-# These samples are no near-duplicates, but many are not yet digits: to the eye the copies look better. The training
-# loss prefers the copies too, and falls until the end. Memorization shows in the *held-out loss* (`HeldOut`), which is
-# measured with the same noise each time: where it rises, further training makes the model worse. *Early stopping*
+# These samples are no near-duplicates, but many are not yet digits: to the eye the memorized samples look better. The
+# training loss does not show memorization, because it falls until the end. The *held-out loss* (`HeldOut`), measured
+# with the same noise each time, shows it: where it rises, further training makes the model worse. *Early stopping*
 # takes the snapshot with the lowest held-out loss.
 
 # %%
