@@ -11,6 +11,9 @@ from pathlib import Path
 import pytest
 
 from simple_diffusion.cli.main import main, parser
+from simple_diffusion.cli.options import RENAMED, duration, ema_length, path, scale, seed, whole
+from simple_diffusion.cli.sample import fractions
+from simple_diffusion.cli.sweep import list_of, nfe_list
 from simple_diffusion.errors import UsageError
 from simple_diffusion.model.config import Config
 from simple_diffusion.model.presets import PRESETS
@@ -47,29 +50,17 @@ def empty_folder(tmp_path, monkeypatch):
 
 
 def bad_texts(name: str) -> list[str]:
-    """What can't stand behind NAME= on the command line."""
+    """One text for each rule that NAME=text can break."""
     default, rule = FIELDS[name].default, FIELDS[name].metadata
     if rule["among"]:
-        return ["", "nonsense", f"{default}x", default.upper(), f" {default}", "1", "None", "nan"]
+        return ["", "nonsense", default.upper()]
     if isinstance(default, str):
         return [""]
-    low, high = rule["low"], rule["high"]
+    low, high = int(rule["low"]), int(rule["high"])
     if isinstance(default, tuple):
-        some = int(low)
-        texts = [
-            "",
-            ",",
-            f"{some},",
-            f"{some},x",
-            f"{some}.5,{some}",
-            f"[{some}]",
-            ",".join([f"{some}"] * 9),
-            "nan,nan",
-        ]
-        return [*texts, f"{some - 1},{some}", f"{some},{int(high) + 1}", f"{some},-{some}", "9" * 5000]
-    texts = ["", "many", "nan", "inf", "-inf", "1e400", "True", "None", "1,2", "0x10", "--", "1 2", "½", "9" * 5000]
-    texts += [f"{int(low) - 1}", f"{2 * int(high) + 1}", "1e300", "-1e300"]
-    return [*texts, "1.5", "1e3"] if isinstance(default, int) else texts
+        return [f"{low},x", f"{low}.5,{low}", ",".join([f"{low}"] * 9), f"{low - 1},{low}", f"{low},{high + 1}"]
+    texts = ["many", "nan", f"{low - 1}", f"{2 * high + 1}"]
+    return [*texts, "1.5"] if isinstance(default, int) else texts
 
 
 def says_what_is_allowed(err: str, name: str) -> None:
@@ -85,24 +76,24 @@ def says_what_is_allowed(err: str, name: str) -> None:
 
 @pytest.mark.parametrize("name", FIELDS)
 def test_a_setting_that_cannot_be(capsys, name):
-    data = [] if name == "data" else ["nowhere.npz"]  # what can be would end there, with another code
-    texts = bad_texts(name)
-    assert len(texts) >= 8 or name == "data"
-    for text in texts:
+    data = [] if name == "data" else ["nowhere.npz"]  # an allowed setting would end there, with another code
+    for text in bad_texts(name):
         says_what_is_allowed(fails(capsys, ["train", *data, "--set", f"{name}={text}"]), name)
 
 
-def test_there_are_two_hundred_of_them():
-    assert sum(len(bad_texts(name)) for name in FIELDS) >= 200
+@pytest.mark.parametrize(
+    "text", ["", ",", "inf", "1e400", "True", "None", "1,2", "0x10", "--", "1 2", "½", "9" * 5000, "1e3"]
+)
+def test_a_text_that_is_not_a_number(capsys, text):
+    says_what_is_allowed(fails(capsys, ["train", "nowhere.npz", "--set", f"steps={text}"]), "steps")
 
 
-@pytest.mark.parametrize("name", FIELDS)
-def test_a_setting_that_there_is_not(capsys, name):
-    for typo in (name[:-1], name + "s", name.upper(), f" {name}", f"{name} ", f"_{name}_"):
-        if typo not in FIELDS:
-            fails(capsys, ["train", "nowhere.npz", "--set", f"{typo}=1"], repr(typo))
-    if len(name) > 3:
-        fails(capsys, ["train", "nowhere.npz", "--set", f"{name}x=1"], f"did you mean {name!r}?")
+def test_a_setting_that_there_is_not(capsys):
+    for typo in ("step", "stepss", "LR", " lr", "lr ", "_lr_"):
+        fails(capsys, ["train", "nowhere.npz", "--set", f"{typo}=1"], repr(typo))
+    fails(capsys, ["train", "nowhere.npz", "--set", "widthsx=1"], "did you mean 'widths'?")
+    for text in ("", "=", "=5", "help=1", "__class__=x", "lr==1", "\x1b[31m=1"):
+        fails(capsys, ["train", "nowhere.npz", "--set", text])
 
 
 @pytest.mark.parametrize(
@@ -172,132 +163,148 @@ def test_every_preset_can_be(preset):
 
 # --- options
 
-NOT_WHOLE = ["0", "-1", "1.5", "1e9", "nan", "inf", "", "many", "9" * 100, "٣", "+1", " 1", "0x1", "1_0"]
-WIDTHS = ["", "0", "0.009", "0.28", "nan", "inf", "wide", "0,05"]
-SEEDS = ["-1", "1.5", "1e9", "nan", "", "x", str(2**63), "9" * 100]
-SCALES = ["-1", "nan", "inf", "-inf", "1e400", "101", "", "strong", "1,5"]
-DEVICES = ["", "tpu", "gpu", "CUDA", "cuda:0", "0"]
-LARGER = ["1000001"]  # than a million
+DEVICES = ["auto", "cpu", "cuda", "mps"]
 MODEL = ["nowhere.safetensors"]
 
-OF_DATA_AND_DEVICE: dict[str, tuple[list[str], list[str]]] = {
-    "--data-root": ([""], ["path"]),
-    "--size": (["0", "1025"], ["from 1 to 1,024"]),
-    "--device": (DEVICES, ["auto", "cpu", "cuda", "mps"]),
-    "--precision": (["fp16"], ["auto", "fp32", "bf16"]),
+OF_DATA: dict[str, tuple[str, list[str]]] = {
+    "--data-root": ("", ["path"]),
+    "--size": ("1025", ["from 1 to 1,024"]),
 }
+OF_DATA_AND_DEVICE = OF_DATA | {"--device": ("gpu", DEVICES), "--precision": ("fp16", ["auto", "fp32", "bf16"])}
+OF_SAMPLING: dict[str, tuple[str, list[str]]] = {
+    "--guidance": ("101", ["from 0 to 100"]),
+    "--autoguidance": ("-1", ["from 0 to 100"]),
+    "--steps": ("10001", ["from 1 to 10,000"]),
+    "--sampler": ("dpm", [*SAMPLERS]),
+    "--seed": ("-1", ["from 0 to 9,223,372,036,854,775,807"]),
+}
+COUNT = {"--n": ("1", ["from 2 to 1,000,000"]), "--seed": ("x", ["from 0 to"])}
+EMA = {"--ema": ("0.3", ["from 0.01 to 0.27"])}
 
-OPTIONS: dict[str, dict[str, tuple[list[str], list[str]]]] = {
+OPTIONS: dict[str, dict[str, tuple[str, list[str]]]] = {
     "train": {
-        "--for": (["0", "-1", "-3s", "0s", "soon", "nan", "inf", "1e9", "10 min", "1d", "", "9" * 12, "٣s"], ["10min"]),
-        "--epochs": (NOT_WHOLE + LARGER, ["from 1 to 1,000,000"]),
-        "--steps": ([*NOT_WHOLE, "1000000001"], ["from 1 to 1,000,000,000"]),
-        "--preset": (["", "huge", "Tiny", "none"], [*PRESETS]),
-        "--set": (["", "=", "=5", "lr", "help=1", "__class__=x", "lr==1", "\x1b[31m=1"], []),
-        "--out": ([""], ["path"]),
-        "--seed": (SEEDS, ["from 0 to 9,223,372,036,854,775,807"]),
-        "--data-root": ([""], ["path"]),
-        "--size": ([*NOT_WHOLE, "1025"], ["from 1 to 1,024"]),
-        "--device": (DEVICES, ["auto", "cpu", "cuda", "mps"]),
-        "--precision": (["", "fp16", "bf8", "FP32", "float32"], ["auto", "fp32", "bf16"]),
-    },
-    "sample": {
-        "--n": (NOT_WHOLE + LARGER, ["from 1 to 1,000,000"]),
-        "--view": (["-1", "8", "1.5", "", "plain"], ["from 0 to 7"]),
-        "--shares": (["", "2", "-0.1", "nan", "a", "0,,1", "0,inf", ",".join(["0"] * 101)], ["from 0 to 1"]),
-        "--guidance": (SCALES, ["from 0 to 100"]),
-        "--autoguidance": (SCALES, ["from 0 to 100"]),
-        "--ema": (WIDTHS, ["from 0.01 to 0.27"]),
-        "--steps": ([*NOT_WHOLE, "10001"], ["from 1 to 10,000"]),
-        "--sampler": (["", "dpm", "DDPM", "euler"], [*SAMPLERS]),
-        "--seed": (SEEDS, ["from 0 to"]),
-        "--out": (["", "x.jpeg", "x.gif", "x.pt", "x.npy", "x.png.exe", "x.PNG"], []),
-        "--device": (DEVICES, ["auto", "cpu", "cuda", "mps"]),
-        "--precision": (["fp16"], ["auto", "fp32", "bf16"]),
-    },
-    "play": {
-        "--ema": (["0.3"], ["from 0.01 to 0.27"]),
-        "--port": (["-1", "65536", "8e3", "", "http"], ["from 0 to 65,535"]),
-        "--device": (DEVICES, ["auto", "cpu", "cuda", "mps"]),
-        "--precision": (["fp16"], ["auto", "fp32", "bf16"]),
-    },
-    "evaluate": {
-        "--ema": (["0.3"], ["from 0.01 to 0.27"]),
-        "--n": ([*NOT_WHOLE, "1", *LARGER], ["from 2 to 1,000,000"]),
-        "--guidance": (SCALES, ["from 0 to 100"]),
-        "--autoguidance": (SCALES, ["from 0 to 100"]),
-        "--steps": (["0", "10001"], ["from 1 to 10,000"]),
-        "--sampler": (["dpm"], [*SAMPLERS]),
-        "--seed": (SEEDS, ["from 0 to"]),
-        "--extractor": (["", "vgg", "Inception"], ["classifier", "inception"]),
-        "--extractor-seeds": (["0", "-1", "101", "many"], ["from 1 to 100"]),
-        "--inception-weights": ([""], ["path"]),
-        "--out": ([""], ["path"]),
-        "--data-root": ([""], ["path"]),
-        "--size": (["0", "1025"], ["from 1 to 1,024"]),
-        "--device": (DEVICES, ["auto", "cpu", "cuda", "mps"]),
-        "--precision": (["fp16"], ["auto", "fp32", "bf16"]),
-    },
-    "data": {
-        "--out": (["", "x.jpg", "x", "x.npz"], []),
-        "--noised": (["", "x.jpg", "x"], []),
-        "--schedule": (["cosine"], ["--noised"]),
-        "--data-root": ([""], ["path"]),
-        "--size": (["0", "1025", "-1"], ["from 1 to 1,024"]),
-    },
-    "schedules": {
-        "--out": (["", "x.jpg", "x", "x.svg"], []),
-        "--data-root": ([""], ["path"]),
-        "--size": (["0", "1025"], ["from 1 to 1,024"]),
-    },
-    "explain": {},
-    "check": {},
-    "compare": {
-        "--set": (["", "=5", "nothing=1", "__class__=x", "sampler_steps=x"], []),
-        "--n": ([*NOT_WHOLE, "1", *LARGER], ["from 2 to 1,000,000"]),
-        "--seed": (SEEDS, ["from 0 to"]),
-        "--out": (["", "x.jpg", "x"], []),
+        "--for": ("soon", ["10min"]),
+        "--epochs": ("1000001", ["from 1 to 1,000,000"]),
+        "--steps": ("0", ["from 1 to 1,000,000,000"]),
+        "--preset": ("huge", [*PRESETS]),
+        "--set": ("lr", []),
+        "--out": ("", ["path"]),
+        "--seed": (str(2**63), ["from 0 to"]),
         **OF_DATA_AND_DEVICE,
     },
+    "sample": {
+        "--n": ("1000001", ["from 1 to 1,000,000"]),
+        "--augmentation": ("8", ["from 0 to 7"]),
+        "--at": ("0,2", ["from 0 to 1"]),
+        "--out": ("x.jpeg", [".png", ".npz"]),
+        "--device": ("gpu", DEVICES),
+        "--precision": ("fp16", ["auto", "fp32", "bf16"]),
+        **OF_SAMPLING,
+        **EMA,
+    },
+    "play": {
+        "--port": ("65536", ["from 0 to 65,535"]),
+        "--device": ("gpu", DEVICES),
+        "--precision": ("fp16", ["auto", "fp32", "bf16"]),
+        **EMA,
+    },
+    "evaluate": {
+        "--extractor": ("vgg", ["classifier", "inception"]),
+        "--extractor-seeds": ("101", ["from 1 to 100"]),
+        "--inception-weights": ("", ["path"]),
+        "--out": ("", ["path"]),
+        **OF_DATA_AND_DEVICE,
+        **OF_SAMPLING,
+        **COUNT,
+        **EMA,
+    },
+    "data": {
+        "--out": ("x.jpg", [".png"]),
+        "--noised": ("x", [".png"]),
+        "--schedule": ("cosine", ["--noised"]),
+        **OF_DATA,
+    },
+    "schedules": {"--out": ("x.svg", [".png"]), **OF_DATA},
+    "explain": {},
+    "check": {},
+    "compare": {"--set": ("nothing=1", []), "--out": ("x.jpg", [".png"]), **COUNT, **OF_DATA_AND_DEVICE},
     "sweep": {
-        "--n": ([*NOT_WHOLE, "1", *LARGER], ["from 2 to 1,000,000"]),
-        "--seed": (SEEDS, ["from 0 to"]),
-        "--nfe": (["", "1", "5,", "5;6", "-5", "5.5", "٣", "10001", ",".join(["5"] * 21)], ["from 2 to 10000"]),
-        "--ema": ([*WIDTHS, "0.1,", ",".join(["0.1"] * 21)], ["number"]),
-        "--guidance": (["", "1,", "1;2", "-1", "101", "x", "nan", ",".join(["1"] * 21)], ["number"]),
-        "--out": (["", "x.jpg", "x"], []),
+        "--nfe": ("5,1", ["from 2 to 10000"]),
+        "--ema": ("0.1,0.3", ["number"]),
+        "--guidance": ("1,101", ["number"]),
+        "--out": ("x.jpg", [".png"]),
+        **COUNT,
         **OF_DATA_AND_DEVICE,
     },
     "report": OF_DATA_AND_DEVICE,
-    "doctor": {
-        "--guidance": (SCALES, ["from 0 to 100"]),
-        "--autoguidance": (SCALES, ["from 0 to 100"]),
-        "--steps": (["0", "10001"], ["from 1 to 10,000"]),
-        "--sampler": (["dpm"], [*SAMPLERS]),
-        "--seed": (SEEDS, ["from 0 to"]),
-        **OF_DATA_AND_DEVICE,
-    },
+    "doctor": {**OF_SAMPLING, **OF_DATA_AND_DEVICE},
     "classifier": {
-        "--epochs": (NOT_WHOLE + LARGER, ["from 1 to 1,000,000"]),
-        "--out": (["", "x.pt", "x", "x.npz"], []),
-        "--seed": (SEEDS, ["from 0 to"]),
-        "--device": (DEVICES, ["auto", "cpu", "cuda", "mps"]),
-        "--data-root": ([""], ["path"]),
-        "--size": (["0", "1025"], ["from 1 to 1,024"]),
+        "--epochs": ("0", ["from 1 to 1,000,000"]),
+        "--out": ("x.pt", [".safetensors"]),
+        "--seed": ("1.5", ["from 0 to"]),
+        "--device": ("gpu", DEVICES),
+        **OF_DATA,
     },
 }
+"""Command -> option -> (a value that it refuses, words of the error)."""
+
+REFUSED = {
+    whole(1, 1024): [
+        "0",
+        "-1",
+        "1.5",
+        "1e9",
+        "nan",
+        "inf",
+        "",
+        "many",
+        "9" * 100,
+        "٣",
+        "+1",
+        " 1",
+        "0x1",
+        "1_0",
+        "1025",
+    ],
+    seed: ["-1", "1.5", "1e9", "nan", "", "x", str(2**63), "9" * 100],
+    scale: ["-1", "nan", "inf", "-inf", "1e400", "101", "", "strong", "1,5"],
+    ema_length: ["", "0", "0.009", "0.28", "nan", "inf", "wide", "0,05"],
+    duration: ["0", "-1", "-3s", "0s", "soon", "nan", "inf", "1e9", "10 min", "1d", "", "9" * 12, "٣s"],
+    path: [""],
+    fractions: ["", "2", "-0.1", "nan", "a", "0,,1", "0,inf", ",".join(["0"] * 101)],
+    nfe_list: ["", "1", "5,", "5;6", "-5", "5.5", "٣", "10001", ",".join(["5"] * 21)],
+    list_of(scale, "1,2"): ["", "1,", "1;2", "-1", "x", "nan", ",".join(["1"] * 21)],
+}
+"""Type of an option -> texts that it refuses."""
+
 ELSEWHERE = {"--label", "--data"}  # any word; what it may be lies in the model, or in the data
 NEEDED = {"train": ["nowhere.npz"], "sample": MODEL, "evaluate": MODEL, "data": ["nowhere.npz"], "schedules": []}
 
 
-@pytest.mark.parametrize(
-    ("command", "option"), [(command, option) for command, options in OPTIONS.items() for option in options]
-)
-def test_an_option_that_cannot_be(capsys, command, option):
-    texts, words = OPTIONS[command][option]
-    for text in texts:
+@pytest.mark.parametrize("kind", REFUSED)
+def test_a_type_of_option_refuses_with_the_value_and_what_it_must_be(kind):
+    for text in REFUSED[kind]:
+        with pytest.raises(argparse.ArgumentTypeError) as caught:
+            kind(text)
+        assert str(caught.value).startswith("must be ")
+        assert ", got '" in str(caught.value)
+
+
+@pytest.mark.parametrize("command", OPTIONS)
+def test_an_option_that_cannot_be(capsys, command):
+    for option, (text, words) in OPTIONS[command].items():
         argv = [command, *NEEDED.get(command, ["nowhere.npz"]), f"{option}={text}"]
         fails(capsys, argv, *([] if option == "--set" else [option]), *words)
+
+
+@pytest.mark.parametrize("old", RENAMED)
+def test_the_old_name_of_an_option_is_answered_with_the_new_one(capsys, old):
+    for argv in (["sample", "m", old, "1"], ["sample", "m", f"{old}=1"]):
+        fails(capsys, argv, f"`{old}` is now called `{RENAMED[old]}`")
+    (commands,) = (action for action in parser()._actions if isinstance(action, argparse._SubParsersAction))
+    known = {option for sub in commands.choices.values() for option in sub._option_string_actions}
+    assert RENAMED[old] in known
+    assert old not in known
 
 
 def test_every_option_that_takes_a_value_is_among_them():
@@ -322,10 +329,10 @@ MISUSES = {
     "train --preset huge": ["huge", *PRESETS],
     "train nowhere.npz --set steps=5 --set seconds=5": ["seconds", "steps"],
     "sample": ["MODEL"],
-    "sample m --film --out x.jpg": [".png", ".gif", ".webp"],
-    "sample m --film --n 65": ["64", "65"],
-    "sample m --shares 0,1": ["--shares", "--film"],
-    "sample m --out x.gif": ["--film"],
+    "sample m --trajectory --out x.jpg": [".png", ".gif", ".webp"],
+    "sample m --trajectory --n 65": ["64", "65"],
+    "sample m --at 0,1": ["--at", "--trajectory"],
+    "sample m --out x.gif": ["--trajectory"],
     "evaluate": ["WHAT"],
     "evaluate x.npz": ["--data"],
     "evaluate m --extractor inception --extractor-seeds 2": ["--extractor-seeds"],
@@ -334,7 +341,7 @@ MISUSES = {
     "schedules cosin": ["cosin", "cosine", "karras"],
     "explain cosin": ["cosin", "cosine", "dpmpp"],
     "check 13": ["13", "1 to 12"],
-    "check three": ["three", "whole number"],
+    "check three": ["three", "integer"],
     "check 3 nowhere.py": ["nowhere.py", "check 3"],
     "sweep m --guidance 1,2 --ema 0.05": ["--ema", "--guidance"],
     "schedules cosine flow cosin": ["cosin", "linear"],
@@ -350,11 +357,8 @@ def test_misuse(capsys, words):
 @pytest.mark.parametrize(
     ("options", "words"),
     [
-        *(
-            (f"--label={text}", ["no label", "0, 1, 2"])
-            for text in ("nonsense", "3", "-1", "", "0,9", "0,", "1.0", "٣")
-        ),
-        ("--view=1", ["no view 1", "0 is plain"]),
+        *((f"--label={text}", ["no label", "0, 1, 2"]) for text in ("nonsense", "3", "", "0,", "٣")),
+        ("--augmentation=1", ["--augmentation", "got 1"]),
         ("--autoguidance=2", ["snapshot"]),
         ("--n=1000000 --out=x.png", ["268,435,456", ".npz"]),
         ("--n=1000000 --out=x.webp", ["16,383", ".png"]),
@@ -376,9 +380,8 @@ def test_what_the_parser_can_tell_it_tells_without_torch():
     argvs = [
         [command, *NEEDED.get(command, ["nowhere.npz"]), f"{option}={text}"]
         for command, options in OPTIONS.items()
-        for option, (texts, _) in options.items()
+        for option, (text, _) in options.items()
         if option not in ("--set", "--preset")
-        for text in texts
     ]
     code = (
         "import json, sys\nfrom simple_diffusion.cli.main import main\n"
@@ -394,9 +397,7 @@ def test_what_the_parser_can_tell_it_tells_without_torch():
 @pytest.mark.parametrize(
     ("argv", "words"),
     [
-        (["train", "--set", "lr=nan"], ["lr", "from 1e-08 to 10"]),
         (["sample", "m", "--guidance", "nan"], ["--guidance", "from 0 to 100"]),
-        (["paint"], ["paint", "train"]),
     ],
 )
 def test_a_process_of_its_own(argv, words):

@@ -161,7 +161,7 @@ def test_two_processes_generate_and_evaluate_the_same_images(run_folder, tmp_pat
     for name, argv in {
         "some.npz": ["--n", "70"],  # a batch for each process
         "few.png": ["--n", "3"],  # no batch for the second process
-        "film.png": ["--film", "--n", "2"],
+        "film.png": ["--trajectory", "--n", "2"],
     }.items():
         one, two = both(name, "sample", *argv)
         assert one.read_bytes() == two.read_bytes(), name

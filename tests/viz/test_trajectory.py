@@ -262,11 +262,11 @@ def cell(sheet, row, column, films=2):
 @pytest.mark.parametrize("sampler", ["dpmpp", "ddpm"])
 def test_strips_end_with_the_images_that_sample_draws(run, tmp_path, sampler):
     same = ["--seed", "5", "--label", "2,0", "--sampler", sampler]
-    main(["sample", str(run), "--film", *same])
+    main(["sample", str(run), "--trajectory", *same])
     main(["sample", str(run), "--n", "4", *same, "--out", str(tmp_path / "s.npz")])
     with np.load(tmp_path / "s.npz") as file:
         images = file["images"]
-    sheet = picture(run / "samples" / "film.png")  # every step of four
+    sheet = picture(run / "samples" / "trajectory.png")  # every step of four
     assert sheet.shape == (4 * (2 * HIGH + 2), 4 * WIDE + 2, 3)
     for i, image in enumerate(images):
         assert np.array_equal(cell(sheet, 2 * i, 3), image)
@@ -276,13 +276,25 @@ def test_strips_end_with_the_images_that_sample_draws(run, tmp_path, sampler):
 
 def test_shares_choose_the_panels_and_steps_their_number(run, tmp_path):
     out = tmp_path / "f.png"
-    for options, columns in ((["--shares", "0,1"], 2), (["--shares", "0.5"], 1), (["--steps", "30"], 10)):
-        main(["sample", str(run), "--film", "--n", "1", *options, "--out", str(out)])
+    for options, columns in ((["--at", "0,1"], 2), (["--at", "0.5"], 1), (["--steps", "30"], 10)):
+        main(["sample", str(run), "--trajectory", "--n", "1", *options, "--out", str(out)])
         assert picture(out).shape == (2 * HIGH + 2, columns * WIDE + 2, 3)
     model = read(run)
     uniform = model.changed(grid="uniform")
     save(tmp_path / "uniform.safetensors", uniform)
-    main(["sample", str(tmp_path / "uniform.safetensors"), "--film", "--n", "1", "--steps", "30", "--out", str(out)])
+    main(
+        [
+            "sample",
+            str(tmp_path / "uniform.safetensors"),
+            "--trajectory",
+            "--n",
+            "1",
+            "--steps",
+            "30",
+            "--out",
+            str(out),
+        ]
+    )
     assert picture(out).shape[1] == 6 * WIDE + 2
 
 
@@ -290,7 +302,7 @@ def test_shares_choose_the_panels_and_steps_their_number(run, tmp_path):
 def test_animations_open_again(run, tmp_path, ending):
     out = tmp_path / f"film.{ending}"
     for steps, many in ((1, 1), (7, 7), (60, 50)):
-        main(["sample", str(run), "--film", "--n", "1", "--steps", str(steps), "--out", str(out)])
+        main(["sample", str(run), "--trajectory", "--n", "1", "--steps", str(steps), "--out", str(out)])
         with Image.open(out) as image:
             assert image.format == ending.upper()
             assert image.n_frames == many
@@ -331,8 +343,8 @@ def test_a_model_that_draws_far_outside_gives_black_and_white(run, tmp_path, siz
         assert set(np.unique(picture(tmp_path / name))) == {want, 128}
     for path in (tmp_path / "folder").iterdir():
         assert (picture(path) == want).all()
-    for name in ("film.png", "film.gif", "film.webp"):
-        main(["sample", str(tmp_path / "huge.safetensors"), "--film", "--n", "1", "--out", str(tmp_path / name)])
+    for name in ("trajectory.png", "film.gif", "film.webp"):
+        main(["sample", str(tmp_path / "huge.safetensors"), "--trajectory", "--n", "1", "--out", str(tmp_path / name)])
         last = moving(tmp_path / name)[-1]
         assert (last[-50:-2:4, -66:-2:4] == want).all()
 
@@ -359,16 +371,16 @@ def test_data_noised(squares, tmp_path, capsys):
 @pytest.mark.parametrize(
     ("options", "words"),
     [
-        (["sample", "--film", "--n", "65"], ["64", "65"]),
-        (["sample", "--film", "--out", "f.npz"], ["f.npz", ".gif"]),
-        (["sample", "--film", "--out", "folder"], ["folder", ".png"]),
-        (["sample", "--out", "f.gif"], ["f.gif", "--film"]),
+        (["sample", "--trajectory", "--n", "65"], ["64", "65"]),
+        (["sample", "--trajectory", "--out", "f.npz"], ["f.npz", ".gif"]),
+        (["sample", "--trajectory", "--out", "folder"], ["folder", ".png"]),
+        (["sample", "--out", "f.gif"], ["f.gif", "--trajectory"]),
         (["sample", "--out", "f.jpeg"], [".jpeg", ".webp"]),
-        (["sample", "--shares", "0,1"], ["--shares", "--film"]),
-        (["sample", "--film", "--shares", "0,2"], ["0,2"]),
-        (["sample", "--film", "--shares", "nan"], ["nan"]),
-        (["sample", "--film", "--shares", "half"], ["half"]),
-        (["sample", "--film", "--shares", ""], ["numbers"]),
+        (["sample", "--at", "0,1"], ["--at", "--trajectory"]),
+        (["sample", "--trajectory", "--at", "0,2"], ["0,2"]),
+        (["sample", "--trajectory", "--at", "nan"], ["nan"]),
+        (["sample", "--trajectory", "--at", "half"], ["half"]),
+        (["sample", "--trajectory", "--at", ""], ["numbers"]),
         (["sample", "--n", "200000", "--dry-run", "--out", "f.webp"], ["f.webp", "16,383", ".png"]),
         (["data", "--noised", "f.gif"], ["f.gif", ".png"]),
         (["data", "--out", "f.jpeg"], ["f.jpeg", ".png"]),

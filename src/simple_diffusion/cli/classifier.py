@@ -1,4 +1,4 @@
-"""`simple-diffusion classifier`: train the classifier whose features judge samples of a data set."""
+"""`simple-diffusion classifier`: train a classifier of a data set, whose features `evaluate` uses."""
 
 import argparse
 import time
@@ -6,22 +6,28 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import UsageError
-from .options import STARTED, command, count, data_options, info_text, load, path, say, seed
+from .options import STARTED, command, count, data_options, device_option, info_text, load, path, say, seed
 
 
 def add(commands: Any) -> None:
-    sub = command(commands, "classifier", run, "train the classifier whose features judge samples of a data set")
-    sub.add_argument("data", nargs="?", default="digits", metavar="DATA", help="as for train")
-    sub.add_argument("--epochs", type=count, metavar="N", help="passes over the data (default minutes on two cores)")
-    sub.add_argument("--out", type=path, metavar="FILE.safetensors", help="its stem is the extractor's name")
-    sub.add_argument("--seed", type=seed, default=0, metavar="N", help="of weights, split and data order (default 0)")
-    sub.add_argument("--device", default="auto", choices=("auto", "cpu", "cuda", "mps"))
+    sub = command(commands, "classifier", run, "train a classifier of a data set, as a feature extractor for scores")
+    sub.add_argument("data", nargs="?", default="digits", metavar="DATA", help="as for train (default digits)")
+    sub.add_argument(
+        "--epochs", type=count, metavar="N", help="passes over the data (default: some minutes on two cores)"
+    )
+    sub.add_argument(
+        "--out", type=path, metavar="FILE.safetensors", help="file of the extractor; its stem becomes the name"
+    )
+    sub.add_argument(
+        "--seed", type=seed, default=0, metavar="N", help="seed of the weights, split and data order (default 0)"
+    )
+    device_option(sub)
     data_options(sub)
 
 
 def run(args: argparse.Namespace) -> dict[str, Any]:
     if args.out is not None and args.out.suffix != ".safetensors":
-        raise UsageError(f"--out {args.out} has an ending that is not known: use .safetensors")
+        raise UsageError(f"--out {args.out} must end in .safetensors")
 
     from dataclasses import asdict
 
@@ -35,11 +41,12 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
     made = make_extractor(images, out.stem, test=test, seed=args.seed, epochs=args.epochs, device=args.device)
     save_extractor(out, made)
     record = made.record
-    result = "" if test is None else f", {record.test_accuracy:.2%} on the test set"
     task = f"{record.classes} classes" if record.classes else "8 symmetries of each image"
+    on_test = "" if record.test_accuracy is None else f", {record.test_accuracy:.2%} on the test set"
     say(
         args,
-        f"{record.name} tells {task} apart: {record.validation_accuracy:.2%} right on the part of the training set "
-        f"held out{result}, after {record.epochs} epochs and {time.perf_counter() - STARTED:.0f} s: {out}",
+        f"Trained {record.name} on {task} for {record.epochs} epochs in {time.perf_counter() - STARTED:.0f} s; "
+        f"accuracy {record.validation_accuracy:.2%} on held-out training images{on_test}.",
     )
+    say(args, f"Extractor: {out}")
     return {"out": str(out), **asdict(record)}

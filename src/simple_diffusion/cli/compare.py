@@ -1,7 +1,8 @@
-"""`simple-diffusion compare`: did a change help? Two models, or one drawn in two ways, from the same noise."""
+"""`simple-diffusion compare`: did a change help? Two models, or one with two samplers, from the same noise."""
 
 import argparse
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,18 +14,14 @@ PAIRS = 30
 
 
 def add(commands: Any) -> None:
-    sub = command(
-        commands, "compare", run, "two models, or one drawn in two ways, from the same noise: which is better?"
-    )
+    sub = command(commands, "compare", run, "test whether one of two models, or of two settings, is better")
     sub.add_argument("a", metavar="A", help="a run folder or a .safetensors file")
     sub.add_argument("b", metavar="B", nargs="?", help="another one (default A with the settings of --set)")
-    sub.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="settings of B's drawing")
-    sub.add_argument("--n", type=whole(2, 10**6), default=5000, help="images of each (default 5000)")
-    sub.add_argument("--seed", type=seed, default=0, metavar="N", help="of the noise (default 0)")
-    sub.add_argument("--data", metavar="DATA", help="what to compare with (default the data of A)")
-    sub.add_argument(
-        "--out", type=path, default=Path("compare.png"), metavar="FILE.png", help="the picture of the pairs"
-    )
+    sub.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="settings to sample B with")
+    sub.add_argument("--n", type=whole(2, 10**6), default=5000, metavar="N", help="images of each (default 5000)")
+    sub.add_argument("--seed", type=seed, default=0, metavar="N", help="seed of the noise (default 0)")
+    sub.add_argument("--data", metavar="DATA", help="real images to compare with (default the training data of A)")
+    sub.add_argument("--out", type=path, default=Path("compare.png"), metavar="FILE.png", help="picture of the pairs")
     data_options(sub)
     device_options(sub)
 
@@ -32,65 +29,40 @@ def add(commands: Any) -> None:
 def run(args: argparse.Namespace) -> dict[str, Any]:
     png_only(args.out)
     if args.b is None and not args.set:
-        raise UsageError(
-            "there is nothing to compare: name a second model, or change a setting with --set sampler=heun"
-        )
+        raise UsageError("nothing to compare: name a second model, or change a setting with --set sampler=heun")
 
     from dataclasses import asdict
-
-    import torch
 
     from ..data.labels import labels_for
     from ..evaluation.extractors import extractor_for
     from ..evaluation.features import Featured, featured
     from ..evaluation.paired import check_count, conclusion, differences
-    from ..model.config import parse_settings
-    from ..model.generate import generate
-    from ..model.model_file import read
     from ..system.files import write_atomic
-    from ..viz.grids import make_grid, png
 
-    changes = parse_settings(args.set)
-    a, b = (read(path, args.device, args.precision) for path in (args.a, args.b or args.a))
-    b = b.changed(**changes)
-    if a.info.shape != b.info.shape or a.info.class_names != b.info.class_names:
-        raise DataError(
-            f"{args.a} and {args.b} draw images of other shapes or classes: compare models of the same data"
-        )
+    a, b = read_models(args)
     images, n = data_of(args, a, args.n)
     labels = labels_for(a.info, images, n, args.seed)
-    changed = {
-        key: (before, after)
-        for (key, before), after in zip(asdict(a.config).items(), asdict(b.config).values(), strict=True)
-        if before != after
-    }
+    changed = changed_settings(a.config, b.config)
     for key, (before, after) in changed.items():
         say(args, f"{key}: {before} -> {after}")
 
     extractor = extractor_for(images, quiet=args.json)
     real = featured(images, extractor, extractor.name)
     check_count(n, real)
-    drawn, sides, seconds = [], [], []
-    for name, model in (("A", a), ("B", b)):
-        say(args, f"{name}: {sampling_text(model, n)}")
-        began = time.perf_counter()
-        drawn.append(generate(model, n, labels, args.seed, quiet=args.json))
-        seconds.append(time.perf_counter() - began)
-        sides.append(Featured(*extractor(drawn[-1])))
-    known = images.classes and images.class_names == a.info.class_names
-    asked = labels if known and sides[0].logits.shape[1] == images.classes else None
-    found = differences(sides[0], sides[1], real, asked)
+    pixels_a, speed_a = timed_samples(args, "A", a, n, labels)
+    pixels_b, speed_b = timed_samples(args, "B", b, n, labels)
+    of_a, of_b = (Featured(*extractor(pixels)) for pixels in (pixels_a, pixels_b))
+    known = images.classes and images.class_names == a.info.class_names and of_a.logits.shape[1] == images.classes
+    found = differences(of_a, of_b, real, labels if known else None)
     say(args, f"{extractor.name}, {n:,} pairs, seed {args.seed}:")
     for difference in found:
         say(args, f"  {difference}")
-    say(args, f"A drew {n / seconds[0]:,.0f} images/s, B {n / seconds[1]:,.0f}.")
+    say(args, f"Speed: A {speed_a:,.0f} images/s, B {speed_b:,.0f} images/s.")
     answer = conclusion(found[0])
-    said = "" if args.b is None else " Another seed of the same training may differ as much: compare several."
-    say(args, f"By FID: {answer}.{said}")
-    first = min(PAIRS, n)
-    rows = zip(*(side[:first].split(10) for side in drawn), strict=True)
-    write_atomic(args.out, png(make_grid(torch.cat([half for row in rows for half in row]), 10)))
-    say(args, f"Pairs, A's images above B's: {args.out}")
+    note = "" if args.b is None else " Two seeds of one training can differ as much: compare several seeds."
+    say(args, f"By FID: {answer}.{note}")
+    write_atomic(args.out, picture_of((pixels_a, pixels_b)))
+    say(args, f"Pairs, A above B: {args.out}")
     return {
         "a": args.a,
         "b": args.b or args.a,
@@ -99,6 +71,44 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
         "changed": changed,
         "scores": [asdict(difference) | {"better": difference.verdict} for difference in found],
         "conclusion": answer,
-        "images_per_second": [round(n / s, 1) for s in seconds],
+        "images_per_second": [round(speed, 1) for speed in (speed_a, speed_b)],
         "out": str(args.out),
     }
+
+
+def read_models(args: argparse.Namespace) -> tuple[Any, Any]:
+    """(A, B with the settings of --set). Raises DataError where they are of different data."""
+    from ..model.config import parse_settings
+    from ..model.model_file import read
+
+    changes = parse_settings(args.set)
+    a, b = (read(path, args.device, args.precision) for path in (args.a, args.b or args.a))
+    if a.info.shape != b.info.shape or a.info.class_names != b.info.class_names:
+        raise DataError(f"{args.a} and {args.b} have different shapes or classes: compare models of the same data")
+    return a, b.changed(**changes)
+
+
+def changed_settings(a: Any, b: Any) -> dict[str, tuple[Any, Any]]:
+    """The settings in which two configurations differ: name -> (value of a, value of b)."""
+    pairs = {key: (value, getattr(b, key)) for key, value in vars(a).items()}
+    return {key: pair for key, pair in pairs.items() if pair[0] != pair[1]}
+
+
+def timed_samples(args: argparse.Namespace, name: str, model: Any, n: int, labels: Any) -> tuple[Any, float]:
+    """(n images, images a second)."""
+    from ..model.generate import generate
+
+    say(args, f"{name}: {sampling_text(model, n)}")
+    began = time.perf_counter()
+    pixels = generate(model, n, labels, args.seed, quiet=args.json)
+    return pixels, n / (time.perf_counter() - began)
+
+
+def picture_of(pixels: Sequence[Any]) -> bytes:
+    """The first pairs in rows of 10, A's images above B's: a PNG file's content."""
+    import torch
+
+    from ..viz.grids import make_grid, png
+
+    rows = zip(*(part[:PAIRS].split(10) for part in pixels), strict=True)
+    return png(make_grid(torch.cat([half for row in rows for half in row]), 10))

@@ -1,8 +1,9 @@
-"""`simple-diffusion evaluate`: score a model or an .npz of samples against real images."""
+"""`simple-diffusion evaluate`: score a model, or a file of samples, against real images."""
 
 import argparse
 import json
 import time
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -24,97 +25,145 @@ from .options import (
 )
 
 FEW_IMAGES = 5000
-"""Up to here a training set is searched for copies under all its symmetries: there it costs seconds."""
+"""Up to this size a training set is searched for near-duplicates under all its symmetries, which takes seconds."""
 
 
 def add(commands: Any) -> None:
-    sub = command(commands, "evaluate", run, "score a model or an .npz of samples against real images")
+    sub = command(commands, "evaluate", run, "score a model, or a file of samples, against real images")
     sub.add_argument("what", metavar="WHAT", help="a run folder, a .safetensors file, or an .npz or .npy of samples")
-    sub.add_argument("--data", metavar="DATA", help="what to compare with (default the data the model was trained on)")
-    sub.add_argument("--n", type=whole(2, 10**6), help="samples to draw (default 10000, or twice a small data set)")
+    sub.add_argument("--data", metavar="DATA", help="real images to compare with (default the model's training data)")
+    sub.add_argument(
+        "--n", type=whole(2, 10**6), metavar="N", help="number of samples (default 10000, or twice a small data set)"
+    )
     sampling_options(sub)
     ema_option(sub)
     sub.add_argument(
         "--extractor",
         default="classifier",
         choices=("classifier", "inception"),
-        help="what to look through: a classifier of the data (default), or Inception, for published FIDs",
+        help="network for the features: a classifier of the data (default), or Inception for published FIDs",
     )
-    sub.add_argument("--extractor-seeds", type=whole(1, 100), default=1, metavar="K", help="classifiers to score with")
-    sub.add_argument("--inception-weights", type=path, metavar="FILE", help="weights of Inception, fetched by hand")
-    sub.add_argument("--out", type=path, metavar="FOLDER", help="pictures and scores (default in the run folder)")
+    sub.add_argument(
+        "--extractor-seeds", type=whole(1, 100), default=1, metavar="K", help="score with K classifiers (default 1)"
+    )
+    sub.add_argument("--inception-weights", type=path, metavar="FILE", help="a downloaded file of Inception's weights")
+    sub.add_argument(
+        "--out", type=path, metavar="FOLDER", help="for scores and pictures (default `evaluation` in the run folder)"
+    )
     data_options(sub)
     device_options(sub)
 
 
-def run(args: argparse.Namespace) -> dict[str, Any]:
-    if Path(args.what).suffix in (".npz", ".npy") and args.data is None:
-        raise UsageError(f"{args.what} does not say what it imitates: add --data, for instance --data fashion-mnist")
-    if args.extractor == "inception" and args.extractor_seeds > 1:
-        raise UsageError("there is one Inception: drop --extractor-seeds or --extractor inception")
-    if args.extractor != "inception" and args.inception_weights:
-        raise UsageError("--inception-weights are for Inception: add --extractor inception")
-    if args.out is not None and args.out.exists() and not args.out.is_dir():
-        raise UsageError(f"--out {args.out} is a file: name a folder")
+@dataclass(frozen=True, eq=False)
+class Plan:
+    """What is scored, against what.
 
-    from ..data.images import Images
-    from ..data.labels import labels_for
-    from ..data.sources import held_out
-    from ..evaluation.features import check
-    from ..evaluation.scores import evaluate as score
-    from ..model.generate import generate
+    model     or None for samples from a file
+    samples   from the file, or None for a model
+    train     real images that the samples are compared with
+    test      real images that the model has not seen, or None
+    """
+
+    model: Any
+    samples: Any
+    train: Any
+    test: Any
+    out: Path
+
+
+def run(args: argparse.Namespace) -> dict[str, Any]:
+    check_options(args)
+    plan = plan_of(args)
+    extractors = extractors_for(args, plan.train) if FIRST else {}
+    samples, seconds = samples_of(args, plan)
+    if not FIRST:  # this process has only helped to generate
+        return {}
+
+    from ..evaluation.scores import evaluate
     from ..system.files import write_atomic
 
-    model, samples = None, None
-    if Path(args.what).suffix in (".npz", ".npy"):
-        samples = load(args, args.what, args.size, args.skip_bad)
-        source, out = args.data, Path(args.what).with_suffix("")
-    else:
-        args.model = args.what
-        model = open_model(args)
-        source = args.data or model.info.name
-        out = Path(args.what) if Path(args.what).is_dir() else Path(args.what).with_suffix("")
-    out = args.out or out / "evaluation"
-    size, skip_bad = read_as(args, None if model is None else model.config)
-    train = load(args, source, size, skip_bad)
-    if model is not None and args.data is None and train.fingerprint != model.info.fingerprint:
-        raise DataError(f"{source} is not what the model was trained on any more: name the data with --data")
-    if samples is not None:
-        check(samples, train)  # before minutes go into an extractor
-    test = held_out(source, root=args.data_root, size=size or None, skip_bad=skip_bad)
-    extractors = extractors_for(args, train) if FIRST else {}
-
-    seconds = 0.0
-    if samples is None:
-        assert model is not None
-        n = args.n or min(10000, 2 * len(train))
-        labels = labels_for(model.info, train, n, args.seed)
-        began = time.perf_counter()
-        few = min(n, 128)
-        generate(model, few, None if labels is None else labels[:few], args.seed)
-        estimate = (time.perf_counter() - began) * n / few
-        say(args, f"Drawing {sampling_text(model, n)}: about {estimate:.0f} s.")
-        began = time.perf_counter()
-        pixels = generate(model, n, labels, args.seed, quiet=args.json)
-        known = train.class_names == model.info.class_names  # else the labels mean something else to the data
-        samples = Images(train.name, pixels, labels if known else None, train.class_names)
-        seconds = time.perf_counter() - began
-    elif args.n is not None:
-        samples = samples[: args.n]
-    if not FIRST:  # it helped to draw
-        return {}
-    views = searched_views(train, model)
-    results = [score(samples, train, test, extractor, name, views) for name, extractor in extractors.items()]
+    augmentations = searched_augmentations(plan.train, plan.model)
+    results = [
+        evaluate(samples, plan.train, plan.test, extractor, name, augmentations)
+        for name, extractor in extractors.items()
+    ]
     for result in results:
         say(args, str(result))
     if len(results) > 1:
         say(args, spread_text(results))
-    answer = {"what": args.what, "data": train.name, "n": len(samples), "sampling_seconds": round(seconds, 1)}
+    answer = {"what": args.what, "data": plan.train.name, "n": len(samples), "sampling_seconds": round(seconds, 1)}
     answer |= {"extractors": [result.as_dict() for result in results]}
-    write_atomic(out / "scores.json", json.dumps(answer, indent=1).encode())
-    write_pictures(out, results[0], samples, train, test, model)
-    say(args, f"Scores and pictures: {out}")
+    write_atomic(plan.out / "scores.json", json.dumps(answer, indent=1).encode())
+    write_pictures(plan, results[0], samples)
+    say(args, f"Scores and pictures: {plan.out}")
     return answer
+
+
+def is_samples(what: str) -> bool:
+    """Whether WHAT names a file of samples and not a model."""
+    return Path(what).suffix in (".npz", ".npy")
+
+
+def check_options(args: argparse.Namespace) -> None:
+    """Raise UsageError for options that do not fit together."""
+    if is_samples(args.what) and args.data is None:
+        raise UsageError(f"{args.what} needs real images to compare with: add --data, such as --data fashion-mnist")
+    if args.extractor == "inception" and args.extractor_seeds > 1:
+        raise UsageError("--extractor-seeds is for classifiers: drop --extractor-seeds or --extractor inception")
+    if args.extractor != "inception" and args.inception_weights:
+        raise UsageError("--inception-weights needs Inception: add --extractor inception")
+    if args.out is not None and args.out.exists() and not args.out.is_dir():
+        raise UsageError(f"--out {args.out} is a file: name a folder")
+
+
+def plan_of(args: argparse.Namespace) -> Plan:
+    """Load the model or the samples, and the real images. Raises DataError where they do not fit."""
+    from ..data.sources import held_out
+    from ..evaluation.features import check
+
+    model = samples = None
+    what = Path(args.what)
+    if is_samples(args.what):
+        samples = load(args, args.what, args.size, args.skip_bad)
+        source = args.data
+    else:
+        args.model = args.what
+        model = open_model(args)
+        source = args.data or model.info.name
+    size, skip_bad = read_as(args, None if model is None else model.config)
+    train = load(args, source, size, skip_bad)
+    if model is not None and args.data is None and train.fingerprint != model.info.fingerprint:
+        raise DataError(f"{source} has changed since the model was trained: name the data with --data")
+    if samples is not None:
+        check(samples, train)  # before an extractor is trained, which can take minutes
+    test = held_out(source, root=args.data_root, size=size or None, skip_bad=skip_bad)
+    return Plan(
+        model, samples, train, test, args.out or (what if what.is_dir() else what.with_suffix("")) / "evaluation"
+    )
+
+
+def samples_of(args: argparse.Namespace, plan: Plan) -> tuple[Any, float]:
+    """(the samples, seconds that it took to generate them)."""
+    if plan.samples is not None:
+        return plan.samples if args.n is None else plan.samples[: args.n], 0.0
+
+    from ..data.images import Images
+    from ..data.labels import labels_for
+    from ..model.generate import generate
+
+    model, train = plan.model, plan.train
+    n = args.n or min(10000, 2 * len(train))
+    labels = labels_for(model.info, train, n, args.seed)
+    began = time.perf_counter()
+    few = min(n, 128)
+    generate(model, few, None if labels is None else labels[:few], args.seed)
+    estimate = (time.perf_counter() - began) * n / few
+    say(args, f"Generating {sampling_text(model, n)}: about {estimate:.0f} s.")
+    began = time.perf_counter()
+    pixels = generate(model, n, labels, args.seed, quiet=args.json)
+    known = train.class_names == model.info.class_names  # else the labels have another meaning in this data
+    samples = Images(train.name, pixels, labels if known else None, train.class_names)
+    return samples, time.perf_counter() - began
 
 
 def extractors_for(args: argparse.Namespace, train: Any) -> dict[str, Any]:
@@ -129,8 +178,9 @@ def extractors_for(args: argparse.Namespace, train: Any) -> dict[str, Any]:
     return {extractor.name: extractor for extractor in made}
 
 
-def searched_views(train: Any, model: Any) -> list:
-    """The views of a training image in which copies are searched: all symmetries, or those that were trained on."""
+def searched_augmentations(train: Any, model: Any) -> list:
+    """The augmentations of a training image among which near-duplicates are searched: all symmetries of a small data
+    set, else those that the model is trained with."""
     from ..augmentation import identity, symmetries
 
     _, height, width = train.shape
@@ -140,16 +190,16 @@ def searched_views(train: Any, model: Any) -> list:
 
 
 def spread_text(results: list) -> str:
-    """How far several extractors disagree, score by score."""
+    """The range of each score over several extractors."""
     lines = [f"Over {len(results)} extractors:"]
     for scores in zip(*(result.scores for result in results), strict=True):
         values = [score.value for score in scores if score.value is not None]
         if values:
-            lines.append(f"  {scores[0].name}: {min(values):.4g} to {max(values):.4g}")
+            lines.append(f"  {scores[0].name:<9}  {min(values):.4g} to {max(values):.4g}")
     return "\n".join(lines)
 
 
-def write_pictures(out: Path, evaluation: Any, samples: Any, train: Any, test: Any, model: Any) -> None:
+def write_pictures(plan: Plan, evaluation: Any, samples: Any) -> None:
     """PNG files of the closest pairs of sample and training image and, for a model, of the error by noise level."""
     from ..denoising_error import error_curves
     from ..evaluation.scores import closest_pairs
@@ -158,8 +208,9 @@ def write_pictures(out: Path, evaluation: Any, samples: Any, train: Any, test: A
     from ..viz.plots import plot_denoising_error
 
     for space, copies in evaluation.copies.items():
-        write_atomic(out / f"closest-in-{space}.png", png(make_grid(closest_pairs(copies, samples, train), 10)))
-    if model is not None:
-        own = model.info.in_own_classes
-        curves = error_curves(model.denoiser, own(train), None if test is None else own(test))
-        write_atomic(out / "levels.png", plot_denoising_error(curves))
+        picture = png(make_grid(closest_pairs(copies, samples, plan.train), 10))
+        write_atomic(plan.out / f"closest-in-{space}.png", picture)
+    if plan.model is not None:
+        own = plan.model.info.in_own_classes
+        curves = error_curves(plan.model.denoiser, own(plan.train), None if plan.test is None else own(plan.test))
+        write_atomic(plan.out / "levels.png", plot_denoising_error(curves))

@@ -1,9 +1,10 @@
-"""The command `simple-diffusion`: options in, library calls, a few plain sentences out.
+"""The command `simple-diffusion`.
 
-Each file of `commands/` is one command: `add` gives its options, `run` does it and returns its result for --json.
-torch is imported inside the commands, so that `--help` answers at once.
+Each other file of this package is one command: `add` defines its options, `run` runs it and returns its result for
+--json. Commands import torch in `run`, so that `--help` and errors in options are fast.
 """
 
+import argparse
 import json
 import os
 import sys
@@ -28,28 +29,43 @@ from . import (
 )
 from .options import FIRST, SHARED, Parser
 
-# A thread that waits for another one sleeps instead of spinning. It must be said before torch is imported. On two quiet
-# cores it costs a tenth; beside one other busy program spinning costs nine tenths (docs/notes/network.md).
+# A waiting OpenMP thread sleeps instead of spinning. This must be set before torch is imported. On two idle cores it
+# costs 10 % of the speed; beside one other busy program spinning costs 90 % (docs/notes/network.md).
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
-COMMANDS = (train, sample, play, evaluate, compare, sweep, report, doctor, data, schedules, classifier, explain, check)
+GROUPS = {
+    "Train and sample": (train, sample, play),
+    "Measure": (evaluate, compare, sweep, report, doctor),
+    "Data and schedules": (data, schedules, classifier),
+    "Learn": (explain, check),
+}
+COMMANDS = tuple(command for group in GROUPS.values() for command in group)
 
-SEVERAL = ("train", "sample", "evaluate")
-"""What several processes can share; of the rest the first process does all."""
+DISTRIBUTED = ("train", "sample", "evaluate")
+"""Commands that several processes can share. All others run in the first process alone."""
 
 
 def parser() -> Parser:
     """All commands with their options."""
     top = Parser(
         prog="simple-diffusion",
-        description="Train a diffusion model on images, and draw images from it.",
-        epilog="simple-diffusion COMMAND --help tells more.",
+        usage="simple-diffusion COMMAND [options]",
+        description="Train a diffusion model on images and generate images with it.",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
     )
     top.add_argument("--version", action="store_true", help="print the version")
-    commands = top.add_subparsers(dest="command", metavar="COMMAND", parser_class=Parser)
+    commands = top.add_subparsers(
+        dest="command", metavar="COMMAND", prog=top.prog, parser_class=Parser, help=argparse.SUPPRESS
+    )
     for command in COMMANDS:
         command.add(commands)
+    summaries = {action.dest: action.help for action in commands._choices_actions}
+    lines = []
+    for title, group in GROUPS.items():
+        names = [command.__name__.rpartition(".")[2] for command in group]
+        lines += [f"{title}:", *(f"  {name:<12}{summaries[name]}" for name in names), ""]
+    top.epilog = "\n".join([*lines, "`simple-diffusion COMMAND --help` lists the options of a command."])
     return top
 
 
@@ -61,10 +77,24 @@ def current_names(argv: list[str]) -> list[str]:
     return ["sweep", *argv[1:]]
 
 
+def execute(args: argparse.Namespace) -> None:
+    """Run a command, in a process group where several processes share it, and print its result with --json."""
+    result: dict[str, Any] = {}
+    if SHARED and args.command in DISTRIBUTED:
+        from ..system.distributed import process_group
+
+        with process_group():
+            result = args.run(args)
+    elif FIRST:
+        result = args.run(args)
+    if args.json and FIRST:
+        print(json.dumps(result))
+
+
 @exit_on_sigterm()
 def main(argv: list[str] | None = None) -> None:
-    """Run a command and exit: 0 ok, 1 a wrong solution, 2 usage, 3 data, 4 diverged, 5 file, 6 disk, 7 in use, 130 or
-    143 by a signal."""
+    """Run a command and exit: 0 success, 1 wrong solution, 2 usage, 3 data, 4 diverged, 5 file, 6 disk, 7 in use, 130
+    or 143 by a signal."""
     argv = current_names(sys.argv[1:] if argv is None else argv)
     try:
         args = parser().parse_args(argv)
@@ -75,30 +105,21 @@ def main(argv: list[str] | None = None) -> None:
         elif args.command is None:
             parser().print_help()
         else:
-            result: dict[str, Any] = {}
-            if SHARED and args.command in SEVERAL:
-                from ..system.distributed import process_group
-
-                with process_group():
-                    result = args.run(args)
-            elif FIRST:  # the other commands are work for one
-                result = args.run(args)
-            if args.json and FIRST:
-                print(json.dumps(result))
+            execute(args)
     except SimpleDiffusionError as error:
         if "--debug" in argv:
             raise
-        who = "" if FIRST else f" (process {os.environ['RANK']})"
-        print(f"simple-diffusion{who}: {error}", file=sys.stderr)
+        process = "" if FIRST else f" (process {os.environ['RANK']})"
+        print(f"simple-diffusion{process}: {error}", file=sys.stderr)
         raise SystemExit(error.exit_code) from None
     except KeyboardInterrupt:
         print("simple-diffusion: stopped", file=sys.stderr)
         raise SystemExit(130) from None
-    except BrokenPipeError:  # the reader of our output went away
+    except BrokenPipeError:  # the program that reads our output has ended
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         raise SystemExit(0) from None
     except OSError as error:
         if "--debug" in argv:
             raise
-        print(f"simple-diffusion: {error}: free the disk or choose another place", file=sys.stderr)
+        print(f"simple-diffusion: {error}: free disk space or choose another folder", file=sys.stderr)
         raise SystemExit(6) from None

@@ -75,11 +75,11 @@ def trajectory_png(model: Any) -> bytes:
     """A few denoising trajectories as a PNG file's content."""
     import torch
 
-    from .sample import film_file
+    from .sample import trajectory_file
 
     classes = model.info.classes
     labels = torch.arange(min(classes, TRAJECTORIES)) if classes else None
-    return film_file(model, TRAJECTORIES if labels is None else len(labels), labels, 0, None, ".png")
+    return trajectory_file(model, TRAJECTORIES if labels is None else len(labels), labels, 0, None, ".png")
 
 
 def load_data(args: argparse.Namespace, model: Any) -> tuple[Any, Any]:

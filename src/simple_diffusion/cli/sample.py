@@ -1,8 +1,10 @@
-"""`simple-diffusion sample`: draw images from a trained model, or the film of how they come out of noise."""
+"""`simple-diffusion sample`: generate images with a trained model, or show their denoising trajectories."""
 
 import argparse
 import math
 import time
+from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -23,148 +25,249 @@ from .options import (
 )
 
 PANELS, FRAMES = 10, 50
-"""How many moments a strip and an animation show, where there are as many."""
+"""Steps that a strip and an animation show by default, where the trajectory has as many."""
 
 MOST_PIXELS = 2**28
-"""Of a grid: 20,000 small images, which take 800 MB while it is drawn."""
+"""Pixels of the largest grid: 20,000 small images, which take 800 MB of memory."""
 
 
 def add(commands: Any) -> None:
-    sub = command(commands, "sample", run, "draw images from a trained model, or the film of their making")
+    sub = command(commands, "sample", run, "generate images, or show how they emerge from noise")
     sub.add_argument("model", metavar="MODEL", help="a run folder or a .safetensors file")
-    sub.add_argument("--n", type=count, help="how many (default 100, of a film 4)")
+    sub.add_argument("--n", type=count, metavar="N", help="number of images (default 100; 4 with --trajectory)")
     sub.add_argument(
-        "--label", metavar="A,B", help="classes to draw, by number or name, or none (default all, one a row)"
+        "--label", metavar="A,B", help="classes by number or name, or none (default all classes, one a row)"
     )
     sub.add_argument(
-        "--view", type=whole(0, 7), default=0, metavar="N", help="of a model told its augmentation: 0 is plain"
+        "--augmentation",
+        type=whole(0, 7),
+        default=0,
+        metavar="N",
+        help="augmentation to condition on (default 0, none), for a model trained with augmentation",
     )
     sampling_options(sub)
     ema_option(sub)
-    sub.add_argument("--film", action="store_true", help="show the way from noise to each image, x_t above x0_hat")
-    sub.add_argument("--shares", type=shares, metavar="A,B", help="moments of a film: 0 is the first step, 1 the image")
+    sub.add_argument("--trajectory", action="store_true", help="show x_t, and below it x0_hat, from noise to image")
+    sub.add_argument("--film", dest="trajectory", action="store_true", help=argparse.SUPPRESS)  # its old name
+    sub.add_argument(
+        "--at", type=fractions, metavar="A,B", help="fractions of the trajectory to show: 0 first step, 1 image"
+    )
     sub.add_argument(
         "--out",
         type=path,
         metavar="PATH",
-        help=".png or .webp a grid, .npz arrays, else a folder of PNGs; of a film .png strips, .gif or .webp animated",
+        help=".png or .webp for a grid, .npz for arrays, or a folder for PNGs; with --trajectory, .png for strips, "
+        ".gif or .webp for an animation",
     )
-    sub.add_argument("--dry-run", action="store_true", help="say what would be drawn; write nothing")
+    sub.add_argument("--dry-run", action="store_true", help="print what would be generated; write nothing")
     device_options(sub)
 
 
-def shares(text: str) -> tuple[float, ...]:
-    """`0,0.25,1` -> shares of the way."""
+def fractions(text: str) -> tuple[float, ...]:
+    """`0,0.25,1` -> fractions of the trajectory."""
     try:
         numbers = tuple(float(word) for word in text.split(","))
     except ValueError:
         numbers = (math.nan,)
     if len(numbers) > 100 or not all(0 <= number <= 1 for number in numbers):
-        raise argparse.ArgumentTypeError(f"{text!r} is no list of up to 100 numbers from 0 to 1 like 0,0.25,1")
+        raise argparse.ArgumentTypeError(f"must be at most 100 numbers from 0 to 1 like 0,0.25,1, got {text!r}")
     return numbers
 
 
-def check(args: argparse.Namespace) -> None:
-    """Raise UsageError for options that do not go together."""
-    ending = None if args.out is None else args.out.suffix
-    if args.film:
-        if ending not in (None, ".png", ".gif", ".webp"):
-            raise UsageError(f"--out {args.out} can't hold a film: use .png for strips, .gif or .webp for an animation")
-        return
-    if args.shares is not None:
-        raise UsageError("--shares names the moments of a film: add --film, or drop it")
-    if ending == ".gif":
-        raise UsageError(f"--out {args.out} is for films: add --film, or use .png or .webp for a grid")
-    if ending not in (None, ".png", ".webp", ".npz", ""):
-        endings = ".png, .webp, .npz, or a folder's name"
-        raise UsageError(f"--out {args.out} has an ending that is not known: use {endings}")
+@dataclass(frozen=True, eq=False)
+class Plan:
+    """What is generated, and where it is written.
+
+    labels   int64 `[n]`, the classes; None for a model without classes
+    cond     int64 `[n]`: the labels, with the augmentation; or None
+    rows     of the grid, one class each; 0 where the images fill a square
+    at       fractions of the trajectory, or None for the default
+    """
+
+    model: Any
+    n: int
+    seed: int
+    labels: Any
+    cond: Any
+    rows: int
+    at: tuple[float, ...] | None
+    out: Path
+
+    @property
+    def columns(self) -> int:
+        """Of the grid."""
+        return math.ceil(self.n / self.rows) if self.rows else math.ceil(math.sqrt(self.n))
 
 
 def run(args: argparse.Namespace) -> dict[str, Any]:
-    check(args)
+    check_ending(args)
+    plan = plan_of(args)
+    check_size(plan, args.trajectory)
+    what = f"{'the trajectories of ' if args.trajectory else ''}{sampling_text(plan.model, plan.n)}"
+    if args.dry_run:
+        say(args, f"Would generate {what}, into {plan.out}.")
+        return {"n": plan.n, "out": str(plan.out)}
 
+    began = time.perf_counter()
+    if args.trajectory:
+        if not FIRST:  # one batch, which cannot be shared
+            return {}
+        write_trajectory(plan)
+        seconds = time.perf_counter() - began
+        speed = ""
+    else:
+        from ..model.generate import generate
+
+        pixels = generate(plan.model, plan.n, plan.cond, plan.seed, quiet=args.json)
+        if not FIRST:
+            return {}
+        seconds = time.perf_counter() - began
+        speed = f" ({plan.n / seconds:,.0f} images/s)"
+        WRITERS[plan.out.suffix](plan, pixels)
+    say(args, f"Generated {what}, in {seconds:.1f} s{speed}: {plan.out}")
+    return {"n": plan.n, "seconds": round(seconds, 2), "out": str(plan.out)}
+
+
+def check_ending(args: argparse.Namespace) -> None:
+    """Raise UsageError for an --out or --at that does not fit the rest."""
+    ending = None if args.out is None else args.out.suffix
+    if args.trajectory:
+        if ending not in (None, *TRAJECTORY_ENDINGS):
+            raise UsageError(
+                f"--out {args.out} cannot hold a trajectory: use .png for strips, .gif or .webp for an animation"
+            )
+        return
+    if args.at is not None:
+        raise UsageError("--at selects steps of a trajectory: add --trajectory, or drop --at")
+    if ending == ".gif":
+        raise UsageError(f"--out {args.out} is an animation: add --trajectory, or use .png or .webp for a grid")
+    if ending is not None and ending not in WRITERS:
+        raise UsageError(f"--out {args.out} must end in .png, .webp or .npz, or be a folder")
+
+
+def plan_of(args: argparse.Namespace) -> Plan:
+    """What the options ask for. Raises UsageError for labels or an augmentation that the model does not have."""
     import torch
 
-    from ..data.arrays import npz
-    from ..model.generate import generate
-    from ..system.files import write_atomic
-    from ..viz.grids import WEBP_SIDE, deal_into_rows, grid_size, make_grid, png, webp
     from ..viz.trajectory import MAX_IMAGES
 
-    n = args.n or (4 if args.film else 100)
-    if args.film and n > MAX_IMAGES:
-        raise UsageError(f"a film shows at most {MAX_IMAGES} images, not {n}: use a smaller --n")
+    n = args.n or (4 if args.trajectory else 100)
+    if args.trajectory and n > MAX_IMAGES:
+        raise UsageError(f"--trajectory shows at most {MAX_IMAGES} images, got --n {n}: use a smaller --n")
     model = open_model(args)
     info = model.info
     chosen = parse_labels(args.label, info.class_names) if args.label is not None else list(range(info.classes))
     labels = torch.tensor([chosen[i % len(chosen)] for i in range(n)]) if chosen else None
-    if args.view:
-        views = model.spec.augment_labels
-        if args.view >= views:
-            raise UsageError(f"the model has no view {args.view}: it was told {views} (0 is plain)")
-        plain = torch.full((n,), info.classes) if labels is None else labels
-        asked = plain + args.view * (info.classes + 1)
-    else:
-        asked = labels
-    one_class_a_row = not args.film and 1 < len(chosen) <= n
-    columns = math.ceil(n / len(chosen)) if one_class_a_row else math.ceil(math.sqrt(n))
-    out = args.out
-    if out is None:
-        folder = Path(args.model) / "samples" if Path(args.model).is_dir() else Path()
-        out = folder / ("film.png" if args.film else f"n{n}-seed{args.seed}.png")
-    if out.suffix == ".webp" and (1 + args.film) * max(grid_size(n, columns, info.height, info.width)) > WEBP_SIDE:
-        raise UsageError(f"--out {out} would be larger than WebP allows, {WEBP_SIDE:,} pixels: use .png")
-    if (
-        out.suffix == ".png"
-        and not args.film
-        and math.prod(grid_size(n, columns, info.height, info.width)) > MOST_PIXELS
-    ):
-        raise UsageError(f"--out {out} would have more than {MOST_PIXELS:,} pixels: use .npz, or a folder's name")
-    what = f"{'a film of ' if args.film else ''}{sampling_text(model, n)}"
-    if args.dry_run:
-        say(args, f"Would draw {what}, into {out}.")
-        return {"n": n, "out": str(out)}
-
-    began = time.perf_counter()
-    if args.film:
-        if not FIRST:  # a film is short: the first process draws it alone
-            return {}
-        write_atomic(out, film_file(model, n, asked, args.seed, args.shares, out.suffix))
-        seconds = time.perf_counter() - began
-        say(args, f"Drew {what}, in {seconds:.1f} s: {out}")
-        return {"n": n, "seconds": round(seconds, 2), "out": str(out)}
-    pixels = generate(model, n, asked, args.seed, quiet=args.json)
-    if not FIRST:
-        return {}
-    seconds = time.perf_counter() - began
-    if out.suffix == ".npz":
-        named = labels is not None and (labels < info.classes).all()
-        write_atomic(out, npz(pixels, labels if named else None))
-    elif out.suffix:
-        sheet = make_grid(deal_into_rows(pixels, len(chosen)) if one_class_a_row else pixels, columns)
-        write_atomic(out, webp(sheet) if out.suffix == ".webp" else png(sheet))
-    else:
-        for i, image in enumerate(pixels):
-            name = f"{i:06d}.png" if labels is None else f"{i:06d}-{labels[i]}.png"
-            write_atomic(out / name, png(make_grid(image[None], 1, gap=0, scale=1)))
-    say(args, f"Drew {what}, in {seconds:.1f} s ({n / seconds:,.0f} images/s): {out}")
-    return {"n": n, "seconds": round(seconds, 2), "out": str(out)}
+    rows = len(chosen) if not args.trajectory and 1 < len(chosen) <= n else 0
+    out = args.out or default_out(args, n)
+    return Plan(model, n, args.seed, labels, conditioning(args.augmentation, model, labels, n), rows, args.at, out)
 
 
-def film_file(model: Any, n: int, labels: Any, seed: int, shares: tuple[float, ...] | None, ending: str) -> bytes:
-    """The content of a film's file: strips for .png, else an animation."""
+def conditioning(augmentation: int, model: Any, labels: Any, n: int) -> Any:
+    """The labels with the number of the augmentation: int64 `[n]`, or None."""
+    import torch
+
+    if not augmentation:
+        return labels
+    known = model.spec.augment_labels
+    if augmentation >= known:
+        raise UsageError(
+            f"--augmentation must be from 0 to {known - 1} for this model, got {augmentation}: 0 is no augmentation"
+        )
+    classes = model.info.classes
+    return (torch.full((n,), classes) if labels is None else labels) + augmentation * (classes + 1)
+
+
+def default_out(args: argparse.Namespace, n: int) -> Path:
+    """In the run folder, else in the working directory."""
+    folder = Path(args.model) / "samples" if Path(args.model).is_dir() else Path()
+    return folder / ("trajectory.png" if args.trajectory else f"n{n}-seed{args.seed}.png")
+
+
+def check_size(plan: Plan, trajectory: bool) -> None:
+    """Raise UsageError for a picture that its format or the memory cannot hold."""
+    from ..viz.grids import WEBP_SIDE, grid_size
+
+    info = plan.model.info
+    size = grid_size(plan.n, plan.columns, info.height, info.width)
+    if plan.out.suffix == ".webp" and (1 + trajectory) * max(size) > WEBP_SIDE:
+        raise UsageError(f"--out {plan.out} would be larger than WebP allows, {WEBP_SIDE:,} pixels: use .png")
+    if plan.out.suffix == ".png" and not trajectory and math.prod(size) > MOST_PIXELS:
+        raise UsageError(f"--out {plan.out} would have more than {MOST_PIXELS:,} pixels: use .npz or a folder")
+
+
+# --- writers
+
+
+def grid_of(plan: Plan, pixels: Any) -> Any:
+    """The images in a grid, one class a row where there are classes."""
+    from ..viz.grids import deal_into_rows, make_grid
+
+    return make_grid(deal_into_rows(pixels, plan.rows) if plan.rows else pixels, plan.columns)
+
+
+def write_png(plan: Plan, pixels: Any) -> None:
+    from ..system.files import write_atomic
+    from ..viz.grids import png
+
+    write_atomic(plan.out, png(grid_of(plan, pixels)))
+
+
+def write_webp(plan: Plan, pixels: Any) -> None:
+    from ..system.files import write_atomic
+    from ..viz.grids import webp
+
+    write_atomic(plan.out, webp(grid_of(plan, pixels)))
+
+
+def write_npz(plan: Plan, pixels: Any) -> None:
+    """Images, and their labels unless one of them is the null label."""
+    from ..data.arrays import npz
+    from ..system.files import write_atomic
+
+    known = plan.labels is not None and (plan.labels < plan.model.info.classes).all()
+    write_atomic(plan.out, npz(pixels, plan.labels if known else None))
+
+
+def write_folder(plan: Plan, pixels: Any) -> None:
+    """A PNG file for each image, with its number and its label as its name."""
+    from ..system.files import write_atomic
+    from ..viz.grids import make_grid, png
+
+    for i, image in enumerate(pixels):
+        name = f"{i:06d}.png" if plan.labels is None else f"{i:06d}-{plan.labels[i]}.png"
+        write_atomic(plan.out / name, png(make_grid(image[None], 1, gap=0, scale=1)))
+
+
+WRITERS: dict[str, Callable[[Plan, Any], None]] = {
+    ".png": write_png,
+    ".webp": write_webp,
+    ".npz": write_npz,
+    "": write_folder,
+}
+"""Ending of --out -> what writes it."""
+
+TRAJECTORY_ENDINGS = (".png", ".gif", ".webp")
+
+
+def write_trajectory(plan: Plan) -> None:
+    from ..system.files import write_atomic
+
+    write_atomic(plan.out, trajectory_file(plan.model, plan.n, plan.cond, plan.seed, plan.at, plan.out.suffix))
+
+
+def trajectory_file(model: Any, n: int, cond: Any, seed: int, at: tuple[float, ...] | None, ending: str) -> bytes:
+    """The content of a trajectory's file: strips for .png, an animation for .gif or .webp."""
     from ..viz.grids import animation, frames, png, strips
     from ..viz.trajectory import FRACTIONS, record_trajectory
 
-    if shares is None and ending == ".png" and model.config.grid == "uniform":
-        shares = FRACTIONS
-    elif shares is None:
-        moments = PANELS if ending == ".png" else FRAMES
-        shares = tuple((i + 1) / moments for i in range(moments))
+    if at is None and ending == ".png" and model.config.grid == "uniform":
+        at = FRACTIONS
+    elif at is None:
+        shown = PANELS if ending == ".png" else FRAMES
+        at = tuple((i + 1) / shown for i in range(shown))
     denoiser, times, sampler = model.sampler()
     device = next(model.denoiser.parameters()).device
     shape = (n, *model.info.shape)
-    films = record_trajectory(
-        denoiser, shape, times, labels, sampler=sampler, seed=seed, fractions=shares, device=device
-    )
-    return png(strips(*films)) if ending == ".png" else animation(frames(*films), ending[1:].upper())
+    pair = record_trajectory(denoiser, shape, times, cond, sampler=sampler, seed=seed, fractions=at, device=device)
+    return png(strips(*pair)) if ending == ".png" else animation(frames(*pair), ending[1:].upper())
