@@ -52,13 +52,13 @@ def test_the_rectangle_keeps_its_sides():
     assert len({tuple(augmentation(x).flatten().tolist()) for augmentation in symmetries(False)}) == 4
 
 
-@pytest.mark.parametrize("labelled", [True, False])
-def test_augmentations_are_equally_frequent_and_the_label_holds_their_number(labelled):
+@pytest.mark.parametrize("labeled", [True, False])
+def test_augmentations_are_equally_frequent_and_the_label_holds_their_number(labeled):
     augmentations = symmetries(True)
     label = torch.arange(4000) % (NULL + 1)
-    x0, cond = inputs_of_loss(augmentations, cond=label if labelled else None)
+    x0, cond = inputs_of_loss(augmentations, cond=label if labeled else None)
     augmentation = cond // (NULL + 1)
-    assert torch.equal(cond % (NULL + 1), label if labelled else torch.full((4000,), NULL))
+    assert torch.equal(cond % (NULL + 1), label if labeled else torch.full((4000,), NULL))
     for number, transform in enumerate(augmentations):
         assert torch.equal(x0[augmentation == number], transform(X).expand_as(x0[augmentation == number]))
     # 4,000 samples of 8: 500 each, with standard deviation 21

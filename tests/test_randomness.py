@@ -127,9 +127,9 @@ def test_the_order_resumes_at_any_place(n):
 # --- batches ---------------------------------------------------------------------------------------------------------
 
 
-def images(n, labelled=True):
+def images(n, labeled=True):
     pixels = torch.arange(n, dtype=torch.uint8).reshape(n, 1, 1, 1).expand(n, 1, 2, 2).contiguous()
-    return Images("numbers", pixels, torch.arange(n) % 3 if labelled else None, ("a", "b", "c") if labelled else ())
+    return Images("numbers", pixels, torch.arange(n) % 3 if labeled else None, ("a", "b", "c") if labeled else ())
 
 
 def shown(stream, steps):
@@ -158,4 +158,4 @@ def test_batches_resume_at_any_step(start):
 
 
 def test_images_without_labels_have_no_cond():
-    assert next(batches(images(3, labelled=False), 2)).cond is None
+    assert next(batches(images(3, labeled=False), 2)).cond is None

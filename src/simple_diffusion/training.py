@@ -100,7 +100,7 @@ def backward(loss: Loss, denoiser: Denoiser, batch: Batch, accumulate: int = 1) 
 
 
 def uncaptured(work: Callable[..., Any]) -> Callable[..., Any]:
-    """The work itself: each call launches it anew."""
+    """The work itself, for `train(capture=)`."""
     return work
 
 

@@ -87,7 +87,7 @@ class Theirs(nn.Module):
             width = int(width * factor)
         for i in range(n_scaling):
             narrower = width if i == n_scaling - 1 else width // 2
-            self.up.insert(0, TheirLevel(2 * width, narrower, width, emb, heads))  # the last to run stands first
+            self.up.insert(0, TheirLevel(2 * width, narrower, width, emb, heads))  # it runs last and has index 0
             width = narrower
 
     def forward(self, x, waves, label=None):

@@ -115,8 +115,8 @@ def test_collective_operations(tmp_path):
                 with pytest.raises(error):
                     check(thing)
 
-    codes, said = together(tmp_path, work)
-    assert codes == [0, 0], said
+    codes, outputs = together(tmp_path, work)
+    assert codes == [0, 0], outputs
     assert written.read_text() == "x"
 
 
@@ -127,9 +127,9 @@ def test_two_processes_are_bit_exact_with_two_gradient_accumulation_steps(square
     """With a batch that the processes share unevenly, dropout, held-out loss and snapshot."""
     more = [f"--set={pair}" for pair in ("batch=17", "dropout=0.2", "held_out=0.1", "patience=0.9", "snapshot=0.3")]
     assert ends(training(squares, tmp_path / "one", "--set=accumulate=2", *more)) == 0
-    codes, said = together(tmp_path, command(training(squares, tmp_path / "two", *more)))
-    assert codes == [0, 0], said
-    assert said[1] == ""
+    codes, outputs = together(tmp_path, command(training(squares, tmp_path / "two", *more)))
+    assert codes == [0, 0], outputs
+    assert outputs[1] == ""
     one, two = latest(tmp_path / "one"), latest(tmp_path / "two")
     assert (two.numbers.n, two.made_by["processes"]) == (6, 2)
     assert two.numbers.best == one.numbers.best is not None
@@ -154,8 +154,8 @@ def test_two_processes_generate_and_evaluate_the_same_images(run_folder, tmp_pat
     def both(name, *argv):
         argv = [argv[0], str(run_folder), *argv[1:], "--out"]
         assert ends([*argv, str(tmp_path / f"one-{name}")]) == 0
-        codes, said = together(tmp_path, command([*argv, str(tmp_path / f"two-{name}")]))
-        assert (codes, said[1]) == ([0, 0], "")
+        codes, outputs = together(tmp_path, command([*argv, str(tmp_path / f"two-{name}")]))
+        assert (codes, outputs[1]) == ([0, 0], "")
         return tmp_path / f"one-{name}", tmp_path / f"two-{name}"
 
     for name, argv in {
@@ -185,8 +185,8 @@ def fast_clock():
 def test_all_processes_follow_the_clock_of_rank_0(squares, tmp_path):
     argv = training(squares, tmp_path / "run", "--set=save_seconds=0.3")
     argv[2:4] = ["--for", "3s"]
-    codes, said = together(tmp_path, command(argv, only(1, fast_clock)))
-    assert codes == [0, 0], said
+    codes, outputs = together(tmp_path, command(argv, only(1, fast_clock)))
+    assert codes == [0, 0], outputs
     assert 2.5 < latest(tmp_path / "run").numbers.seconds < 60
     assert len(rows(tmp_path / "run")) > 2
 
@@ -194,13 +194,13 @@ def test_all_processes_follow_the_clock_of_rank_0(squares, tmp_path):
 def test_a_signal_to_one_process_stops_all_and_they_resume(squares, tmp_path):
     assert together(tmp_path, command(training(squares, tmp_path / "unbroken")))[0] == [0, 0]
     stopped, argv = tmp_path / "stopped", training(squares, tmp_path / "stopped")
-    codes, said = together(tmp_path, command(argv, only(1, lambda: after_step(3, lambda: hit(signal.SIGTERM)))))
-    assert codes == [143, 143], said
-    assert "after 3 steps" in said[0]
+    codes, outputs = together(tmp_path, command(argv, only(1, lambda: after_step(3, lambda: hit(signal.SIGTERM)))))
+    assert codes == [143, 143], outputs
+    assert "after 3 steps" in outputs[0]
     assert latest(stopped).numbers.n == 3
-    codes, said = together(tmp_path, command([*argv, "--resume"]))
-    assert codes == [0, 0], said
-    assert "last bits" not in said[0]
+    codes, outputs = together(tmp_path, command([*argv, "--resume"]))
+    assert codes == [0, 0], outputs
+    assert "last bits" not in outputs[0]
     assert_same_run(stopped, tmp_path / "unbroken")
 
 
@@ -221,48 +221,48 @@ def test_a_signal_to_one_process_at_the_end_stops_all(squares, tmp_path):
         return real(trainer)
 
     argv = training(squares, tmp_path / "run")
-    codes, said = together(tmp_path, command(argv, only(1, lambda: patch.object(run.Trainer, "finish", finish))))
-    assert codes == [143, 143], said
+    codes, outputs = together(tmp_path, command(argv, only(1, lambda: patch.object(run.Trainer, "finish", finish))))
+    assert codes == [143, 143], outputs
 
 
 def poisoned():
     """The loss of one sample is NaN in steps 3 and 4."""
     real = ModelSpec.training_loss
 
-    def spoilt_loss(spec):
+    def loss_with_nan(spec):
         loss = real(spec)
 
-        def spoilt(denoiser, x0, cond, draws):
+        def with_nan(denoiser, x0, cond, draws):
             losses = loss(denoiser, x0, cond, draws)
-            return (
-                losses * torch.where(torch.arange(len(losses)) == 2, torch.nan, 1.0) if draws.step in (3, 4) else losses
-            )
+            if draws.step in (3, 4):
+                losses = losses * torch.where(torch.arange(len(losses)) == 2, torch.nan, 1.0)
+            return losses
 
-        return spoilt
+        return with_nan
 
-    return patch.object(ModelSpec, "training_loss", spoilt_loss)
+    return patch.object(ModelSpec, "training_loss", loss_with_nan)
 
 
 def test_a_loss_that_is_not_finite_in_one_process_stops_all_in_the_same_step(squares, tmp_path):
-    codes, said = together(tmp_path, command(training(squares, tmp_path / "run"), only(1, poisoned)))
-    assert codes == [4, 4], said
-    assert all("the loss of step 3 is not finite" in text for text in said)
-    assert "process 1" in said[1]
+    codes, outputs = together(tmp_path, command(training(squares, tmp_path / "run"), only(1, poisoned)))
+    assert codes == [4, 4], outputs
+    assert all("the loss of step 3 is not finite" in text for text in outputs)
+    assert "process 1" in outputs[1]
 
 
 def test_a_step_that_one_process_skips_is_skipped_by_all(squares, tmp_path):
     argv = training(squares, tmp_path / "run", "--set=max_skipped=2", "--set=save_seconds=0")
-    codes, said = together(tmp_path, command(argv, only(1, poisoned)))
-    assert codes == [0, 0], said  # the weights are compared after each step
-    assert said[0].count("was left out") == 2
-    assert "was left out" not in said[1]
+    codes, outputs = together(tmp_path, command(argv, only(1, poisoned)))
+    assert codes == [0, 0], outputs  # the weights are compared after each step
+    assert outputs[0].count("was left out") == 2
+    assert "was left out" not in outputs[1]
 
 
 def test_different_settings_are_refused(squares, tmp_path):
     work = lambda me: ends(training(squares, tmp_path / "run", f"--set=lr={0.001 + me / 1000}"))  # noqa: E731
-    codes, said = together(tmp_path, work)
-    assert codes == [2, 2], said
-    assert "different settings or data" in said[0]
+    codes, outputs = together(tmp_path, work)
+    assert codes == [2, 2], outputs
+    assert "different settings or data" in outputs[0]
 
 
 def test_different_weights_are_not_saved(squares, tmp_path):
@@ -283,9 +283,9 @@ def test_different_weights_are_not_saved(squares, tmp_path):
         return stack
 
     argv = training(squares, tmp_path / "run", "--set=save_seconds=0")
-    codes, said = together(tmp_path, command(argv, only(1, drift)))
-    assert codes == [4, 4], said
-    assert "different weights" in said[0]
+    codes, outputs = together(tmp_path, command(argv, only(1, drift)))
+    assert codes == [4, 4], outputs
+    assert "different weights" in outputs[0]
     assert latest(tmp_path / "run").numbers.n == 3
 
 
@@ -296,19 +296,19 @@ def test_different_weights_are_not_saved(squares, tmp_path):
 def test_if_one_process_is_killed_the_other_reports_it(squares, tmp_path, victim):
     argv = training(squares, tmp_path / "run", "--set=save_seconds=0")
     kill = only(victim, lambda: after_step(4, lambda: hit(signal.SIGKILL)))
-    codes, said = together(tmp_path, command(argv, kill))
-    assert (codes[victim], codes[1 - victim]) == (-signal.SIGKILL, 6), said
-    assert f"rank {victim} of this run failed" in said[1 - victim]
+    codes, outputs = together(tmp_path, command(argv, kill))
+    assert (codes[victim], codes[1 - victim]) == (-signal.SIGKILL, 6), outputs
+    assert f"rank {victim} of this run failed" in outputs[1 - victim]
     assert latest(tmp_path / "run").numbers.n == 3
 
 
 @pytest.mark.slow
 def test_if_one_of_four_processes_is_killed_the_others_name_it(squares, tmp_path):
     kill = only(2, lambda: after_step(4, lambda: hit(signal.SIGKILL)))
-    codes, said = together(tmp_path, command(training(squares, tmp_path / "run"), kill), world=4)
-    assert codes == [6, 6, -9, 6], said
+    codes, outputs = together(tmp_path, command(training(squares, tmp_path / "run"), kill), world=4)
+    assert codes == [6, 6, -9, 6], outputs
     for number in (0, 1, 3):
-        assert "rank 2 of this run failed" in said[number]
+        assert "rank 2 of this run failed" in outputs[number]
 
 
 def test_an_error_in_one_process_ends_the_other(squares, tmp_path):
@@ -316,10 +316,10 @@ def test_an_error_in_one_process_ends_the_other(squares, tmp_path):
         raise DataError("no such data here")
 
     spoil = only(1, lambda: patch("simple_diffusion.data.sources.load_images", broken))
-    codes, said = together(tmp_path, command(training(squares, tmp_path / "run"), spoil))
-    assert codes == [6, 3], said
-    assert "rank 1 of this run failed" in said[0]
-    assert said[1].strip() == "simple-diffusion (process 1): no such data here"
+    codes, outputs = together(tmp_path, command(training(squares, tmp_path / "run"), spoil))
+    assert codes == [6, 3], outputs
+    assert "rank 1 of this run failed" in outputs[0]
+    assert outputs[1].strip() == "simple-diffusion (process 1): no such data here"
 
 
 def no_large_files():
@@ -329,10 +329,10 @@ def no_large_files():
 
 def test_if_rank_0_cannot_save_all_processes_end(squares, tmp_path):
     argv = training(squares, tmp_path / "run", "--set=save_seconds=0")
-    codes, said = together(tmp_path, command(argv, only(0, no_large_files)))
-    assert codes == [6, 6], said
-    assert "can't be written" in said[0]
-    assert "rank 0 of this run failed" in said[1]
+    codes, outputs = together(tmp_path, command(argv, only(0, no_large_files)))
+    assert codes == [6, 6], outputs
+    assert "can't be written" in outputs[0]
+    assert "rank 0 of this run failed" in outputs[1]
 
 
 def test_a_process_that_cannot_join_reports_it(tmp_path):
@@ -352,8 +352,8 @@ def test_a_process_that_cannot_join_reports_it(tmp_path):
 
 
 def test_rank_0_alone_runs_the_other_commands(squares, tmp_path):
-    codes, said = together(tmp_path, lambda me: ends(["data", str(squares), "--out", str(tmp_path / f"{me}.png")]))
-    assert codes == [0, 0], said
+    codes, outputs = together(tmp_path, lambda me: ends(["data", str(squares), "--out", str(tmp_path / f"{me}.png")]))
+    assert codes == [0, 0], outputs
     assert [path.name for path in tmp_path.glob("*.png")] == ["0.png"]
 
 

@@ -121,7 +121,7 @@ def test_files_of_format_1_have_no_checksum_and_newer_files_are_refused(tmp_path
     path.write_bytes(parts.record(json.dumps({"format": 1, "words": "old"})))
     assert read_tensors(path) == ({"x": pytest.approx(torch.ones(3))}, {"format": 1, "words": "old"})
     for newer in ({"format": FORMAT + 1}, {"format": FORMAT + 1, "sha256": "0" * 64}):
-        path.write_bytes(parts.record(json.dumps(newer))[:-5])  # whatever its bytes mean
+        path.write_bytes(parts.record(json.dumps(newer))[:-5])  # the rest is not read
         with pytest.raises(CheckpointError, match=r"newer version .*upgrade"):
             read_tensors(path)
     digests = ("0" * 64, "0" * 63, "", "\ud800" * 64, None, False, 0, [])
@@ -194,7 +194,7 @@ def test_from_json_makes_a_dataclass_or_names_the_wrong_field():
         ({"name": 1}, "name can't be 1"),
         ({"name": "a", "sizes": [1, "x"]}, "sizes can't be"),
         ({"name": "a", "weight": math.nan}, "weight can't be nan"),
-        ({"name": "a", "colour": "red"}, "colour"),
+        ({"name": "a", "color": "red"}, "color"),
     ):
         with pytest.raises(TypeError, match=word):
             from_json(Thing, wrong)

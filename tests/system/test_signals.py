@@ -110,9 +110,9 @@ def test_an_interrupted_sample_command_leaves_no_file(run_folder, tmp_path, numb
             with watched(lambda what, path, size: hit(number) if what == event else None):
                 return ends(argv)
 
-        assert forked(work, tmp_path / "said") == 128 + number
-        assert "Traceback" not in (tmp_path / "said").read_text()
-        assert tree(tmp_path).keys() == {"said"}
+        assert forked(work, tmp_path / "output") == 128 + number
+        assert "Traceback" not in (tmp_path / "output").read_text()
+        assert tree(tmp_path).keys() == {"output"}
 
 
 @BOTH
@@ -125,9 +125,9 @@ def test_the_sample_command_stops_between_batches(run_folder, tmp_path, number):
         drawing.to_uint8 = lambda x: (hit(number), real(x))[1]
         return ends(["sample", str(run_folder), "--n", "130", "--out", str(tmp_path / "s.npz")])
 
-    assert forked(work, tmp_path / "said") == 128 + number
-    assert (tmp_path / "said").read_text() == ("simple-diffusion: stopped\n" if number == signal.SIGINT else "")
-    assert [path.name for path in tmp_path.iterdir()] == ["said"]
+    assert forked(work, tmp_path / "output") == 128 + number
+    assert (tmp_path / "output").read_text() == ("simple-diffusion: stopped\n" if number == signal.SIGINT else "")
+    assert [path.name for path in tmp_path.iterdir()] == ["output"]
 
 
 def test_the_signal_handler_is_restored(run_folder, tmp_path):

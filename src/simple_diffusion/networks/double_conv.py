@@ -72,7 +72,7 @@ class Level(nn.Module):
 
 
 def base_channels_of(widths: Sequence[int], heads: int = 4) -> int:
-    """The width of the first level, from which the others follow: `DoubleConvUNet` takes this one alone.
+    """The width of the first level, which determines the others: `DoubleConvUNet` takes only this one.
 
     Raises ValueError unless the widths double at each level, and the heads of the attention divide them.
     """

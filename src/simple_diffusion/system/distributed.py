@@ -21,7 +21,7 @@ from ..errors import DivergedError, ResourceError, SimpleDiffusionError, UsageEr
 from .signals import stop_on_signals
 
 TIMEOUT = timedelta(minutes=30)
-"""How long a process waits for another one that hangs or works alone. If the other one dies, it waits no longer."""
+"""How long a process waits for another one that hangs or has long work of its own. It does not wait for a dead one."""
 
 CHECK_IN_SECONDS = 3.0
 """How long the processes that are left have to check in after one of them failed."""

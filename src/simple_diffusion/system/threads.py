@@ -1,4 +1,4 @@
-"""Parallel work on a CPU: each thread computes a whole item alone.
+"""Parallel work on a CPU: each thread computes whole items.
 
 This is faster than sharing each operation between the threads: on small tensors they mostly wait for each other.
 """
