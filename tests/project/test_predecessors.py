@@ -80,7 +80,7 @@ def test_its_objects_exist():
 
 @cache
 def functions(path: str) -> set[str]:
-    return {node.name for node in ast.parse((ROOT / path).read_text()).body if isinstance(node, ast.FunctionDef)}
+    return set(re.findall(r"^def (\w+)", (ROOT / path).read_text(), re.MULTILINE))
 
 
 def test_its_tests_exist():
@@ -175,9 +175,8 @@ def test_a_run_saves_its_model_with_every_grid_and_uses_the_same_noise(squares, 
 
     def watched_draw(model, n, labels, seed, **options):
         drawn.append((n, labels.tolist(), seed))
-        return draw(model, n, labels, seed, **options)
+        return torch.zeros(n, *model.info.shape, dtype=torch.uint8)
 
-    draw = running.generate
     monkeypatch.setattr(running, "save", watched_save)
     monkeypatch.setattr(running, "generate", watched_draw)
     monkeypatch.setattr(running, "write_report", lambda *parts, **options: None)
@@ -190,6 +189,7 @@ def test_a_run_saves_its_model_with_every_grid_and_uses_the_same_noise(squares, 
 def test_the_model_of_a_run_is_its_averaged_weights(squares, tmp_path, monkeypatch):
     images = load_images(str(squares))
     monkeypatch.setattr(running, "write_report", lambda *parts, **options: None)
+    monkeypatch.setattr(running.Trainer, "draw", lambda self, model: None)
     config = fitted(Config(steps=6, ema_decay=0.3, ema_warmup=2, **TINY), CPU)
     running.train_run(config, images, tmp_path / "run", CPU, 0.0, quiet=True)
     budget = running.Budget(config, 0.0)
