@@ -49,7 +49,7 @@ LEAST = {"linear": 21, "quadratic": 21, "sigmoid": 20}  # 1000/T times the last 
 def test_too_short_a_table_names_the_least_that_works(name):
     least, kind = LEAST.get(name, 2), name.partition("-")[0]
     for T in (-1, 0, 1, least - 1):
-        with pytest.raises(ValueError, match=f"^the {kind} table of betas needs at least {least} steps, not {T}$"):
+        with pytest.raises(ValueError, match=f"^the {kind} table of betas needs at least {least} steps, got {T}$"):
             BETAS[name](T)
     for T in (least, least + 1):
         Discrete(BETAS[name](T))  # all betas lie inside (0, 1)

@@ -88,7 +88,7 @@ def test_power_average_of_a_ramp_is_its_integral():
 
 @pytest.mark.parametrize("width", [0, -0.1, 0.28, 1, math.nan])
 def test_power_decay_refuses_widths_that_no_profile_has(width):
-    with pytest.raises(ValueError, match="width"):
+    with pytest.raises(ValueError, match="EMA length must lie"):
         power_decay(width)
 
 

@@ -38,7 +38,7 @@ def test_every_sampler_states_its_order():
 
 
 def test_ddpm_refuses_a_variance_that_it_does_not_know():
-    with pytest.raises(ValueError, match="posterior, beta, not 'learned'"):
+    with pytest.raises(ValueError, match="must be one of posterior, beta, got 'learned'"):
         next(samplers.ddpm(Gaussian(Linear()), Z, f64(1.0), variance="learned"))
 
 

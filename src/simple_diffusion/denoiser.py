@@ -1,4 +1,4 @@
-"""The denoiser: a network, the schedule it was trained on and the target it was trained for, as E[x0 | x_t]."""
+"""The denoiser: a network with its schedule and its target, as the posterior mean E[x0 | x_t]."""
 
 from typing import Protocol
 
@@ -10,14 +10,15 @@ from .targets import Target
 
 
 class PosteriorMean(Protocol):
-    """What samplers need: the posterior mean of the clean image, and the schedule it belongs to.
+    """What samplers need: the posterior mean E[x0 | x_t] of the clean image, and its schedule.
 
-    Called with x_t `[B, ...]`, t `[B]` or a single time in (0, 1], and cond int64 `[B]` or None; the same shape as x_t.
+    It is called with x_t `[B, ...]`, t `[B]` or a single time in (0, 1], and labels cond int64 `[B]` or None, and
+    returns the shape of x_t.
     """
 
     @property
     def schedule(self) -> Schedule:
-        """Levels of signal and noise at each time."""
+        """The noise schedule."""
 
     def __call__(self, x_t: Tensor, t: Tensor, cond: Tensor | None = None) -> Tensor: ...
 
@@ -25,12 +26,12 @@ class PosteriorMean(Protocol):
 class Denoiser(nn.Module):
     """E[x0 | x_t] from any network, schedule and target (Ho et al. 2020, eq. 15; Karras et al. 2022, eq. 7).
 
-    net         net(x, noise_level, cond) -> x's shape; x `[B, ...]` has unit variance,
+    net         net(x, noise_level, cond) returns the shape of x; x `[B, ...]` has unit variance,
                 noise_level = log(sigma/alpha)/4 `[B]` (Karras et al. 2022, c_noise), cond `[B]` int64 or None
-    schedule    levels of signal and noise; samplers read it from here, so that both ends use the same one
-    target      what the network's output means
+    schedule    the noise schedule, for training and for samplers
+    target      what the network predicts
     data_std    standard deviation of the data, whose pixels lie in [-1, 1]
-    dtype       what the network computes in; the mathematics around it stays in x_t's dtype
+    dtype       in which the network computes; everything else is computed in the dtype of x_t
     """
 
     def __init__(
@@ -45,13 +46,13 @@ class Denoiser(nn.Module):
         self.net, self.schedule, self.target, self.data_std, self.dtype = net, schedule, target, data_std, dtype
 
     def coefficients(self, t: Tensor, x: Tensor):
-        """(alpha, sigma, a, b), each to multiply x `[B, ...]`: x_t = alpha z0 + sigma eps, out* = a z0 + b eps."""
+        """(alpha, sigma, a, b), which broadcast to x `[B, ...]`: x_t = alpha z0 + sigma eps and out* = a z0 + b eps."""
         alpha, sigma = self.schedule.levels(t, x)
         alpha = alpha * self.data_std
         return alpha, sigma, *self.target(alpha, sigma)
 
     def predict(self, x_t: Tensor, t: Tensor, cond: Tensor | None = None) -> Tensor:
-        """The network's raw output at x_t `[B, ...]`, t `[B]` or a single time; same shape as x_t."""
+        """The output of the network at x_t `[B, ...]`, t `[B]` or a single time; same shape as x_t."""
         alpha, sigma, _, _ = self.coefficients(t, x_t)
         unit = x_t * (alpha**2 + sigma**2).rsqrt()
         noise_level = (sigma / alpha).log().flatten() / 4
@@ -62,15 +63,15 @@ class Denoiser(nn.Module):
     def forward(self, x_t: Tensor, t: Tensor, cond: Tensor | None = None) -> Tensor:
         """E[x0 | x_t], same shape as x_t `[B, ...]`; t `[B]` or a single time in (0, 1]."""
         alpha, sigma, a, b = self.coefficients(t, x_t)
-        # Two linear equations, x_t = alpha z0 + sigma eps and out = a z0 + b eps, solved for z0.
+        # Solve the two linear equations x_t = alpha z0 + sigma eps and out = a z0 + b eps for z0.
         z0_hat = (b * x_t - sigma * self.predict(x_t, t, cond)) / (b * alpha - a * sigma)
         return self.data_std * z0_hat
 
 
 class Clipped:
-    """A posterior mean kept inside the range of images, [-1, 1] (the code of Ho et al. 2020 clips so at every step).
+    """A posterior mean that is clipped to the range of images, [-1, 1], as in the code of Ho et al. 2020.
 
-    Called as `PosteriorMean` is: x_t `[B, ...]` in, the same shape out.
+    It is called like `PosteriorMean`, with x_t `[B, ...]`, and returns the same shape.
     """
 
     def __init__(self, denoiser: PosteriorMean):

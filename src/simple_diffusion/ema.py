@@ -1,4 +1,4 @@
-"""Exponential moving average of the weights: what is sampled from is the average, not the last step."""
+"""Exponential moving average (EMA) of the weights: samples are generated with the average, not the last weights."""
 
 import math
 from collections.abc import Callable, Sequence
@@ -12,75 +12,75 @@ from torch import Tensor, nn
 Averaged = TypeVar("Averaged", bound=nn.Module)
 
 Decay = Callable[[int], float]
-"""How much of the average is kept at update n = 1, 2, ...; 0 at n = 1, where there is nothing to keep."""
+"""The fraction of the average that is kept at update n = 1, 2, ...; it is 0 at n = 1."""
 
 
-def power_exponent(width: float) -> float:
-    """The exponent g of the averaging profile (g + 1) t^g on [0, 1] whose standard deviation is `width`.
+def power_exponent(length: float) -> float:
+    """The exponent g of the averaging profile (g + 1) t^g on [0, 1] whose standard deviation is `length`.
 
-    Raises ValueError for a width outside (0, 0.28), which no such profile has.
+    Raises ValueError for a length outside (0, 0.28): no profile has it.
     """
-    # width^2 = (g + 1) / ((g + 2)^2 (g + 3)) solved for g: the largest root.
-    if not 0 < width < 0.28:
-        raise ValueError(f"the width of a power-function average lies in (0, 0.28), not at {width}")
-    return float(np.roots([1, 7, 16 - width**-2, 12 - width**-2]).real.max())
+    # The largest root of length^2 = (g + 1) / ((g + 2)^2 (g + 3)).
+    if not 0 < length < 0.28:
+        raise ValueError(f"the EMA length must lie between 0 and 0.28, got {length}")
+    return float(np.roots([1, 7, 16 - length**-2, 12 - length**-2]).real.max())
 
 
-def power_decay(width: float = 0.05) -> Decay:
-    """The power-function average (Karras et al. 2024, eq. 121-127): its memory is a fixed share of the run so far.
+def power_decay(length: float = 0.05) -> Decay:
+    """The power-function EMA (Karras et al. 2024, eq. 121-127): it averages over a fixed fraction of the run so far.
 
-    width   standard deviation of the averaging profile relative to the length of the run, in (0, 0.28)
+    length   EMA length: standard deviation of the averaging profile relative to the length of the run, in (0, 0.28)
 
-    Raises ValueError for another width.
+    Raises ValueError for another length.
     """
-    exponent = power_exponent(width)
+    exponent = power_exponent(length)
     return lambda n: (1 - 1 / n) ** (exponent + 1)
 
 
 Profile = tuple[float, int]
-"""(width, n): of a power-function average, and the number of updates after which it was kept."""
+"""(length, n): the EMA length of an average, and the number of updates after which it was saved."""
 
 
 def overlap(one: Profile, other: Profile) -> float:
-    """The integral of the product of two averages' profiles over the updates (Karras et al. 2024, appendix C.3).
+    """The inner product of the profiles of two averages, over the updates (Karras et al. 2024, appendix C.3).
 
-    one, other   averages of widths in (0, 0.28), kept after n updates, 1 or more
+    one, other   lengths in (0, 0.28), each with a number of updates, 1 or more
 
-    Raises ValueError for another width.
+    Raises ValueError for another length.
     """
-    (a, t), (b, s) = ((power_exponent(width), n) for width, n in (one, other))
+    (a, t), (b, s) = ((power_exponent(length), n) for length, n in (one, other))
     first = min(t, s)
     return (a + 1) * (b + 1) / (a + b + 1) * (first / t) ** a * (first / s) ** b / max(t, s)
 
 
 def mixture(kept: Sequence[Profile], wanted: Profile) -> tuple[list[float], float]:
-    """How averages that were kept along a run are mixed to one that was not (Karras et al. 2024, algorithm 3).
+    """Post-hoc EMA: an average of another length, as a mixture of saved ones (Karras et al. 2024, algorithm 3).
 
-    Least squares between the profiles in float64. Unlike there the shares add up to 1, so that weights that stood still
-    come out as they are.
+    It is the least-squares fit of the profiles, in float64. Unlike in the paper the coefficients add up to 1, so that
+    weights that did not change in training are not changed by the mixture.
 
-    kept     different ones
-    wanted   of any width in (0, 0.28)
+    kept     (length, number of updates) of each saved average, all different
+    wanted   the profile to approximate, of any length in (0, 0.28)
 
-    Returns (the share of each in the mixture, the distance from the mixture's profile to the wanted one relative to its
-    norm: 0 where it is one of those kept). Raises ValueError for another width.
+    Returns (the coefficient of each average, the distance of the profiles of mixture and `wanted`, relative to the norm
+    of `wanted`). Raises ValueError for another length.
     """
     n = len(kept)
-    system, right = np.ones((n + 1, n + 1)), np.ones(n + 1)  # the last row says that the shares add up to 1
+    system, right = np.ones((n + 1, n + 1)), np.ones(n + 1)  # the last row: the coefficients add up to 1
     system[:n, :n] = [[overlap(one, other) for other in kept] for one in kept]
     system[n, n] = 0
     right[:n] = [overlap(one, wanted) for one in kept]
-    shares = np.linalg.solve(system, right)[:n]
+    coefficients = np.linalg.solve(system, right)[:n]
     norm = overlap(wanted, wanted)
-    rest = shares @ system[:n, :n] @ shares - 2 * shares @ right[:n] + norm
-    return shares.tolist(), math.sqrt(max(rest, 0.0) / norm)
+    rest = coefficients @ system[:n, :n] @ coefficients - 2 * coefficients @ right[:n] + norm
+    return coefficients.tolist(), math.sqrt(max(rest, 0.0) / norm)
 
 
 def constant_decay(decay: float = 0.999, warmup: int = 0) -> Decay:
-    """A fixed decay, reached from below so that the first steps are forgotten: min(decay, (m - 1) / (m + 9)).
+    """A constant decay, after a ramp that lets the first updates be forgotten: min(decay, (m - 1) / (m + 9)).
 
-    decay    share of the average that an update keeps, in [0, 1)
-    warmup   updates that are copied as they are; m = n - warmup counts from the last one
+    decay    fraction of the average that is kept at an update, in [0, 1)
+    warmup   number of updates in which the weights are copied; m = n - warmup counts the updates from the last of them
     """
 
     def at(n: int) -> float:
@@ -91,11 +91,11 @@ def constant_decay(decay: float = 0.999, warmup: int = 0) -> Decay:
 
 
 class EMA(Generic[Averaged]):
-    """A copy of `model` whose parameters trail its own (Karras et al. 2024, "Analyzing and improving the training
-    dynamics", section 3); buffers are copied as they are.
+    """A copy of a model whose parameters are a moving average; buffers are copied (Karras et al. 2024, "Analyzing and
+    improving the training dynamics", section 3).
 
     model   any module; `.model` is the averaged copy, in eval mode and without gradients
-    decay   number of the update -> share of the average that is kept; `power_decay()` by default
+    decay   number of the update -> fraction of the average that is kept; `power_decay()` by default
     """
 
     def __init__(self, model: Averaged, decay: Decay | None = None):
@@ -103,7 +103,7 @@ class EMA(Generic[Averaged]):
         self.model: Averaged = deepcopy(model).eval().requires_grad_(False)
 
     def update(self, model: Averaged, n: int) -> None:
-        """Take in the model's weights after update n = 1, 2, ..."""
+        """Add the weights of the model after update n = 1, 2, ... to the average."""
         slow: list[Tensor] = list(self.model.parameters())
         fast: list[Tensor] = list(model.parameters())
         with torch.no_grad():
@@ -112,5 +112,5 @@ class EMA(Generic[Averaged]):
             kept.copy_(fresh)
 
     def snapshot(self) -> Averaged:
-        """A copy of the average as it is now."""
+        """A copy of the averaged model."""
         return deepcopy(self.model)

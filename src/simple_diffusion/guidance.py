@@ -1,8 +1,8 @@
-"""Guidance: the posterior mean, pushed away from that of a model which knows less.
+"""Guidance: extrapolate from the posterior mean of a weaker model past that of the model.
 
-Classifier-free guidance (Ho & Salimans 2022) pushes away from the same network without the label: `drop_labels` is the
-half for training, `Guided` the half for sampling. Autoguidance (Karras et al. 2024) needs no labels: `AutoGuided`
-pushes away from an early snapshot of the same training.
+In classifier-free guidance (Ho & Salimans 2022) the weaker model is the same network without the label: `drop_labels`
+is for training, `Guided` for sampling. Autoguidance (Karras et al. 2024) needs no labels: in `AutoGuided` the weaker
+model is an early snapshot of the same training run.
 """
 
 import math
@@ -17,14 +17,14 @@ from .schedules import Schedule
 
 
 def unlabelled(cond: Tensor, null: int) -> Tensor:
-    """The labels `[B]` without their class; an augmentation that they name stays (`Labels`)."""
+    """The labels `[B]` with their class replaced by "no label"; the augmentation in them stays."""
     return cond - cond % (null + 1) + null
 
 
 def drop_labels(loss: Loss, null: int, p: float = 0.1) -> Loss:
-    """The same loss with each sample's label replaced by `null`, sample by sample (Ho & Salimans 2022, algorithm 1).
+    """The same loss, with the label of each sample replaced by `null` at random (Ho & Salimans 2022, algorithm 1).
 
-    loss  (denoiser, x0, cond, draws) -> `[B]`; without labels it is left as it is
+    loss  (denoiser, x0, cond, draws) -> `[B]`; if cond is None, nothing is changed
     null  the label that means "no label": the number of classes
     p     probability that a label is dropped, in [0, 1]
     """
@@ -38,20 +38,20 @@ def drop_labels(loss: Loss, null: int, p: float = 0.1) -> Loss:
 
 
 Interval = tuple[float, float]
-"""Least and largest sigma/alpha at which guidance acts: it costs variety at high noise and does nothing at low noise
-(Kynkäänniemi et al. 2024)."""
+"""The lowest and the highest sigma/alpha at which guidance acts. At high noise it reduces the variety of the samples,
+at low noise it has no effect (Kynkäänniemi et al. 2024)."""
 
 EVERYWHERE: Interval = (0.0, math.inf)
 
 
 def inside(interval: Interval, schedule: Schedule, t: Tensor) -> Tensor:
-    """Which times t `[B]` have a ratio sigma/alpha in the interval: bool `[B]`, on the CPU: no GPU is waited for."""
+    """Whether the ratio sigma/alpha at each of the times t `[B]` lies in the interval: bool `[B]`, on the CPU."""
     ratio = schedule.ratio(t.cpu().double())
     return (interval[0] <= ratio) & (ratio <= interval[1])
 
 
 def extrapolated(away_from: Tensor, x0_hat: Tensor, scale: float, acts: Tensor) -> Tensor:
-    """lerp(away_from, x0_hat, scale) where guidance acts `[B]` or `[1]`, x0_hat elsewhere; `[B, ...]`."""
+    """lerp(away_from, x0_hat, scale) where `acts` (`[B]` or `[1]`) is true, x0_hat elsewhere; `[B, ...]`."""
     scales = torch.where(acts, torch.tensor(scale, dtype=torch.float64), 1.0)
     return torch.lerp(away_from, x0_hat, scales.to(x0_hat).reshape(-1, *[1] * (x0_hat.ndim - 1)))
 
@@ -59,15 +59,15 @@ def extrapolated(away_from: Tensor, x0_hat: Tensor, scale: float, acts: Tensor) 
 class Guided:
     """Classifier-free guidance: lerp(x0_hat(null), x0_hat(cond), scale) (Ho & Salimans 2022, eq. 6).
 
-    Called as `PosteriorMean` is: x_t `[B, ...]` in, the same shape out; cond `[B]` must be given.
+    It is called like `PosteriorMean`, with x_t `[B, ...]` and labels cond `[B]`, and returns the shape of x_t.
 
     denoiser  trained with `drop_labels`
-    scale     0 unconditional, 1 conditional without guidance, above 1 stronger; both ends are exact and cost one
-              evaluation. In the paper's notation scale = 1 + w.
+    scale     0 is unconditional, 1 is conditional without guidance, above 1 is stronger; 1 + w in the paper. At 0 and 1
+              the network is evaluated once, otherwise for both means.
     null      the label that means "no label"
-    interval  of the ratio sigma/alpha inside which it guides; outside, the conditional mean alone, at one evaluation
+    interval  of the ratio sigma/alpha in which guidance acts; outside, it returns the conditional mean
 
-    Raises ValueError when it is called without labels.
+    Raises ValueError if it is called without labels.
     """
 
     def __init__(self, denoiser: PosteriorMean, scale: float, null: int, interval: Interval = EVERYWHERE):
@@ -93,13 +93,13 @@ class AutoGuided:
     """Autoguidance: lerp(x0_hat of the guide, x0_hat, scale) (Karras et al. 2024, "Guiding a diffusion model with a bad
     version of itself", eq. 3).
 
-    Called as `PosteriorMean` is: x_t `[B, ...]` in, the same shape out.
+    It is called like `PosteriorMean`, with x_t `[B, ...]`, and returns the same shape.
 
-    denoiser  the model to draw from
-    guide     a worse model of the same data and schedule; both err alike, the guide more, so that their difference
-              points away from the error
-    scale     1 is none, at one evaluation; above 1 stronger, at one evaluation of each
-    interval  of the ratio sigma/alpha inside which it guides
+    denoiser  the model to sample from
+    guide     a worse model of the same data with the same schedule. Both make similar errors, the guide larger ones, so
+              their difference points away from the error.
+    scale     1 is no guidance and evaluates `denoiser` only; above 1 is stronger and evaluates both
+    interval  of the ratio sigma/alpha in which guidance acts
     """
 
     def __init__(self, denoiser: PosteriorMean, guide: PosteriorMean, scale: float, interval: Interval = EVERYWHERE):

@@ -1,8 +1,8 @@
-"""Samplers: from noise to images along a grid of times, by means of E[x0 | x_t] alone.
+"""Samplers: from noise to images along a grid of times, given E[x0 | x_t].
 
-A sampler is a generator `(denoiser, x, times, cond, noise)` that yields every state; the last one is the image. The
-grid is not the schedule: on the same noise levels all schedules give the same images, so grids are chosen by level.
-The coefficients of a step are Python floats, exact in float64 whatever the images' dtype.
+A sampler is a generator `(denoiser, x, times, cond, noise)` that yields the state after every step; the last one is the
+image. On the same noise levels all schedules give the same images, so a grid is best chosen by noise levels. The
+coefficients of a step are Python floats, so they have float64 precision for images of any dtype.
 """
 
 import math
@@ -20,20 +20,21 @@ Noise = Callable[[int, Tensor], Tensor]
 """(number of the step, x) -> unit noise like x."""
 
 Sampler = Callable[[PosteriorMean, Tensor, Tensor, Tensor | None, Noise], Iterator[Tensor]]
+"""(denoiser, x, times, cond, noise) -> the states after each step."""
 
 
 def unit_noise(step: int, x: Tensor) -> Tensor:
-    """Unit noise like x, of any shape, from torch's global generator, whatever the number of the step."""
+    """Unit noise like x, of any shape, from torch's global generator; the number of the step is not used."""
     return torch.randn_like(x)
 
 
-# --- grids: n times from noise to (nearly) clean, float64 `[n]`; the step after the last one ends at the clean image
+# --- grids: n times in decreasing order, float64 `[n]`; the last step goes from the last time to the clean image
 
 
 def uniform_grid(schedule: Schedule, n: int) -> Tensor:
-    """Evenly spaced times 1, (n-1)/n, ..., 1/n: float64 `[n]`, the same on any schedule.
+    """Evenly spaced times 1, (n-1)/n, ..., 1/n: float64 `[n]`, the same for every schedule.
 
-    On a table of T betas with n = T they are every step of the table (Ho et al. 2020, algorithm 2).
+    For a table of T betas and n = T they are all steps of the table (Ho et al. 2020, algorithm 2).
     """
     return torch.arange(n, 0, -1, dtype=torch.float64) / n
 
@@ -41,10 +42,10 @@ def uniform_grid(schedule: Schedule, n: int) -> Tensor:
 def karras_grid(
     schedule: Schedule, n: int, sigma_min: float = 0.002, sigma_max: float = 80.0, rho: float = 7.0
 ) -> Tensor:
-    """Times `[n]` whose noise-to-signal ratios are evenly spaced after the rho-th root (Karras et al. 2022, eq. 5).
+    """Times `[n]` at which the rho-th root of the noise level is evenly spaced (Karras et al. 2022, eq. 5).
 
-    sigma_min, sigma_max   ends of sigma/alpha, for pixels in [-1, 1]; cut to what the schedule reaches
-    rho                    1 spaces them evenly; the larger, the closer they stand at the clean end
+    sigma_min, sigma_max   ends of sigma/alpha, for pixels in [-1, 1]; limited to the range of the schedule
+    rho                    at 1 the noise levels are evenly spaced; a larger rho makes the steps at low noise smaller
     """
     reach = schedule.ratio(torch.tensor([0.0, 1.0], dtype=torch.float64)).tolist()
     low, high = max(sigma_min, reach[0]), min(sigma_max, reach[1])
@@ -53,6 +54,7 @@ def karras_grid(
 
 
 GRIDS: dict[str, Callable[..., Tensor]] = {"karras": karras_grid, "uniform": uniform_grid}
+"""Grids by name, each a function of the schedule and the number of steps."""
 
 
 # --- samplers
@@ -60,12 +62,12 @@ GRIDS: dict[str, Callable[..., Tensor]] = {"karras": karras_grid, "uniform": uni
 
 @dataclass(frozen=True)
 class GridStep:
-    """One step of the grid, from time t to the next one, s; at the end s is None and the level clean: (1, 0).
+    """A step from time t to time s. In the last step s is None, and (alpha_s, sigma_s) is (1, 0), the clean image.
 
     number             of the step, from 0
-    t, s               times in (0, 1], each a tensor of shape `[]` like the images
-    alpha_t, sigma_t   levels of signal and noise at t
-    alpha_s, sigma_s   the levels at s
+    t, s               times in (0, 1], tensors of shape `[]` with the dtype and device of the images
+    alpha_t, sigma_t   scales of signal and noise at t
+    alpha_s, sigma_s   scales of signal and noise at s
     """
 
     number: int
@@ -78,12 +80,12 @@ class GridStep:
 
 
 def levels_along(schedule: Schedule, times: Tensor) -> tuple[list[float], list[float]]:
-    """(alpha, sigma) at each of `times` `[n]` and at the clean end, n + 1 each."""
+    """(alpha, sigma) at each of `times` `[n]` and at the clean image, n + 1 numbers each."""
     return [*schedule.alpha(times.double()).tolist(), 1.0], [*schedule.sigma(times.double()).tolist(), 0.0]
 
 
 def grid_steps(schedule: Schedule, times: Tensor, x: Tensor) -> Iterator[GridStep]:
-    """The steps along `times` `[n]` on a schedule, for images like x."""
+    """The n steps along `times` `[n]`, for images like x."""
     alphas, sigmas = levels_along(schedule, times)
     ts: list[Tensor | None] = [*times.to(x), None]
     for i in range(len(times)):
@@ -96,8 +98,9 @@ VARIANCES: dict[str, Callable[[GridStep], float]] = {
     "posterior": lambda i: (i.sigma_s / i.sigma_t) ** 2,
     "beta": lambda i: (i.alpha_s**2 + i.sigma_s**2) / (i.alpha_t**2 + i.sigma_t**2),  # 1 where variance is preserved
 }
-"""Variance of an ancestral step in units of beta, between its bounds (Ho et al. 2020, section 3.2; Nichol & Dhariwal
-2021, section 3.1): the posterior's is exact where all data are one image, beta where they have unit variance."""
+"""Variance of an ancestral step in units of beta. The two choices are the bounds of the true variance (Ho et al. 2020,
+section 3.2; Nichol & Dhariwal 2021, section 3.1): "posterior" is exact if all data are the same image, "beta" if the
+data have unit variance."""
 
 
 def ddpm(
@@ -113,15 +116,15 @@ def ddpm(
 
     denoiser   E[x0 | x_t], and the schedule
     x          noise `[B, ...]` at the level of the first time
-    times      a grid `[n]`, falling
+    times      a grid `[n]`, in decreasing order
     cond       labels int64 `[B]`, or None
     noise      (number of the step, x) -> unit noise like x
-    variance   of a step: a name in VARIANCES
+    variance   of a step: "posterior" or "beta", see VARIANCES
 
-    Yields x after each of the n steps, `[B, ...]`. Raises ValueError for another name.
+    Yields x after each of the n steps, `[B, ...]`. Raises ValueError for another variance.
     """
     if variance not in VARIANCES:
-        raise ValueError(f"the variance of a ddpm step is one of {', '.join(VARIANCES)}, not {variance!r}")
+        raise ValueError(f"`variance` must be one of {', '.join(VARIANCES)}, got {variance!r}")
     for i in grid_steps(denoiser.schedule, times, x):
         x0_hat = denoiser(x, i.t, cond)
         alpha_ts = i.alpha_t / i.alpha_s  # sqrt(1 - beta) between s and t
@@ -133,8 +136,12 @@ def ddpm(
 
 
 def renoised(i: GridStep, x: Tensor, x0_hat: Tensor, eta: float, noise: Noise) -> Tensor:
-    """x at the level of s: x0_hat, and the noise that it implies in x at t, of which eta exchanges a share for fresh
-    noise (Song et al. 2021, eq. 12 and 16). x, x0_hat `[B, ...]`; eta in [0, 1], at 1 the noise of `ddpm`."""
+    """x at the level of s: the x0 prediction, plus the noise that it implies in x at t, partly replaced by new noise
+    (Song et al. 2021, eq. 12 and 16).
+
+    x, x0_hat   `[B, ...]`
+    eta         stochasticity in [0, 1]: 0 adds no noise, 1 adds as much as `ddpm`
+    """
     eps_hat = (x - i.alpha_t * x0_hat) / i.sigma_t
     new = eta * i.sigma_s * math.sqrt(1 - (i.alpha_t * i.sigma_s / (i.alpha_s * i.sigma_t)) ** 2)
     x = i.alpha_s * x0_hat + math.sqrt(i.sigma_s**2 - new**2) * eps_hat
@@ -150,11 +157,11 @@ def ddim(
     *,
     eta: float = 0.0,
 ) -> Iterator[Tensor]:
-    """Keep x0_hat and the noise it implies, move to the next level (Song et al. 2021, eq. 12 and 16).
+    """DDIM: keep the x0 prediction and the noise that it implies, at the next level (Song et al. 2021, eq. 12 and 16).
 
-    eta   share of fresh noise, in [0, 1]: 0 the ODE in first order, 1 `ddpm`
+    eta   stochasticity, in [0, 1]: 0 solves the ODE in first order, 1 is `ddpm`
 
-    Takes and yields what `ddpm` does: x `[B, ...]`, times `[n]`, cond `[B]`; noise is drawn where eta is above 0.
+    Takes and yields the same as `ddpm`: x `[B, ...]`, times `[n]`, cond `[B]`. Calls `noise` only if eta is above 0.
     """
     for i in grid_steps(denoiser.schedule, times, x):
         x = renoised(i, x, denoiser(x, i.t, cond), eta, noise)
@@ -164,9 +171,10 @@ def ddim(
 def heun(
     denoiser: PosteriorMean, x: Tensor, times: Tensor, cond: Tensor | None = None, noise: Noise = unit_noise
 ) -> Iterator[Tensor]:
-    """Heun's method on d(x/alpha)/d(sigma/alpha) = eps_hat (Karras et al. 2022, algorithm 1): two evaluations a step.
+    """Heun's method on d(x/alpha)/d(sigma/alpha) = eps_hat (Karras et al. 2022, algorithm 1), of second order.
 
-    A solver of the ODE: draws no noise. Takes and yields what `ddpm` does: x `[B, ...]`, times `[n]`, cond `[B]`.
+    It evaluates the network twice in each step but the last. Takes and yields the same as `ddpm`: x `[B, ...]`, times
+    `[n]`, cond `[B]`. It is deterministic and never calls `noise`.
     """
     for i in grid_steps(denoiser.schedule, times, x):
         x0_hat = denoiser(x, i.t, cond)
@@ -189,20 +197,20 @@ def dpmpp(
     *,
     eta: float = 0.0,
 ) -> Iterator[Tensor]:
-    """DPM-Solver++(2M) (Lu et al. 2022, algorithm 2): second order from one evaluation a step and the one before.
+    """DPM-Solver++(2M) (Lu et al. 2022, algorithm 2): second order with one evaluation of the network in a step.
 
-    A step of `ddim`, from the guess half a step ahead.
+    Each step is one of `ddim`, with the x0 prediction extrapolated to the middle of the step from the last two.
 
-    eta   share of fresh noise, in [0, 1], as in `ddim`: 0 solves the ODE, and 1 is SDE-DPM-Solver++(2M)
+    eta   stochasticity, in [0, 1], as in `ddim`: 0 solves the ODE, 1 is SDE-DPM-Solver++(2M)
 
-    Takes and yields what `ddpm` does: x `[B, ...]`, times `[n]`, cond `[B]`; noise is drawn where eta is above 0.
+    Takes and yields the same as `ddpm`: x `[B, ...]`, times `[n]`, cond `[B]`. Calls `noise` only if eta is above 0.
     """
     before: tuple[Tensor, float] | None = None
     for i in grid_steps(denoiser.schedule, times, x):
         x0_hat = denoiser(x, i.t, cond)
         lam = math.log(i.alpha_t / i.sigma_t)
         ahead = x0_hat
-        if before is not None and i.s is not None:  # x0_hat half a step ahead, on the line through the last two
+        if before is not None and i.s is not None:  # linear extrapolation in lam = log(alpha/sigma)
             h = math.log(i.alpha_s / i.sigma_s) - lam
             ahead = x0_hat + (x0_hat - before[0]) * (h / (lam - before[1]) / 2)
         x = renoised(i, x, ahead, eta, noise)

@@ -1,8 +1,9 @@
 """Noise schedules: two curves, alpha(t) and sigma(t), with x_t = alpha_t x0 + sigma_t eps.
 
-Time runs over (0, 1]: near 0 the image is clean, at 1 it is noise. sigma/alpha, the noise-to-signal ratio, rises
-strictly, so that a time is as good as a noise level and one schedule is another one with its clock changed. Both curves
-are written in closed form: `sqrt(1 - alpha**2)` would be 0 or NaN in float32 near t = 0.
+The time t lies in (0, 1]: near 0 the image is clean, at 1 it is nearly pure noise. The noise-to-signal ratio
+sigma/alpha, the noise level, increases strictly with t. So each time stands for one noise level, and schedules differ
+only in the times at which they reach it. Both curves have a closed form, because `sqrt(1 - alpha**2)` would be 0 or NaN
+in float32 near t = 0.
 """
 
 import math
@@ -16,7 +17,7 @@ from torch import Tensor
 
 
 class Schedule(ABC):
-    """A pair of curves over t in (0, 1]. Tensors of any shape in, the same shape and dtype out."""
+    """The curves alpha(t) and sigma(t), t in (0, 1]. They keep the shape and the dtype of t."""
 
     @abstractmethod
     def alpha(self, t: Tensor) -> Tensor:
@@ -27,11 +28,11 @@ class Schedule(ABC):
         """Scale of the noise in x_t."""
 
     def ratio(self, t: Tensor) -> Tensor:
-        """Noise-to-signal ratio sigma/alpha: what one schedule shares with another."""
+        """Noise-to-signal ratio sigma/alpha, the noise level: it is comparable between schedules."""
         return self.sigma(t) / self.alpha(t)
 
     def levels(self, t: Tensor, x: Tensor) -> tuple[Tensor, Tensor]:
-        """(alpha_t, sigma_t), shaped to multiply the batch x `[B, ...]`; t is `[B]` or a single time."""
+        """(alpha_t, sigma_t), in a shape that broadcasts to x `[B, ...]`; t is `[B]` or a single time."""
         t = t.to(x).expand(len(x)).reshape(-1, *[1] * (x.ndim - 1))  # [B] -> [B, 1, ..., 1]
         return self.alpha(t), self.sigma(t)
 
@@ -43,7 +44,7 @@ class Schedule(ABC):
     def time_of(self, ratio: Tensor) -> Tensor:
         """The time at which sigma/alpha is `ratio`, clamped to [0, 1]: the inverse of `ratio(t)`, by bisection."""
         low, high = torch.zeros_like(ratio), torch.ones_like(ratio)
-        for _ in range(60):  # halves the bracket down to float64's resolution
+        for _ in range(60):  # enough for the resolution of float64
             middle = (low + high) / 2
             below = self.sigma(middle) < ratio * self.alpha(middle)
             low, high = torch.where(below, middle, low), torch.where(below, high, middle)
@@ -52,10 +53,10 @@ class Schedule(ABC):
 
 @dataclass(frozen=True)
 class BetaCurve(Schedule):
-    """Noise added at a rate beta(t) that keeps the variance: alpha^2 = exp(-B), sigma^2 = 1 - exp(-B), where B is the
+    """Variance preserving, with noise at a rate beta(t): alpha^2 = exp(-B) and sigma^2 = 1 - exp(-B), where B is the
     integral of beta from 0 to t (Song et al. 2021, eq. 11 and 33).
 
-    beta_min, beta_max   ends of the rate, per unit of t: DDPM's 1e-4 and 0.02 a step, at 1000 steps
+    beta_min, beta_max   ends of the rate per unit of t; the defaults are DDPM's 1e-4 and 0.02 per step times 1000 steps
     """
 
     beta_min: float = 0.1
@@ -63,7 +64,7 @@ class BetaCurve(Schedule):
 
     @abstractmethod
     def beta(self, t: Tensor) -> Tensor:
-        """Rate of the noise at t."""
+        """Rate at which noise is added at t."""
 
     @abstractmethod
     def integral(self, t: Tensor) -> Tensor:
@@ -78,7 +79,7 @@ class BetaCurve(Schedule):
 
 @dataclass(frozen=True)
 class Linear(BetaCurve):
-    """DDPM's: beta rises in a straight line from beta_min to beta_max (Ho et al. 2020, section 4)."""
+    """DDPM's schedule: beta rises linearly from beta_min to beta_max (Ho et al. 2020, section 4)."""
 
     def beta(self, t: Tensor) -> Tensor:
         return self.beta_min + (self.beta_max - self.beta_min) * t
@@ -89,11 +90,11 @@ class Linear(BetaCurve):
 
 @dataclass(frozen=True)
 class Quadratic(BetaCurve):
-    """The root of beta rises in a straight line, as in the code of Song et al. 2021 (DDIM)."""
+    """The square root of beta rises linearly, as in the code of Song et al. 2021 (DDIM)."""
 
     @property
     def _roots(self) -> tuple[float, float]:
-        """The root of beta at 0, and its slope."""
+        """The square root of beta at t = 0, and its slope."""
         return math.sqrt(self.beta_min), math.sqrt(self.beta_max) - math.sqrt(self.beta_min)
 
     def beta(self, t: Tensor) -> Tensor:
@@ -109,14 +110,14 @@ class Quadratic(BetaCurve):
 class Sigmoid(BetaCurve):
     """beta rises along the logistic curve from -6 to 6, as in the code of Song et al. 2021 (DDIM).
 
-    The curve's ends lie 0.25 % of the rise inside beta_min and beta_max.
+    beta(0) and beta(1) lie inside beta_min and beta_max, by 0.25 % of their difference.
     """
 
     def beta(self, t: Tensor) -> Tensor:
         return self.beta_min + (self.beta_max - self.beta_min) * torch.sigmoid(12 * t - 6)
 
     def integral(self, t: Tensor) -> Tensor:
-        # softplus(12 t - 6) - softplus(-6), of which nothing cancels near t = 0.
+        # This is softplus(12 t - 6) - softplus(-6), without cancellation near t = 0.
         rise = torch.log1p(torch.expm1(12 * t) / (1 + math.exp(6)))
         return self.beta_min * t + (self.beta_max - self.beta_min) * rise / 12
 
@@ -125,9 +126,9 @@ class Sigmoid(BetaCurve):
 class Cosine(Schedule):
     """The cosine schedule (Nichol & Dhariwal 2021, eq. 17): alpha = cos(b)/cos(a), variance preserving.
 
-    The paper caps each beta at 0.999 to keep the last step finite; here the clock stops at 0.9999 instead.
+    The paper limits each beta to 0.999 to keep the last step finite; here t is scaled by 0.9999 instead.
 
-    s   offset of the clock, in units of t: it keeps the first betas from vanishing
+    s   offset of the time, which keeps the noise near t = 0 from becoming too small
     """
 
     s: float = 0.008
@@ -151,7 +152,7 @@ class Cosine(Schedule):
 class Flow(Schedule):
     """The straight line of flow matching (Lipman et al. 2023, eq. 22-23) and rectified flow (Liu et al. 2023, eq. 1).
 
-    alpha stops at 1e-4 instead of 0, so that x0 stays defined at t = 1.
+    alpha ends at 1e-4 instead of 0, so that x0 is defined at t = 1.
     """
 
     def alpha(self, t: Tensor) -> Tensor:
@@ -166,10 +167,10 @@ class Flow(Schedule):
 
 @dataclass(frozen=True)
 class Karras(Schedule):
-    """Variance exploding: alpha = 1, sigma along the rho-curve (Karras et al. 2022, eq. 5).
+    """Variance exploding: alpha = 1, and the rho-th root of sigma rises linearly (Karras et al. 2022, eq. 5).
 
-    sigma_min, sigma_max   noise at t = 0 and 1, in units of the pixels' range [-1, 1]
-    rho                    1 is a straight line; the larger, the longer sigma stays small
+    sigma_min, sigma_max   standard deviation of the noise at t = 0 and 1, for pixels in [-1, 1]
+    rho                    at 1 sigma rises linearly; a larger rho keeps sigma small for longer
     """
 
     sigma_min: float = 0.002
@@ -194,14 +195,14 @@ class Karras(Schedule):
 
 @dataclass(frozen=True)
 class Discrete(Schedule):
-    """The classic table of betas (Ho et al. 2020, eq. 2 and 4): alpha_n^2 = prod (1 - beta_i), i <= n.
+    """The table of betas of DDPM (Ho et al. 2020, eq. 2 and 4): alpha_n^2 = prod (1 - beta_i), i <= n.
 
-    Step n of T lies at t = n/T, where the table holds exactly. Between two steps, and below the first, the logarithm
-    of sigma/alpha runs straight, so that samplers with grids of their own work on it too.
+    Step n of T lies at t = n/T, where the levels are exactly those of the table. Elsewhere the logarithm of sigma/alpha
+    is interpolated linearly, and extrapolated below the first step, so that samplers can use any grid.
 
-    betas   T numbers in (0, 1), the first is the first noising step
+    betas   T numbers in (0, 1); the first belongs to the first noising step
 
-    Raises ValueError for fewer than two, or one outside.
+    Raises ValueError for fewer than two betas, or for one outside (0, 1).
     """
 
     betas: tuple[float, ...]
@@ -219,7 +220,7 @@ class Discrete(Schedule):
     def _log_ratio(self, t: Tensor) -> Tensor:
         table = self._log_ratios.to(t.device)
         place = t.double() * len(table) - 1
-        left = place.floor().clamp(0, len(table) - 2).long()  # the first line goes on below the first step
+        left = place.floor().clamp(0, len(table) - 2).long()  # below the first step this extrapolates
         return torch.lerp(table[left], table[left + 1], place - left)
 
     def alpha(self, t: Tensor) -> Tensor:
@@ -237,27 +238,27 @@ SCHEDULES: dict[str, type[Schedule]] = {
     "flow": Flow,
     "karras": Karras,
 }
-"""Schedules by name, each usable without arguments; `Discrete` takes the table it is made of."""
+"""Schedules by name, without arguments. `Discrete` is not among them, because it needs a table of betas."""
 
 
-# --- tables of betas for `Discrete`: float64 `[T]`, the first is the first noising step
+# --- tables of betas for `Discrete`: float64 `[T]`, in the order of the noising steps
 
-MOST = 0.999  # the largest beta of a table (Nichol & Dhariwal 2021, section 3.2)
+MAX_BETA = 0.999  # of a table (Nichol & Dhariwal 2021, section 3.2)
 
 
 def linear_betas(T: int, scaled: bool = True) -> Tensor:
-    """From 1e-4 to 0.02 in equal steps (Ho et al. 2020, section 4), times 1000/T where scaled: float64 `[T]`.
+    """Linear from 1e-4 to 0.02 (Ho et al. 2020, section 4), times 1000/T if `scaled`: float64 `[T]`.
 
-    Unscaled, fewer than about 1000 steps leave much of the image at the last one: 8 % of its amplitude at T = 500.
-    Raises ValueError where T is so small that a scaled beta would pass 0.999.
+    Without scaling, a table of fewer than about 1000 steps does not end in noise: at T = 500, 8 % of the amplitude of
+    the image is left. Raises ValueError if T is so small that a scaled beta would exceed 0.999.
     """
     return _along(Linear(), T, scaled)
 
 
 def quadratic_betas(T: int, scaled: bool = True) -> Tensor:
-    """From 1e-4 to 0.02 in equal steps of the root (the code of Song et al. 2021, DDIM): float64 `[T]`.
+    """From 1e-4 to 0.02, linear in the square root (the code of Song et al. 2021, DDIM): float64 `[T]`.
 
-    Times 1000/T where scaled. Raises ValueError where T is so small that a scaled beta would pass 0.999.
+    Times 1000/T if `scaled`. Raises ValueError if T is so small that a scaled beta would exceed 0.999.
     """
     return _along(Quadratic(), T, scaled)
 
@@ -265,7 +266,7 @@ def quadratic_betas(T: int, scaled: bool = True) -> Tensor:
 def sigmoid_betas(T: int, scaled: bool = True) -> Tensor:
     """From 1e-4 to 0.02 along the logistic curve from -6 to 6 (the code of Song et al. 2021, DDIM): float64 `[T]`.
 
-    Times 1000/T where scaled. Raises ValueError where T is so small that a scaled beta would pass 0.999.
+    Times 1000/T if `scaled`. Raises ValueError if T is so small that a scaled beta would exceed 0.999.
     """
     return _along(Sigmoid(), T, scaled)
 
@@ -273,25 +274,25 @@ def sigmoid_betas(T: int, scaled: bool = True) -> Tensor:
 def cosine_betas(T: int, s: float = 0.008) -> Tensor:
     """1 - abar_n / abar_(n-1), at most 0.999, with abar_n = f(n/T) / f(0) (Nichol & Dhariwal 2021, eq. 17).
 
-    T steps, s as in `Cosine`: float64 `[T]`. Raises ValueError for fewer than two steps.
+    T steps, s as in `Cosine`: float64 `[T]`. Raises ValueError if T is below 2.
     """
     _require(T, 2, "cosine")
     angle = (torch.arange(T + 1, dtype=torch.float64) / T + s) / (1 + s) * math.pi / 2
     # cos(a)^2 - cos(b)^2 = sin(b - a) sin(b + a): no cancellation near t = 0.
     betas = angle.diff().sin() * (angle[:-1] + angle[1:]).sin() / angle[:-1].cos() ** 2
-    return betas.clamp(max=MOST)
+    return betas.clamp(max=MAX_BETA)
 
 
 def _along(curve: BetaCurve, T: int, scaled: bool) -> Tensor:
-    """The rates along a curve, as betas of 1/T of the time where scaled, else of 1/1000."""
+    """The rates of a curve at T times, per step of length 1/T if `scaled`, else 1/1000."""
     end = curve.beta(torch.tensor(1.0)).item()
-    _require(T, math.ceil(end / MOST) if scaled else 2, type(curve).__name__.lower())
+    _require(T, math.ceil(end / MAX_BETA) if scaled else 2, type(curve).__name__.lower())
     return curve.beta(torch.linspace(0, 1, T, dtype=torch.float64)) / (T if scaled else 1000)
 
 
 def _require(T: int, least: int, name: str) -> None:
     if least > T:
-        raise ValueError(f"the {name} table of betas needs at least {least} steps, not {T}")
+        raise ValueError(f"the {name} table of betas needs at least {least} steps, got {T}")
 
 
 BETAS: dict[str, Callable[[int], Tensor]] = {
@@ -303,4 +304,4 @@ BETAS: dict[str, Callable[[int], Tensor]] = {
     "sigmoid-unscaled": partial(sigmoid_betas, scaled=False),
     "cosine": cosine_betas,
 }
-"""Tables of betas by name: number of steps T -> float64 `[T]`."""
+"""Tables of betas by name, each a function of the number of steps T that returns float64 `[T]`."""
