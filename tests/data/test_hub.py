@@ -1,4 +1,4 @@
-"""Data sets in the formats of huggingface.co: what is read is what was written; what can't be had is said at once."""
+"""Data sets in the formats of huggingface.co: they are read as written, and missing ones are reported at once."""
 
 import os
 import shutil
@@ -91,7 +91,7 @@ def test_no_image_of_another_class_is_decoded(pets):
     for source in (f"hub:{pets}", f"hub:{pets}[dog]"):
         with pytest.raises(DataError, match=r"cannot read 1 of \d images: row 3 of 'hub:.*pets': not a JPEG"):
             load_images(source)
-    with pytest.raises(DataError, match=r"has no class 'dogs': it has 0 cat, 1 dog, 2 fish; did you mean 'dog'\?"):
+    with pytest.raises(DataError, match=r"no class 'dogs': its classes are 0 cat, 1 dog, 2 fish; did you mean 'dog'\?"):
         load_images(f"hub:{pets}[dogs]")
 
 
@@ -102,7 +102,7 @@ def test_skip_bad_leaves_out_the_rows_that_cannot_be_read(tmp_path):
     assert (values(images), images.labels.tolist()) == ([0, 1, 2], [2, 0, 1])
     assert list(images.left_out) == [f"row {row} of 'hub:{tmp_path}'" for row in (1, 3)]
     parquet(tmp_path, [grey[0], b"not an image"], [0, 1], "test")
-    with pytest.raises(DataError, match="has no readable image of its class 'dog'"):
+    with pytest.raises(DataError, match=r"no image of class 'dog' of .* can be read"):
         held_out(f"hub:{tmp_path}", skip_bad=True)
     assert values(held_out(f"hub:{tmp_path}[cat]", skip_bad=True)) == [0]
 
@@ -170,7 +170,7 @@ def test_the_test_split_is_held_out_or_else_the_validation_split(tmp_path, split
     dog = held_out(f"hub:{tmp_path}[dog]")
     assert (dog and values(dog)) == (expected and [fill[expected]])
     if test is None:
-        with pytest.raises(DataError, match="no 'test' split"):
+        with pytest.raises(DataError, match="no split 'test'"):
             load_images(f"hub:{tmp_path}", split="test")
 
 
@@ -183,7 +183,7 @@ def test_rows_that_lack_something_are_named(tmp_path):
     parquet(tmp_path / "image", [good, None, b""], None)
     with pytest.raises(DataError, match=r"2 of 3 images: row 1 of .*; row 2 of "):
         load_images(f"hub:{tmp_path}/image")
-    with pytest.raises(DataError, match=r"has no classes to choose from: leave out \[cat\]"):
+    with pytest.raises(DataError, match=r"has no classes: leave out \[cat\]"):
         load_images(f"hub:{tmp_path}/image[cat]")
 
 
@@ -201,7 +201,7 @@ def test_what_holds_no_images_is_refused(tmp_path):
         "empty": "cannot read 'hub:.*empty'",
         "script": "cannot read 'hub:.*script'",
         "damaged": "cannot read 'hub:.*damaged'",
-        "missing": "no folder, and no OWNER/NAME",
+        "missing": "neither a folder nor an OWNER/NAME",
     }.items():
         with pytest.raises(DataError, match=message) as error:
             load_images(f"hub:{tmp_path / name}")
@@ -212,11 +212,11 @@ def test_what_holds_no_images_is_refused(tmp_path):
 def test_a_folder_with_brackets_in_its_name_is_no_class_of_another(pets):
     pets.rename(pets.with_name("pets[fish]"))
     parquet(pets, [png(noise(4, 4))], [2])
-    with pytest.raises(DataError, match=r"'hub:.*pets\[fish\]' has a .* in its path.*rename the folder"):
+    with pytest.raises(DataError, match=r"the path of 'hub:.*pets\[fish\]' contains .*rename the folder"):
         load_images(f"hub:{pets}[fish]")
 
 
-def test_without_the_package_the_mend_is_named(monkeypatch):
+def test_without_the_package_the_error_names_the_command_to_install_it(monkeypatch):
     monkeypatch.setitem(sys.modules, "datasets", None)
     message = "reading hub:owner/name needs the package datasets: pip install 'simple-diffusion[hub]'"
     with pytest.raises(UsageError) as error:
@@ -289,7 +289,7 @@ def test_a_data_set_that_is_there_and_holds_nothing_is_refused(server):
 def test_without_an_answer_one_request_is_made_and_no_more(server, monkeypatch):
     over = threading.Event()
     server.reply = lambda handler: over.wait()
-    monkeypatch.setattr(hub, "TIMEOUT", 2.0)
+    monkeypatch.setattr(hub, "TIMEOUT", 1.0)
     with pytest.raises(DataError, match=r"cannot reach huggingface\.co for 'hub:owner/set', which is not in the cache"):
         load_images("hub:owner/set")
     over.set()
@@ -309,8 +309,8 @@ def test_without_a_network_the_cache_is_read(server, cache, pets):
         load_images("hub:owner/other")
 
 
-@pytest.mark.parametrize("where", ["mnist", "a/b/c", "./no/where", "owner/na me", ""])
-def test_what_is_no_name_of_a_data_set_is_not_asked_for(server, where):
-    with pytest.raises(DataError, match="no folder, and no OWNER/NAME"):
-        load_images(f"hub:{where}")
+def test_an_impossible_name_is_not_requested(server):
+    for where in ("mnist", "a/b/c", "./no/where", "owner/na me", ""):
+        with pytest.raises(DataError, match="neither a folder nor an OWNER/NAME"):
+            load_images(f"hub:{where}")
     assert server.asked == []

@@ -24,9 +24,9 @@ class Batch:
 
 
 def order(start: int, count: int, n: int, seed: int) -> Tensor:
-    """The images shown at places start .. start + count - 1 of the stream: int64 `[count]`.
+    """The indices of the images at positions start .. start + count - 1 of the stream: int64 `[count]`.
 
-    Place p belongs to epoch p // n, and each epoch shows every image once, in an order of its own.
+    Position p belongs to epoch p // n. Each epoch has every image once, in its own order.
     """
     pieces = []
     for epoch in range(start // n, (start + count - 1) // n + 1):
@@ -38,17 +38,17 @@ def order(start: int, count: int, n: int, seed: int) -> Tensor:
 def batches(
     images: Images, size: int, *, seed: int = 0, start: int = 0, device: torch.device | str = "cpu"
 ) -> Iterator[Batch]:
-    """Batches for the steps start + 1, start + 2, ... without end: x0 float `[size, C, H, W]` in [-1, 1].
+    """An endless stream of the batches for steps start + 1, start + 2, ...: x0 float `[size, C, H, W]` in [-1, 1].
 
-    images  all of them, kept on `device` as uint8
-    size    images a batch; it may be larger than the data set
-    seed    of the order of the images, and of the random numbers of each
-    start   steps that were done already: the stream goes on as if it had never stopped
-    device  that the batches are on
+    images  the data set, which is kept on `device` as uint8
+    size    images in a batch; it may be larger than the data set
+    seed    of the order of the images, and of the random numbers of each sample
+    start   completed steps; a stream that resumes here is equal to one that never stopped
+    device  of the batches
     """
     pixels = images.pixels.to(device)
     labels = None if images.labels is None else images.labels.to(device)
-    step, ahead = start, 64  # the order of many steps at once: a permutation costs more than a batch
+    step, ahead = start, 64  # many steps at once, because a permutation costs more than a batch
     while True:
         for chosen in order(step * size, ahead * size, len(images), seed).view(ahead, size):
             step += 1

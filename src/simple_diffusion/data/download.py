@@ -1,4 +1,4 @@
-"""Fetch a file of known content: HTTPS only, resumable, and never under its final name before its SHA-256 is right."""
+"""Download a file of known SHA-256 over HTTPS. Downloads resume; a file gets its name only after the checksum."""
 
 import hashlib
 import os
@@ -15,16 +15,16 @@ from tqdm import tqdm
 from ..errors import DataError
 
 SCHEMES = ("https",)
-TIMEOUT = 30.0  # seconds without a byte
-PACE = 1000.0  # fewest bytes a second after TIMEOUT: one byte now and then would never end
-MAX_BYTES = 64 * 2**20  # more than any file we fetch: a server that never stops cannot fill the disk
+TIMEOUT = 30.0  # seconds without data
+PACE = 1000.0  # minimum of bytes per second after TIMEOUT, against servers that send single bytes
+MAX_BYTES = 64 * 2**20  # more than any file here has, against servers that never stop
 CHUNK = 2**16
 
 
 def download(urls: Iterable[str], path: Path, sha256: str) -> None:
-    """Put the file that the mirrors `urls` hold at `path`. Raises DataError when no mirror gives it.
+    """Download a file to `path` from the first of the mirrors `urls` that works. Raises DataError if none does.
 
-    What arrives goes to `path.part`; a connection that breaks leaves it there, and the next try goes on from its end.
+    The data goes to `path.part` first. If a connection breaks, the next attempt resumes at the end of that file.
     """
     part = path.with_name(path.name + ".part")
     cause = "no mirror is known"
@@ -36,25 +36,25 @@ def download(urls: Iterable[str], path: Path, sha256: str) -> None:
                 os.replace(part, path)
                 return
             part.unlink()
-            cause = f"{url} sent something else: the SHA-256 differs"
-        except (OSError, HTTPException, ValueError) as error:  # ValueError: a redirect to what is not a URL
+            cause = f"{url} sent another file: its SHA-256 is wrong"
+        except (OSError, HTTPException, ValueError) as error:  # ValueError: a redirect to an invalid URL
             cause = f"{url}: {' '.join(str(error).split())}"
     raise DataError(
-        f"cannot download {path.name} ({cause}); put it in {str(path.parent)!r} yourself, "
-        "or set --data-root to the folder that has it"
+        f"cannot download {path.name} ({cause}); copy it to {str(path.parent)!r}, "
+        "or set --data-root to a folder that contains it"
     )
 
 
 def _fetch(url: str, part: Path) -> None:
-    """Append to `part` what it lacks of `url`, or write it anew where the server cannot resume."""
+    """Append the rest of `url` to `part`, or write all of it if the server cannot resume."""
     _check_scheme(url)
     start = part.stat().st_size if part.exists() else 0
-    request = Request(url, headers={"Range": f"bytes={start}-"} if start else {})  # noqa: S310, it is checked above
+    request = Request(url, headers={"Range": f"bytes={start}-"} if start else {})  # noqa: S310, its scheme is checked above
     try:
         response = build_opener(_Redirects).open(request, timeout=TIMEOUT)
     except HTTPError as error:
         error.close()
-        if error.code == 416 and start:  # nothing lies beyond our end: the checksum decides
+        if error.code == 416 and start:  # the part is complete: the checksum decides
             return
         raise
     with response:
@@ -71,9 +71,9 @@ def _fetch(url: str, part: Path) -> None:
                 bar.update(len(chunk))
                 seconds = time.monotonic() - began
                 if seconds > TIMEOUT and file.tell() - start < PACE * seconds:
-                    raise OSError(f"it sends less than {PACE:g} bytes a second")
+                    raise OSError(f"it sends less than {PACE:g} bytes per second")
             if response.length and file.tell() < MAX_BYTES:
-                raise OSError(f"the connection broke with {response.length} bytes to go")
+                raise OSError(f"the connection broke {response.length} bytes before the end")
 
 
 def _check_scheme(url: str) -> None:

@@ -1,6 +1,6 @@
-"""A folder of images, whose sub-folders are its classes: every file is decoded and checked before any is used.
+"""Read a folder of images, whose subfolders are its classes. All files are decoded and checked before any is used.
 
-docs/images-on-disk.md says what becomes of odd files; tests/data/test_odd_images.py holds one of each.
+docs/images-on-disk.md describes the treatment of unusual files; tests/data/test_odd_images.py has an example of each.
 """
 
 import os
@@ -13,7 +13,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from PIL import (  # FORMATS' readers by name: to find WebP by itself Pillow imports all forty, a tenth of a second
+from PIL import (  # the readers of FORMATS: to find WebP, Pillow would import all forty readers, which takes 0.1 s
     BmpImagePlugin,  # noqa: F401
     Image,
     ImageOps,
@@ -28,22 +28,29 @@ from tqdm import tqdm
 from ..errors import DataError, printable, reason
 from .images import Images, first_reasons, select
 
-FORMATS = ("JPEG", "PNG", "WEBP", "BMP")  # Pillow has some forty more openers, and most of its holes lie in those
+FORMATS = (
+    "JPEG",
+    "PNG",
+    "WEBP",
+    "BMP",
+)  # the other readers of Pillow, about forty, have had most of its security holes
 SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp")
-MAX_PIXELS = 64_000_000  # a header of 70 bytes can promise gigabytes
-MAX_ASPECT = 4  # of a longer image the square in its centre would show less than a quarter
-KEEP = 64  # images of one size up to this stay as they are ...
-SIZE = 32  # ... and all others become this
+MAX_PIXELS = 64_000_000  # a file of 70 bytes can claim gigabytes of pixels
+MAX_ASPECT = 4  # the central square of a longer image is less than a quarter of it
+KEEP = 64  # images of one size up to this keep their size
+SIZE = 32  # all others are resized to this
 
 
 def load_folder(
     path: str | Path, size: int | None = None, classes: str | None = None, skip_bad: bool = False
 ) -> Images:
-    """The images below `path`, in the byte order of their paths; first-level sub-folders are classes.
+    """The images in `path` and its subfolders, in the byte order of their paths; first-level subfolders are classes.
 
-    8-bit RGB, or grey where all are grey; upright; transparency on white. If `size` is given, or if the images differ
-    in size or are larger than `KEEP`, each is centre-cropped to a square and resized. `classes` reads only some of
-    them, as `select` reads it. Raises DataError if one of them can't be read; `skip_bad` leaves those out.
+    Images become 8-bit RGB, or gray if all are gray; upright; with transparent pixels on white. If `size` is given, if
+    the images differ in size, or if they are larger than `KEEP`, they are center-cropped to a square and resized.
+    `classes` selects classes, in the format of `select`; other files are not decoded.
+
+    Raises DataError if a file cannot be read; with `skip_bad` such files are left out.
     """
     root = Path(path)
     files, folders, ignored = _find(root)
@@ -59,7 +66,7 @@ def load_folder(
     images = read_images(str(path), ((str(file), file) for file in paths), len(paths), labels, names, size, skip_bad)
     if not ignored:
         return images
-    note = f"ignored {ignored} entries that are hidden, not images, or links to what was already seen"
+    note = f"ignored {ignored} entries that are hidden, not images, or links to folders that were already read"
     return replace(images, notes=(note, *images.notes))
 
 
@@ -72,19 +79,20 @@ def read_images(
     size: int | None = None,
     skip_bad: bool = False,
 ) -> Images:
-    """The data set `name` from its n images, each with what the user is to call it.
+    """Read the n images of the data set `name`, by the rules of `load_folder`.
 
-    The rules are those of `load_folder`. Raises DataError if one can't be read, or with `skip_bad` if no image, or
-    none of a class, is left.
+    files   (name for messages, path or content) of each image
+
+    Raises DataError if an image cannot be read; with `skip_bad` only if no image, or no image of a class, is left.
     """
     pixels, rows, names, shapes, bad = [], [], [], Counter(), {}
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # Pillow's remarks on odd but readable files
+        warnings.simplefilter("ignore")  # Pillow warns about unusual but readable files
         bar = tqdm(files, total=n, desc="reading", unit=" images", delay=1, disable=None)
         for row, (called, file) in enumerate(bar):
             try:
                 image = read_image(file)
-            except Exception as error:  # a damaged file makes Pillow's decoders raise nearly anything
+            except Exception as error:  # Pillow raises almost any error for a damaged file
                 bad[called] = reason(error)
                 continue
             shapes[image.shape[:2]] += 1
@@ -94,13 +102,13 @@ def read_images(
     if bad and not skip_bad:
         raise DataError(
             f"cannot read {len(bad):,} of {n:,} images: {first_reasons(bad)}; "
-            "mend or remove them, or add --skip-bad to go on without them"
+            "repair or remove them, or add --skip-bad to leave them out"
         )
     if not pixels:
-        raise DataError(f"{name!r} has no image that can be read, of {n:,}: {first_reasons(bad)}")
+        raise DataError(f"none of the {n:,} images of {name!r} can be read: {first_reasons(bad)}")
     if labels is not None:
         if lost := set(labels.tolist()) - set(labels[rows].tolist()):
-            raise DataError(f"{name!r} has no readable image of its class {class_names[min(lost)]!r}: remove the class")
+            raise DataError(f"no image of class {class_names[min(lost)]!r} of {name!r} can be read: remove the class")
         labels = labels[rows]
     notes = ()
     if size is None and (len(shapes) > 1 or max(next(iter(shapes))) > KEEP):
@@ -112,29 +120,29 @@ def read_images(
 
 
 def read_image(file: Path | BytesIO) -> np.ndarray:
-    """An image file, upright -> uint8 `[H, W]` if it is grey, else `[H, W, 3]`. Raises whatever Pillow does."""
+    """Decode an image file, upright: uint8 `[H, W]` if it is gray, else `[H, W, 3]`. Raises any error of Pillow."""
     try:
         source = Image.open(file, formats=FORMATS)
     except UnidentifiedImageError:
         raise ValueError("not a JPEG, PNG, WebP or BMP image") from None
-    except Image.DecompressionBombError:  # far above our own limit, and raised before we see the size
+    except Image.DecompressionBombError:  # far above MAX_PIXELS, and raised before the size is known
         raise ValueError(f"more than {MAX_PIXELS:,} pixels") from None
     with source:
         width, height = source.size
         if width * height > MAX_PIXELS:
             raise ValueError(f"more than {MAX_PIXELS:,} pixels ({width} x {height})")
         if max(width, height) > MAX_ASPECT * min(width, height):
-            raise ValueError(f"{width} x {height} is longer than {MAX_ASPECT}:1: the square in its centre shows little")
-        # The further frames of an MPO are a camera's previews and depth maps, those of others an animation.
+            raise ValueError(f"{width} x {height} is longer than {MAX_ASPECT}:1: crop it")
+        # The other frames of an MPO are previews and depth maps of a camera; in other formats they are an animation.
         frames = getattr(source, "n_frames", 1)
         if frames > 1 and source.format != "MPO":
             raise ValueError(f"an animation of {frames} frames")
         image = ImageOps.exif_transpose(source)
     if image.mode.startswith("I;16"):
-        grey = np.asarray(image).astype(np.uint32)
+        gray = np.asarray(image).astype(np.uint32)
         if (key := image.info.get("transparency")) is not None:
-            grey[grey == key] = 65535
-        return ((grey + 128) // 257).astype(np.uint8)  # 65535 = 255 * 257
+            gray[gray == key] = 65535
+        return ((gray + 128) // 257).astype(np.uint8)  # 65535 = 255 * 257
     mode = "L" if image.mode in ("1", "L", "LA") else "RGB"
     if not image.has_transparency_data:
         return np.asarray(image.convert(mode))
@@ -145,7 +153,7 @@ def read_image(file: Path | BytesIO) -> np.ndarray:
 
 
 def fit(pixels: np.ndarray, size: int) -> np.ndarray:
-    """uint8 `[H, W]` or `[H, W, 3]` -> the square in its centre, resized with antialiasing to `size` x `size`."""
+    """uint8 `[H, W]` or `[H, W, 3]` -> its central square, resized with antialiasing to `size` x `size`."""
     height, width = pixels.shape[:2]
     side = min(height, width)
     top, left = (height - side) // 2, (width - side) // 2
@@ -154,7 +162,7 @@ def fit(pixels: np.ndarray, size: int) -> np.ndarray:
 
 
 def pack(images: list[np.ndarray]) -> Tensor:
-    """uint8 `[H, W]` or `[H, W, 3]` each -> `[N, C, H, W]`, grey among colours as RGB. Empties the list as it goes."""
+    """Images uint8 `[H, W]` or `[H, W, 3]` -> `[N, C, H, W]`, C = 1 if all are gray. Empties the list."""
     channels = max(3 if image.ndim == 3 else 1 for image in images)
     out = np.empty((len(images), channels, *images[0].shape[:2]), np.uint8)
     for row in out[::-1]:
@@ -163,7 +171,7 @@ def pack(images: list[np.ndarray]) -> Tensor:
 
 
 def resize_note(shapes: Mapping[tuple[int, int], int], size: int) -> str:
-    """What to tell the user of images of these (height, width) and their counts that were made `size` x `size`."""
+    """A note about resizing images of these (height, width) -> count to `size` x `size`."""
     (height, width), *others = shapes
     several = f" and {len(others)} other sizes" if others else ""
     crop = "cropped to squares and " if any(h != w for h, w in shapes) else ""
@@ -173,17 +181,17 @@ def resize_note(shapes: Mapping[tuple[int, int], int], size: int) -> str:
 
 
 def _find(root: Path) -> tuple[list[str], list[str], int]:
-    """What lies below `root`: the images as relative paths in byte order, the first-level folders, what was ignored."""
+    """The relative paths of the images in byte order, the first-level folders, and the number of ignored entries."""
     try:
         if not root.is_dir():
             raise DataError(f"there is no folder {str(root)!r}")
-        return _walked(root)
+        return _walk(root)
     except OSError as error:
         raise DataError(f"cannot read {error.filename!r} ({error.strerror})") from error
 
 
-def _walked(root: Path) -> tuple[list[str], list[str], int]:
-    """The same. Raises OSError."""
+def _walk(root: Path) -> tuple[list[str], list[str], int]:
+    """The result of `_find`. Raises OSError."""
 
     def stop(error: OSError):
         raise error
@@ -193,7 +201,7 @@ def _walked(root: Path) -> tuple[list[str], list[str], int]:
         base = Path(here)
         follow = []
         for folder in sorted((base / name for name in below), key=lambda f: (f.is_symlink(), os.fsencode(f))):
-            if folder.name.startswith(".") or _identity(folder) in seen:  # a link back up would go round for ever
+            if folder.name.startswith(".") or _identity(folder) in seen:  # a link to a parent folder would never end
                 ignored += 1
             else:
                 seen.add(_identity(folder))
@@ -203,7 +211,7 @@ def _walked(root: Path) -> tuple[list[str], list[str], int]:
             folders = sorted(follow, key=os.fsencode)
         for name in names:
             file = base / name
-            # Regular files only: to open a pipe would wait for ever.
+            # Regular files only: opening a pipe would block.
             if name.startswith(".") or file.suffix.lower() not in SUFFIXES or not file.is_file():
                 ignored += 1
             else:
@@ -217,23 +225,23 @@ def _identity(folder: Path) -> tuple[int, int]:
 
 
 def _classes(root: Path, files: list[str], folders: list[str], ignored: int) -> list[str]:
-    """The class folders, none if all images lie in `root` itself."""
+    """The class folders; an empty list if all images are in `root` itself."""
     if not files:
         raise DataError(
-            f"no image in {str(root)!r}: looked for {' '.join(SUFFIXES)} and found {len(folders)} folders "
+            f"no image in {str(root)!r}: expected files with {' '.join(SUFFIXES)}, found {len(folders)} folders "
             f"and {ignored} other entries"
         )
     counts = Counter(_class(file) for file in files)
     loose = counts.pop("", 0)
     if loose and counts:
         raise DataError(
-            f"{str(root)!r} holds {loose} images beside folders of images: put them into a folder too, or take one out"
+            f"{str(root)!r} contains {loose} images beside folders of images: move these images into a folder, too"
         )
     if empty := [folder for folder in folders if counts and folder not in counts]:
-        raise DataError(f"the class folder {str(root / empty[0])!r} holds no image; fill it or remove it")
+        raise DataError(f"the class folder {str(root / empty[0])!r} has no image: add some or remove the folder")
     return folders if counts else []
 
 
 def _class(file: str) -> str:
-    """The first folder on the way to `file`, "" if there is none."""
+    """The first folder in the path of `file`; "" if there is none."""
     return file.rpartition("/")[0].partition("/")[0]

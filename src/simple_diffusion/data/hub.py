@@ -1,6 +1,6 @@
-"""Data sets of huggingface.co, and folders in its formats, through the optional package `datasets`.
+"""Data sets of huggingface.co, and folders in its formats, with the optional package `datasets`.
 
-No code of a data set runs: `datasets` from 4.0 on refuses every script. What it downloads it keeps in its own cache.
+No code of a data set is run: `datasets` 4.0 and later refuse all scripts. The package keeps downloads in its own cache.
 """
 
 import os
@@ -18,9 +18,9 @@ from ..errors import DataError, UsageError, printable
 from .folder import read_images
 from .images import Images, select
 
-TIMEOUT = 10.0  # seconds for the first answer; `datasets` itself would try for half a minute, and longer
-SPLITS = {"train": ("train",), "test": ("test", "validation", "valid", "val")}  # what they are called there
-QUIET = {  # read when the libraries are imported; what the user has set stands
+TIMEOUT = 10.0  # seconds for the first response; `datasets` itself would wait half a minute or longer
+SPLITS = {"train": ("train",), "test": ("test", "validation", "valid", "val")}  # names of the splits there
+QUIET = {  # read when the libraries are imported; the user's own values have priority
     "DATASETS_VERBOSITY": "error",
     "HF_DATASETS_DISABLE_PROGRESS_BARS": "1",
     "HF_HUB_DISABLE_PROGRESS_BARS": "1",
@@ -33,12 +33,12 @@ QUIET = {  # read when the libraries are imported; what the user has set stands
 def load_hub(
     where: str, split: str = "train", size: int | None = None, classes: str | None = None, skip_bad: bool = False
 ) -> Images | None:
-    """The data set OWNER/NAME of huggingface.co, or a folder of parquet files or images laid out as there.
+    """The data set OWNER/NAME of huggingface.co, or a folder of parquet files or images in the same layout.
 
-    The first column of images and, if there is one, the first of classes; the split "test" may be called validation
-    there, and is None where there is neither, or where its labels are withheld. Images are read by the rules of
-    `load_folder`, after `classes` has chosen among them, as `select` reads it; `skip_bad` leaves out those that can't
-    be read. Raises DataError, and UsageError if `datasets` is not installed.
+    The images are the first image column, the labels the first class column. The split "test" may be named validation
+    there; the result is None if there is neither, or if its labels are withheld. `classes` selects classes, in the
+    format of `select`. Images are decoded by the rules of `load_folder`, and `skip_bad` leaves out those that cannot be
+    read. Raises DataError, and UsageError if `datasets` is not installed.
     """
     name = f"hub:{where}"
     for key, value in QUIET.items():
@@ -61,10 +61,12 @@ def load_hub(
         labels = None if target is None else _labels(data, target)
         class_names = () if target is None else tuple(map(printable, data.features[target].names))
         missing = [] if labels is None else (labels < 0).nonzero().flatten().tolist()
-        if missing and split != "train":  # a contest keeps the labels of its test set to itself
+        if missing and split != "train":  # the labels of a competition's test set are withheld
             continue
         if missing and classes is None:
-            raise DataError(f"row {missing[0]} of {name!r} has no label: name the classes to read, as in {name}[0,1]")
+            raise DataError(
+                f"row {missing[0]} of {name!r} has no label: name the classes to read, for example {name}[0,1]"
+            )
         rows: Any = range(len(data))
         if classes is not None:
             rows, labels, class_names = select(name, classes, labels, class_names)
@@ -75,31 +77,33 @@ def load_hub(
 
 
 def _splits(name: str, where: str) -> dict[str, Any]:
-    """Every split by its name, as a `datasets.Dataset`."""
+    """The splits by name, each a `datasets.Dataset`."""
     import datasets
 
     local = os.path.isdir(where)
     if not local and not re.fullmatch(r"[\w.-]+/[\w.-]+", where):
-        raise DataError(f"{name!r} is no folder, and no OWNER/NAME of huggingface.co such as hub:ylecun/mnist")
-    source = str(Path(where).resolve()) if local else where  # a bare word could be the name of a format
+        raise DataError(f"{name!r} is neither a folder nor an OWNER/NAME of huggingface.co, such as hub:ylecun/mnist")
+    source = str(Path(where).resolve()) if local else where  # `datasets` would take a single word for a format
     if re.search(r"[*?[]", source):
-        raise DataError(f"{name!r} has a * ? or [ in its path, a pattern to the package datasets: rename the folder")
+        raise DataError(
+            f"the path of {name!r} contains * ? or [, which the package datasets reads as a pattern: rename the folder"
+        )
     cause = None if local else _unreachable(where)
     try:
         with _offline(cause is not None):
             loaded: Any = datasets.load_dataset(source)
             return dict(loaded)
-    except Exception as error:  # it lets through what its file systems, parsers and servers raise
+    except Exception as error:  # of its file systems, parsers and servers
         if cause is not None:
             raise DataError(
                 f"cannot reach huggingface.co for {name!r}, which is not in the cache ({cause}): "
-                "connect this machine, or name a folder that holds the data"
+                "check the network connection, or name a folder with the data"
             ) from error
         raise DataError(f"cannot read {name!r}: {_sentence(error)}") from error
 
 
 def _unreachable(where: str) -> str | None:
-    """Why the hub does not answer, None if it does. Raises DataError if it answers that there is no such data set."""
+    """Why the hub cannot be reached, or None. Raises DataError if the hub has no such data set."""
     from huggingface_hub import HfApi
     from huggingface_hub.errors import RepositoryNotFoundError
 
@@ -110,14 +114,14 @@ def _unreachable(where: str) -> str | None:
             f"huggingface.co has no data set {where!r} that you may read: "
             "check the name, or log in with `hf auth login` if it is private"
         ) from error
-    except Exception as error:  # what the HTTP library raises has changed with it
+    except Exception as error:  # the HTTP library has changed its errors before
         return _sentence(error)
     return None
 
 
 @contextmanager
 def _offline(yes: bool) -> Iterator[None]:
-    """`datasets` looks only into its cache."""
+    """If `yes`, `datasets` reads its cache only."""
     from datasets import config
 
     before = config.HF_HUB_OFFLINE
@@ -129,22 +133,22 @@ def _offline(yes: bool) -> Iterator[None]:
 
 
 def _first(data: Any, kind: type) -> str | None:
-    """The first column of this type."""
+    """The name of the first column of this type, or None."""
     return next((name for name, feature in data.features.items() if isinstance(feature, kind)), None)
 
 
 def _labels(data: Any, column: str) -> Tensor:
-    """int64 `[N]`, -1 where there is none."""
+    """int64 `[N]`, -1 for rows without a label."""
     values = data.select_columns([column])[:][column]
     return torch.tensor([-1 if value is None else value for value in values])
 
 
 def _file(cell: dict[str, Any] | None) -> Path | BytesIO:
-    """What an undecoded cell of an image column holds: its bytes, or the path of its file."""
+    """The content of an undecoded cell of an image column: its bytes, or the path of its file."""
     content, path = (cell["bytes"], cell["path"]) if cell else (None, None)
     return Path(path) if content is None and path else BytesIO(content or b"")
 
 
 def _sentence(error: Exception) -> str:
-    """The first line of what it says."""
+    """The first line of an error message."""
     return (str(error).strip() or type(error).__name__).splitlines()[0][:300].rstrip(".")

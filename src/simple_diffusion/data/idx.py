@@ -1,4 +1,4 @@
-"""MNIST and its kin: gzipped IDX files, found on this machine or downloaded."""
+"""MNIST and Fashion-MNIST: gzipped IDX files, from this machine or downloaded."""
 
 import gzip
 import math
@@ -19,14 +19,14 @@ from ..system.files import cache_folder
 from .download import download
 from .images import Images, only
 
-STEMS = {"train": "train", "test": "t10k"}  # how the files of a split begin
-MAX_BYTES = 2**26  # of an unpacked file, more than any of the sets below has
-SYSTEM = Path("/usr/share/datasets")  # where Debian's dataset-* packages put theirs
+STEMS = {"train": "train", "test": "t10k"}  # start of the file names of a split
+MAX_BYTES = 2**26  # largest size of an uncompressed file, larger than those of the sets below
+SYSTEM = Path("/usr/share/datasets")  # the folder of Debian's dataset-* packages
 
 
 @dataclass(frozen=True)
 class IdxSet:
-    """What is known of a data set: its classes, where it can be had, and the SHA-256 of each of its four files."""
+    """A data set: its classes, its mirrors, and the SHA-256 of each of its four files."""
 
     class_names: tuple[str, ...]
     mirrors: tuple[str, ...]
@@ -75,50 +75,54 @@ IDX_SETS = {
 
 
 def read_idx(path: str | Path) -> Tensor:
-    """An IDX file of bytes, gzipped or plain -> uint8 of the shape its header tells. Raises DataError if damaged."""
+    """Read an IDX file of bytes, gzipped or not: uint8 of the shape in its header. Raises DataError if damaged."""
     try:
         with open(path, "rb") as packed:
             is_gzip = packed.read(2) == b"\x1f\x8b"
             packed.seek(0)
             data = (gzip.GzipFile(fileobj=packed) if is_gzip else packed).read(MAX_BYTES + 1)
         if len(data) > MAX_BYTES:
-            raise ValueError(f"it holds more than {MAX_BYTES:,} bytes")
+            raise ValueError(f"it has more than {MAX_BYTES:,} bytes")
         zero, kind, ndim = struct.unpack_from(">HBB", data)
         if (zero, kind) != (0, 8):
             raise ValueError("not an IDX file of bytes")
         shape, start = struct.unpack_from(f">{ndim}I", data, 4), 4 + 4 * ndim
         if len(data) - start != math.prod(shape):
-            raise ValueError(f"{' x '.join(map(str, shape))} bytes should follow its header, not {len(data) - start}")
+            raise ValueError(
+                f"its header must be followed by {' x '.join(map(str, shape))} bytes, got {len(data) - start}"
+            )
     except (OSError, EOFError, ValueError, struct.error, zlib.error) as error:
-        raise DataError(f"cannot read {str(path)!r} ({reason(error)}); delete it to have it downloaded anew") from error
+        raise DataError(f"cannot read {str(path)!r} ({reason(error)}); delete it to download it again") from error
     return torch.from_numpy(np.frombuffer(data, np.uint8, offset=start).reshape(shape).copy())
 
 
 def load_idx(name: str, split: str = "train", root: str | Path | None = None, classes: str | None = None) -> Images:
-    """The set `name` of `IDX_SETS`, split "train" or "test", from the first folder that has it, else downloaded.
+    """The set `name` of `IDX_SETS`, split "train" or "test", from the first folder that contains it, or downloaded.
 
-    `classes` keeps some of them, as `select` reads it.
+    `classes` selects classes, in the format of `select`. Raises DataError.
 
     The folders are, in this order: ROOT/name, ROOT, $SIMPLE_DIFFUSION_DATA/name, /usr/share/datasets/name, and
     simple-diffusion/name in the user's cache. A download goes to the first of ROOT, the variable and the cache.
     """
     if split not in STEMS:
-        raise DataError(f"{name} has no {split!r} split; it has {' and '.join(STEMS)}")
+        raise DataError(f"`split` of {name} must be train or test, got {split!r}")
     images = _find(name, f"{STEMS[split]}-images-idx3-ubyte.gz", root)
     labels = _find(name, f"{STEMS[split]}-labels-idx1-ubyte.gz", root)
     pixels, targets = read_idx(images), read_idx(labels).long()
     names = IDX_SETS[name].class_names
     if pixels.ndim != 3 or not pixels.numel():
-        raise DataError(f"{str(images)!r} holds no images: its shape is {tuple(pixels.shape)}, not [N, H, W]")
+        raise DataError(f"{str(images)!r} has no images: its shape must be [N, H, W], got {tuple(pixels.shape)}")
     if targets.shape != pixels.shape[:1]:
-        raise DataError(f"{str(labels)!r} has shape {tuple(targets.shape)} for the {len(pixels)} images beside it")
+        raise DataError(
+            f"{str(labels)!r} must have one label for each of {len(pixels)} images, got shape {tuple(targets.shape)}"
+        )
     if targets.max() >= len(names):
-        raise DataError(f"{str(labels)!r} holds the label {targets.max()}, and {name} has {len(names)} classes")
+        raise DataError(f"{str(labels)!r} has the label {targets.max()}, but {name} has {len(names)} classes")
     return only(Images(name, pixels.unsqueeze(1), targets, names), classes)
 
 
 def _find(name: str, file: str, root: str | Path | None) -> Path:
-    """Where `file` of the set `name` lies, as it is or without its .gz; downloads it if it lies nowhere."""
+    """The path of `file` of the set `name`, with or without its .gz; downloads it if it is in none of the folders."""
     for folder in _folders(name, root):
         for path in (folder / file, folder / file.removesuffix(".gz")):
             if path.is_file():
@@ -127,11 +131,13 @@ def _find(name: str, file: str, root: str | Path | None) -> Path:
     known = IDX_SETS[name]
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        with FileLock(path.with_name(".lock")):  # of several processes one fetches it
+        with FileLock(path.with_name(".lock")):  # one of several processes downloads it
             if not path.is_file():
                 download([mirror + file for mirror in known.mirrors], path, known.sha256[file])
     except OSError as error:
-        raise DataError(f"{file} can't be put into {str(path.parent)!r} ({reason(error)}): use --data-root") from error
+        raise DataError(
+            f"cannot write {file} to {str(path.parent)!r} ({reason(error)}): set --data-root to another folder"
+        ) from error
     return path
 
 
@@ -145,5 +151,5 @@ def _folders(name: str, root: str | Path | None) -> Iterator[Path]:
 
 
 def _home(root: str | Path | None) -> Path:
-    """The folder that downloads go to."""
+    """The folder for downloads."""
     return Path(root or os.environ.get("SIMPLE_DIFFUSION_DATA") or cache_folder())

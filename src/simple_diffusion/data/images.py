@@ -1,4 +1,4 @@
-"""A data set: every image in memory as one uint8 tensor, with its labels and what can be read off it."""
+"""A data set in memory: all images in one uint8 tensor, with labels and statistics."""
 
 import csv
 import hashlib
@@ -15,8 +15,8 @@ from torch import Tensor
 
 from ..errors import DataError, DivergedError, printable
 
-SHOWN = 12  # classes that an error lists
-REASONS = 3  # unreadable images that a sentence names
+SHOWN = 12  # classes listed in an error
+REASONS = 3  # unreadable images listed in a message
 
 
 def to_unit(pixels: Tensor) -> Tensor:
@@ -25,26 +25,26 @@ def to_unit(pixels: Tensor) -> Tensor:
 
 
 def to_uint8(x: Tensor) -> Tensor:
-    """x, float in [-1, 1] of any shape -> uint8; rounded, and clamped first, so that nothing wraps round.
+    """x, float in [-1, 1] of any shape -> uint8, rounded and clamped, so that nothing wraps around.
 
-    Infinities are black or white. Raises DivergedError for NaN, which is no grey at all.
+    Infinities become black or white. Raises DivergedError for NaN.
     """
     if x.isnan().any():
-        raise DivergedError("there is NaN in the image that the model draws: train it again with a lower learning rate")
+        raise DivergedError("the samples of the model contain NaN: train it again with a lower learning rate")
     return ((x.float() + 1) * 127.5).round().clamp(0, 255).to(torch.uint8)
 
 
 @dataclass(frozen=True, eq=False)
 class Images:
-    """Images and, where the data has classes, their labels.
+    """Images and, if the data has classes, their labels.
 
-    name        what the user called it: `load_images` of it gives these images again
+    name        the source as the user typed it; `load_images(name)` reads the same images
     pixels      uint8 `[N, C, H, W]`
     labels      int64 `[N]` in 0..classes-1, or None for data without classes
-    class_names one name a class, in the order of the labels; empty for data without classes
-    notes       one sentence for each thing a loader did that the user should know (resized, ignored, ...)
-    left_out    the images that can't be read and were left out with `skip_bad`: path -> why
-    files       the file of each image, or what stands for one, where the data has them
+    class_names the name of each class, in the order of the labels; empty for data without classes
+    notes       what the user should know about loading (images resized, entries ignored, ...), a clause each
+    left_out    images that cannot be read and were left out with `skip_bad`: path -> reason
+    files       the name of each image for messages, its file for example; empty if there are none
     """
 
     name: str
@@ -59,13 +59,13 @@ class Images:
         return len(self.pixels)
 
     def __getitem__(self, chosen: Tensor | slice) -> "Images":
-        """Some of the images, with their labels and the names of all classes."""
+        """A selection of the images with their labels; the class names stay."""
         labels = None if self.labels is None else self.labels[chosen]
-        files = tuple(self.name_of(int(i)) for i in torch.arange(len(self))[chosen])  # each keeps its number
+        files = tuple(self.name_of(int(i)) for i in torch.arange(len(self))[chosen])  # each image keeps its number
         return replace(self, pixels=self.pixels[chosen], labels=labels, files=files)
 
     def name_of(self, index: int) -> str:
-        """What the user may know the image of this index by: its file, or its number in the data set."""
+        """A name of this image for messages: its file, or its number in the data set."""
         return self.files[index] if self.files else f"image {index} of {self.name}"
 
     @property
@@ -81,7 +81,7 @@ class Images:
 
     @property
     def stem(self) -> str:
-        """The name as a part of names of files: `fashion-mnist`, or `photos-cats` for `./photos[cats]`."""
+        """The name in a form for file names: `fashion-mnist`, or `photos-cats` for `./photos[cats]`."""
         data, classes = split_name(self.name)
         parts = [Path(data).resolve().stem, classes or ""]
         return "-".join(re.sub(r"[^\w.-]+", "-", part).strip("-") for part in parts if part)
@@ -93,12 +93,12 @@ class Images:
 
     @cached_property
     def std(self) -> float:
-        """Standard deviation of the pixels in [-1, 1], about their mean: the `data_std` of a denoiser."""
+        """Standard deviation of the pixels in [-1, 1]: the `data_std` of a denoiser."""
         return self._moments[1]
 
     @cached_property
     def _moments(self) -> tuple[float, float]:
-        count = torch.bincount(self.pixels.flatten(), minlength=256).double()  # exact, and no float copy of the data
+        count = torch.bincount(self.pixels.flatten(), minlength=256).double()  # exact, without a float copy of the data
         level = torch.arange(256, dtype=torch.float64) / 127.5 - 1
         mean = (count * level).sum() / count.sum()
         variance = (count * (level - mean) ** 2).sum() / count.sum()
@@ -106,7 +106,7 @@ class Images:
 
     @cached_property
     def fingerprint(self) -> str:
-        """SHA-256 over shape, pixels and labels: the identity of the data, whatever its name or place."""
+        """SHA-256 of shape, pixels and labels, which identifies the data independently of its name and place."""
         digest = hashlib.sha256(repr(tuple(self.pixels.shape)).encode())
         digest.update(self.pixels.numpy().tobytes())
         if self.labels is not None:
@@ -115,14 +115,14 @@ class Images:
 
 
 def first_reasons(left_out: Mapping[str, str]) -> str:
-    """The first few images that can't be read, each with why, and how many more `left_out` has: one line."""
+    """The first few images that cannot be read with the reasons, and the number of the others, in one line."""
     named = [f"{path}: {reason}" for path, reason in left_out.items()][:REASONS]
     more = [f"and {len(left_out) - REASONS:,} more"] if len(left_out) > REASONS else []
     return printable("; ".join(named + more))
 
 
 def left_out_csv(left_out: Mapping[str, str]) -> bytes:
-    """All that is `left_out` as a table, a line each: image, reason."""
+    """A CSV table of all images in `left_out`: image, reason."""
     table = StringIO()
     rows = csv.writer(table, lineterminator="\n")
     rows.writerow(("image", "reason"))
@@ -139,20 +139,21 @@ def split_name(source: str) -> tuple[str, str | None]:
 def select(
     data: str, wanted: str, labels: Tensor | None, class_names: Sequence[str]
 ) -> tuple[Tensor, Tensor | None, tuple[str, ...]]:
-    """Where in `labels` `[N]` the classes `wanted` stand, and the labels and names of what stands there.
+    """Select classes: the indices of their images in `labels` `[N]`, and the new labels and class names.
 
-    `wanted` holds names or numbers of the classes in `class_names` between commas, and numbers them anew in this order.
-    A single class has nothing to tell apart, so that its labels are None and its names empty. Raises DataError, which
-    says `data`.
+    data    name of the data, for errors
+    wanted  names or numbers of classes in `class_names`, separated by commas; they are renumbered in this order
+
+    A single class becomes data without classes: labels None and no class names. Raises DataError.
     """
     if labels is None:
-        raise DataError(f"{data!r} has no classes to choose from: leave out [{wanted}]")
+        raise DataError(f"{data!r} has no classes: leave out [{wanted}]")
     numbers = _numbers(data, wanted, class_names)
     renumbered = torch.full_like(labels, -1)
     for new, old in enumerate(numbers):
         here = labels == old
         if not here.any():
-            raise DataError(f"{data!r} has no image of its class {class_names[old]!r}: choose another")
+            raise DataError(f"{data!r} has no image of class {class_names[old]!r}: choose another class")
         renumbered[here] = new
     rows = (renumbered >= 0).nonzero().squeeze(1)
     if len(numbers) == 1:
@@ -161,7 +162,7 @@ def select(
 
 
 def only(images: Images, classes: str | None) -> Images:
-    """The images of some classes, as `select` reads them; all if it is None. Raises DataError for unknown ones."""
+    """The images of some classes, in the format of `select`; all images if it is None. Raises DataError."""
     if classes is None:
         return images
     rows, labels, names = select(images.name, classes, images.labels, images.class_names)
@@ -169,7 +170,7 @@ def only(images: Images, classes: str | None) -> Images:
 
 
 def class_number(word: str, class_names: Sequence[str]) -> int | None:
-    """The class among `class_names` that a word names: exactly, else in any case, else by its number; None if none."""
+    """The class of this name (first with its case, then in any case) or of this number; None if there is none."""
     folded = {name.casefold(): number for number, name in reversed(list(enumerate(class_names)))}
     exact = {name: number for number, name in enumerate(class_names)}
     found = exact.get(word, folded.get(word.casefold()))
@@ -179,9 +180,9 @@ def class_number(word: str, class_names: Sequence[str]) -> int | None:
 
 
 def _numbers(data: str, wanted: str, class_names: Sequence[str]) -> list[int]:
-    """`Bag,Sandal` or `8,5` -> [8, 5], each once."""
+    """`Bag,Sandal` or `8,5` -> [8, 5], without repetitions."""
     numbers = []
-    # A name may hold commas itself, as those of ImageNet do.
+    # A name may contain commas, as in ImageNet.
     for word in [wanted] if class_number(wanted, class_names) is not None else map(str.strip, wanted.split(",")):
         found = class_number(word, class_names)
         if found is None:
@@ -190,6 +191,6 @@ def _numbers(data: str, wanted: str, class_names: Sequence[str]) -> list[int]:
             names = {name.casefold(): name for name in reversed(class_names)}
             near = get_close_matches(word.casefold(), names, n=1)
             hint = f"; did you mean {names[near[0]]!r}?" if near else ""
-            raise DataError(f"{data!r} has no class {word!r}: it has {', '.join(some)}{more}{hint}")
+            raise DataError(f"{data!r} has no class {word!r}: its classes are {', '.join(some)}{more}{hint}")
         numbers.append(found)
     return list(dict.fromkeys(numbers))

@@ -1,4 +1,4 @@
-"""`DataInfo`: what a model must know about its data set."""
+"""`DataInfo`: what a model file records about its data set."""
 
 from dataclasses import dataclass, replace
 
@@ -6,12 +6,18 @@ from ..errors import DataError
 from .images import Images
 
 MAX_SIDE = 4096
-"""Pixels of an image's height and width: a batch of 64 such images, as the sampler draws them, takes 13 GB."""
+"""Largest height and width in pixels: a batch of 64 such images, as in sampling, takes 13 GB."""
 
 
 @dataclass(frozen=True)
 class DataInfo:
-    """What a model knows of the data it was made for. Raises DataError for what no network can be made for."""
+    """What a model records about its training data. Raises DataError for data that no network can be built for.
+
+    name         the source as the user typed it
+    count        number of images
+    mean, std    of the pixels in [-1, 1]
+    fingerprint  SHA-256 of shape, pixels and labels
+    """
 
     name: str
     count: int
@@ -25,16 +31,18 @@ class DataInfo:
 
     def __post_init__(self) -> None:
         if self.count < 1 or self.channels not in (1, 3):
-            raise DataError(f"{self.name} has {self.count} images of {self.channels} channels: use some of 1 or 3")
+            raise DataError(
+                f"{self.name} must have images of 1 or 3 channels, got {self.count} images of {self.channels} channels"
+            )
         if not all(1 <= side <= MAX_SIDE for side in (self.height, self.width)):
             raise DataError(
-                f"{self.name} has images of {self.height} x {self.width} pixels, and {MAX_SIDE} a side are the most: "
+                f"images of {self.name} must have sides from 1 to {MAX_SIDE} pixels, got {self.height} x {self.width}: "
                 "add --size 64"
             )
         if not (-1 <= self.mean <= 1 and 0 < self.std <= 1):
             raise DataError(
-                f"{self.name} has pixels of mean {self.mean:g} and deviation {self.std:g} in [-1, 1]: "
-                "there is nothing to learn from images of one grey"
+                f"the pixels of {self.name} have mean {self.mean:g} and standard deviation {self.std:g} in [-1, 1]: "
+                "use images that are not all of one gray"
             )
 
     @classmethod
@@ -61,5 +69,5 @@ class DataInfo:
         return self.channels, self.height, self.width
 
     def in_own_classes(self, images: Images) -> Images:
-        """The images, without labels where these are of other classes and would mean something else to the model."""
+        """The images, without their labels if their classes are not those of the model."""
         return images if images.class_names == self.class_names else replace(images, labels=None, class_names=())

@@ -1,4 +1,4 @@
-"""Where images come from: one name or path, as the user types it, to one `Images`."""
+"""Data sets by name or path, as the user types them."""
 
 import os
 from collections.abc import Callable
@@ -31,38 +31,38 @@ def load_images(
     size: int | None = None,
     skip_bad: bool = False,
 ) -> Images:
-    """A data set of `SOURCES`, a folder of images, an `.npy` or `.npz` file, or `hub:OWNER/NAME` of huggingface.co.
+    """Read a data set of `SOURCES`, a folder of images, a `.npy` or `.npz` file, or `hub:OWNER/NAME` of huggingface.co.
 
-    `DATA[Bag]` or `DATA[8]` is one class of any of them, as data without classes; `DATA[Bag,Sandal]` are these two,
-    numbered 0 and 1. No image of another class is decoded.
+    `DATA[Bag]` or `DATA[8]` selects one class, as data without classes. `DATA[Bag,Sandal]` selects two classes, which
+    become 0 and 1. Images of other classes are not decoded.
 
     source     one of these
-    split      "train" or "test", where the data has both
-    root       where the named sets lie and are downloaded to
-    size       height and width that every image is brought to, in pixels
-    skip_bad   leave out an image that can't be read
+    split      "train" or "test", if the data has both
+    root       folder of the named data sets and of their downloads
+    size       height and width in pixels to which all images are cropped and resized
+    skip_bad   leave out images that cannot be read
 
-    The images are uint8 `[N, C, H, W]`, in memory. Raises DataError, also if an image can't be read, unless `skip_bad`
-    leaves it out; and UsageError if `hub:` lacks its package, or for no possible size.
+    The images are in memory, uint8 `[N, C, H, W]`. Raises DataError, also for an image that cannot be read unless
+    `skip_bad` is set; UsageError if the package of `hub:` is missing, or if the size is below 1.
     """
     images = _load(source, split, root, size, skip_bad)
     if images is None:
-        raise DataError(f"{source!r} has no {split!r} split: name the folder or file of those images instead")
+        raise DataError(f"{source!r} has no split {split!r}: name the folder or file of these images instead")
     return images
 
 
 def held_out(
     source: str, *, root: str | Path | None = None, size: int | None = None, skip_bad: bool = False
 ) -> Images | None:
-    """The test set that comes with `source`, of the same classes; None for folders and arrays, which have none."""
+    """The test set of `source`, with the same classes; None for folders and arrays, which have none."""
     return _load(source, "test", root, size, skip_bad)
 
 
 def _load(source: str, split: str, root: str | Path | None, size: int | None, skip_bad: bool) -> Images | None:
-    """None where the data has no such split."""
+    """The images of a split, or None if the data has no such split."""
     if size is not None and size < 1:
-        raise UsageError(f"--size {size} is no size of an image: give a number of pixels")
-    exists = os.path.exists(source.removeprefix(HUB))  # then its brackets belong to the name
+        raise UsageError(f"--size must be a number of pixels from 1, got {size}")
+    exists = os.path.exists(source.removeprefix(HUB))  # then brackets are part of the name
     data, classes = (source, None) if exists else split_name(source)
     path = Path(data)
     is_array = path.suffix.lower() in (".npy", ".npz") and os.path.isfile(path)
@@ -70,11 +70,11 @@ def _load(source: str, split: str, root: str | Path | None, size: int | None, sk
         images = SOURCES[data](split, root, classes)
     elif data.startswith(HUB):
         images = load_hub(data.removeprefix(HUB), split, size, classes, skip_bad)
-    elif not is_array and not os.path.isdir(path):  # nor where nobody may look
+    elif not is_array and not os.path.isdir(path):  # also false without the permission to look
         near = get_close_matches(data.lower(), SOURCES, n=1)
         hint = f"; did you mean {near[0]!r}?" if near else ""
         known = ", ".join((*SOURCES, "hub:OWNER/NAME"))
-        raise DataError(f"{data!r} is no data set ({known}), no folder and no .npy or .npz file{hint}")
+        raise DataError(f"{data!r} is not a data set ({known}), a folder, or a .npy or .npz file{hint}")
     elif split != "train":
         return None
     else:
@@ -83,7 +83,7 @@ def _load(source: str, split: str, root: str | Path | None, size: int | None, sk
 
 
 def _resized(images: Images, size: int | None) -> Images:
-    """What `read_images` does for a given size, for images already in memory."""
+    """Crop and resize images in memory as `read_images` does for files."""
     _, height, width = images.shape
     if size is None or (height, width) == (size, size):
         return images
