@@ -511,7 +511,7 @@ def test_size_does_the_same_to_every_source(tmp_path):
         "converted floats in [0, 1] to 0..255",
         *folder.notes,
     )
-    with pytest.raises(UsageError, match="--size 0"):
+    with pytest.raises(UsageError, match="--size must be a number of pixels from 1, got 0"):
         load_images(str(tmp_path / "x.npy"), size=0)
 
 

@@ -255,7 +255,7 @@ CORPUS: dict[str, Odd] = {
         "orientation 9.jpg": (encoded(COLOUR, "JPEG", exif=orientation(9)), Read(DECODED)),
         "exif of nonsense.jpg": (encoded(COLOUR, "JPEG", exif=b"Exif\0\0nonsense"), Read(DECODED)),
     },
-    "a colour profile, a gamma": {
+    "a color profile, a gamma": {
         "profile.jpg": (encoded(COLOUR, "JPEG", icc_profile=b"of a camera" * 50), Read(DECODED)),
         "gamma.png": (png(24, 16, 8, 0, packed(GREY), chunk(b"gAMA", struct.pack(">I", 100_000))), Read(GREY)),
     },

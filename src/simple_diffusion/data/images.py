@@ -65,7 +65,7 @@ class Images:
         return replace(self, pixels=self.pixels[chosen], labels=labels, files=files)
 
     def name_of(self, index: int) -> str:
-        """A name of this image for messages: its file, or its number in the data set."""
+        """A name for image `index` in messages: its file, or its number in the data set."""
         return self.files[index] if self.files else f"image {index} of {self.name}"
 
     @property
@@ -115,7 +115,7 @@ class Images:
 
 
 def first_reasons(left_out: Mapping[str, str]) -> str:
-    """The first few images that cannot be read with the reasons, and the number of the others, in one line."""
+    """The first few images in `left_out` with their reasons, and the number of the others, in one line."""
     named = [f"{path}: {reason}" for path, reason in left_out.items()][:REASONS]
     more = [f"and {len(left_out) - REASONS:,} more"] if len(left_out) > REASONS else []
     return printable("; ".join(named + more))
@@ -141,8 +141,9 @@ def select(
 ) -> tuple[Tensor, Tensor | None, tuple[str, ...]]:
     """Select classes: the indices of their images in `labels` `[N]`, and the new labels and class names.
 
-    data    name of the data, for errors
-    wanted  names or numbers of classes in `class_names`, separated by commas; they are renumbered in this order
+    data         name of the data, for errors
+    wanted       names or numbers of classes, separated by commas; they are renumbered in this order
+    class_names  of all classes
 
     A single class becomes data without classes: labels None and no class names. Raises DataError.
     """
@@ -170,7 +171,7 @@ def only(images: Images, classes: str | None) -> Images:
 
 
 def class_number(word: str, class_names: Sequence[str]) -> int | None:
-    """The class of this name (first with its case, then in any case) or of this number; None if there is none."""
+    """The class in `class_names` that a word names: exactly, in any case, or by its number; None if there is none."""
     folded = {name.casefold(): number for number, name in reversed(list(enumerate(class_names)))}
     exact = {name: number for number, name in enumerate(class_names)}
     found = exact.get(word, folded.get(word.casefold()))
