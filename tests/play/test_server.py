@@ -325,14 +325,14 @@ def red_values(page, selector: str) -> list[int]:
 def test_settings_change_the_samples_and_every_step_can_be_seen(page):
     samples, position = page.locator("#samples button"), page.locator("#position")
     assert samples.count() == 6
-    assert samples.nth(4).get_attribute("aria-label") == "Image 5: 1"
+    assert samples.nth(4).get_attribute("aria-label") == "Image 5, class 1"
     sample_by(page, lambda: page.get_by_label("Seed", exact=True).fill("7"))
     sample_by(page, lambda: page.locator("#classes label").nth(2).click())
-    assert samples.nth(4).get_attribute("aria-label") == "Image 5: 2"
+    assert samples.nth(4).get_attribute("aria-label") == "Image 5, class 2"
     assert "--label 2 " in page.locator("#command").inner_text()
     assert "--seed 7 " in page.locator("#command").inner_text()
     samples.nth(3).click()
-    assert "Image 4, 2: step 4 of 4, noise level 0" in position.inner_text()
+    assert "Image 4, class 2: step 4 of 4, noise level 0" in position.inner_text()
     assert red_values(page, "#x_t") == red_values(page, "#x0_hat")
     page.locator("#frame").focus()
     page.keyboard.press("Home")

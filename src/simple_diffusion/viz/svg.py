@@ -8,7 +8,7 @@ from itertools import chain, repeat
 from .plots import Points
 
 WIDTH, HEIGHT = 360, 210
-LEFT, RIGHT, TOP, BOTTOM = 46, WIDTH - 8, 22, HEIGHT - 34
+LEFT, RIGHT, TOP, BOTTOM = 46, WIDTH - 16, 22, HEIGHT - 34
 """Edges of the plotting area, in SVG user units."""
 
 SMALLEST = 1e-6
