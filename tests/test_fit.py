@@ -21,7 +21,7 @@ from simple_diffusion.schedules import Cosine
 from simple_diffusion.targets import v
 from simple_diffusion.training import fit, train, warmup_linear
 
-STEPS = 7
+STEPS = 20
 
 
 def noisy_images(n: int = 40, side: int = 8) -> Images:

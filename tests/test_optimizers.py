@@ -113,6 +113,8 @@ def test_both_groups_follow_the_learning_rate_of_param_groups():
 def test_a_parameter_without_gradient_does_not_change():
     net = torch.nn.Sequential(torch.nn.Linear(3, 3), torch.nn.Linear(3, 3))
     optimizer = muon(net)
+    optimizer.step()  # no parameter has a gradient
+    assert not optimizer.state
     net[0].weight.grad = torch.ones(3, 3)
     before = net[1].weight.detach().clone()
     optimizer.step()

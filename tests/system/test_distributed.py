@@ -188,7 +188,6 @@ def test_all_processes_follow_the_clock_of_rank_0(squares, tmp_path):
     codes, outputs = together(tmp_path, command(argv, only(1, fast_clock)))
     assert codes == [0, 0], outputs
     assert 2.5 < latest(tmp_path / "run").numbers.seconds < 60
-    assert len(rows(tmp_path / "run")) > 2
 
 
 def test_a_signal_to_one_process_stops_all_and_they_resume(squares, tmp_path):

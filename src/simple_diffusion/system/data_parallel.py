@@ -45,4 +45,4 @@ def sum_over_parts(
     sums = [add(tensors) for tensors in zip(*results, strict=True)] if results else [None] * len(like)
     if world_size() == 1:
         return sums
-    return list(all_sum([torch.zeros_like(t) if s is None else s for s, t in zip(sums, like, strict=True)]))
+    return [*all_sum([torch.zeros_like(t) if s is None else s for s, t in zip(sums, like, strict=True)])]

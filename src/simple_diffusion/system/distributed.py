@@ -100,8 +100,6 @@ def all_reduce(tensor: Tensor, op: dist.ReduceOp.RedOpType = dist.ReduceOp.SUM) 
 
 def all_sum(tensors: Sequence[Tensor]) -> list[Tensor]:
     """The sum of each tensor over the processes, in the tensor's own memory layout. One all-reduce serves all."""
-    if world_size() == 1:
-        return list(tensors)
     flat = all_reduce(torch.cat([tensor.flatten() for tensor in tensors]))
     parts = flat.split([tensor.numel() for tensor in tensors])
     # The layout matters: the norm of a gradient is summed in the order of its memory.
