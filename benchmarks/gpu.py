@@ -63,7 +63,7 @@ def checks(device: torch.device) -> Iterator[tuple[str, bool]]:
         gap = max((a - b).abs().max().item() for a, b in pairs)
         yield f"two trainings in {precision}, largest difference of weights: {gap:.1e}", gap == 0
         few, many = drawn(chosen, first, 10, device), drawn(chosen, first, 100, device)[:10]
-        yield f"image i of 10 and of 100 in {precision}: the same to the bit", torch.equal(few, many)
+        yield f"image i of 10 and of 100 in {precision}: bit-identical", torch.equal(few, many)
         yield f"losses in {precision} are finite", bool((losses.isfinite() & again.isfinite()).all())
 
 

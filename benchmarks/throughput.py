@@ -35,7 +35,7 @@ KINDS = {  # first part of an operation's name -> kind of work
     "attention": ("aten::_scaled_dot", "aten::_softmax", "aten::_flash", "aten::_efficient"),
     "normalisation": ("aten::native_group_norm", "aten::native_layer_norm"),
     "activation": ("aten::silu",),
-    "optimiser, averages": ("aten::_fused_adam", "aten::_foreach", "Optimizer", "aten::linalg_vector_norm"),
+    "optimizer, averages": ("aten::_fused_adam", "aten::_foreach", "Optimizer", "aten::linalg_vector_norm"),
     "casts and copies": ("aten::copy_", "aten::_to_copy", "aten::cat", "aten::clone", "aten::contiguous"),
     "resampling": ("aten::upsample", "aten::pixel", "aten::constant_pad", "aten::index"),
 }
