@@ -67,7 +67,7 @@ def process_group() -> Iterator[None]:
             dist.destroy_process_group()  # processes that wait for this one then learn of the failure
             failed = ", ".join(map(str, failed_ranks(store, me, size)))
         if failed:
-            raise ResourceError(f"rank {failed} of this run failed: see its own error message") from error
+            raise ResourceError(f"rank {failed} of this run failed: see its error message or torchrun's") from error
         raise ResourceError(f"the processes of this run lost their connection: {error}") from error
     finally:
         if dist.is_initialized():
@@ -131,7 +131,7 @@ def on_rank0(work: Callable[[], None]) -> None:
     if failure:
         raise failure
     if code:
-        error = ResourceError("rank 0 of this run failed: see its own error message")
+        error = ResourceError("rank 0 of this run failed: see its error message")
         error.exit_code = int(code)
         raise error
 
