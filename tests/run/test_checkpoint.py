@@ -16,7 +16,7 @@ from simple_diffusion.ema import EMA
 from simple_diffusion.errors import CheckpointError, DataError, ResourceError, UsageError
 from simple_diffusion.model.build import ModelSpec
 from simple_diffusion.model.config import Config
-from simple_diffusion.model.posthoc_ema import SHARES, keep
+from simple_diffusion.model.posthoc_ema import SHARES, save_averages
 from simple_diffusion.run.checkpoint import (
     Checkpoint,
     Numbers,
@@ -115,7 +115,7 @@ def test_the_second_average_comes_back_and_is_left_out_where_none_was_kept(tmp_p
     again.restore(tensors, state.numbers)
     assert_equal(again.tensors(), tensors)
     assert_equal(again.second.model.state_dict(), state.denoiser.state_dict())
-    with pytest.raises(ValueError, match=r"^second belongs to nothing here$"):
+    with pytest.raises(ValueError, match=r"^second does not belong to this network$"):
         fresh(measures=False).restore(tensors, state.numbers)
     again.restore({name: t for name, t in tensors.items() if not name.startswith("second.")}, state.numbers)
     assert again.second is None
@@ -139,7 +139,7 @@ FOREIGN = {  # what is changed in the tensors of a good state, and what the erro
     "best weights of another network": (lambda t: t.update({"best.net.head.weight": torch.zeros(3)}), "head.weight"),
     "a memory of another shape": (
         lambda t: t.update({"optimizer.net.head.weight.exp_avg": torch.zeros(3)}),
-        r"net\.head\.weight\.exp_avg is \(3,\), not \(4, 8, 3, 3\)",
+        r"net\.head\.weight\.exp_avg must have shape \(4, 8, 3, 3\), got \(3,\)",
     ),
     "a memory of no weight": (lambda t: t.update({"optimizer.net.tail.exp_avg": torch.zeros(1)}), "net.tail.exp_avg"),
     "a part that there is not": (lambda t: t.update({"plans.world": torch.zeros(1)}), "plans"),
@@ -166,7 +166,7 @@ def test_what_is_no_state_of_this_run_is_refused_by_its_name(whole, change, word
 
 
 def test_best_weights_of_a_run_that_measures_nothing_are_refused(whole):
-    with pytest.raises(ValueError, match=r"^best belongs to nothing here$"):
+    with pytest.raises(ValueError, match=r"^best does not belong to this network$"):
         fresh(measures=False).restore(whole.tensors(), whole.numbers)
 
 
@@ -207,9 +207,9 @@ def test_damaged_checkpoints_are_passed_over_and_told_of_newest_first(tmp_path):
     found = latest(tmp_path)
     assert found.numbers.n == 0
     assert [path.name in remark for path, remark in zip(bad, found.remarks(), strict=True)] == [True, True]
-    assert all(remark.endswith("; going back to step-00000000.safetensors") for remark in found.remarks())
+    assert all(remark.endswith("; resuming from step-00000000.safetensors instead") for remark in found.remarks())
     found.path.unlink()
-    with pytest.raises(CheckpointError, match=f"no checkpoint in {tmp_path} is whole: .*{bad[0].name}"):
+    with pytest.raises(CheckpointError, match=f"all checkpoints in {tmp_path} are damaged: .*{bad[0].name}"):
         latest(tmp_path)
 
 
@@ -223,7 +223,7 @@ def test_the_room_asked_for_is_what_a_run_will_keep(tmp_path, monkeypatch, measu
     weights = sum(4 * weight.numel() for weight in state.denoiser.state_dict().values())
     taken += 2 * weights
     if two:
-        keep(tmp_path, 1, {0.05: state.denoiser, 0.1: state.ema.model})
+        save_averages(tmp_path, 1, {0.05: state.denoiser, 0.1: state.ema.model})
         taken += len(SHARES) * (tmp_path / "averages" / "step-00000001.safetensors").stat().st_size
     asked = taken // weights * weights  # the headers are less than the weights
     assert asked > 0.9 * taken
@@ -234,7 +234,9 @@ def test_the_room_asked_for_is_what_a_run_will_keep(tmp_path, monkeypatch, measu
         room_for(tmp_path, state)
 
     ask(asked)
-    sentence = f"^{tmp_path} has room for {asked / 1e6:,.0f} MB and needs {asked / 1e6:,.0f}: free the disk$"
+    sentence = (
+        f"^{tmp_path} needs {asked / 1e6:,.0f} MB, and the disk has {asked / 1e6:,.0f} MB of room: free the disk$"
+    )
     with pytest.raises(ResourceError, match=sentence):
         ask(asked - 1)
 
@@ -249,9 +251,11 @@ def checkpoint(folder: Path, **changes) -> Checkpoint:
 def test_a_run_goes_on_as_it_was_or_every_change_is_named(tmp_path):
     found = checkpoint(tmp_path)
     found.refuse_changes(ModelSpec(CONFIG, INFO))
-    with pytest.raises(UsageError, match=f"^{tmp_path} is another run: seed is 3 and was 0; lr is 0.5 and was 0.003; "):
+    with pytest.raises(
+        UsageError, match=f"^the run in {tmp_path} has other settings: seed is 3 and was 0; lr is 0.5 and was 0.003; "
+    ):
         found.refuse_changes(ModelSpec(replace(CONFIG, lr=0.5, seed=3), replace(INFO, count=8)))
-    with pytest.raises(DataError, match=f"^the data of {tmp_path} has changed: count is 8 and was 9; give"):
+    with pytest.raises(DataError, match=f"^the data of {tmp_path} has changed: count is 8 and was 9; restore"):
         found.refuse_changes(ModelSpec(CONFIG, replace(INFO, count=8)))
 
 

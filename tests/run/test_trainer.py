@@ -4,7 +4,7 @@ import pytest
 import torch
 
 import simple_diffusion.run.budget as budget
-import simple_diffusion.run.estimate as forecast
+import simple_diffusion.run.estimate as estimate
 import simple_diffusion.run.steps as steps
 import simple_diffusion.run.trainer as run
 from simple_diffusion.data.info import DataInfo
@@ -13,8 +13,9 @@ from simple_diffusion.errors import DivergedError
 from simple_diffusion.model.build import ModelSpec
 from simple_diffusion.model.config import Config, fitted
 from simple_diffusion.model.model_file import read
-from simple_diffusion.run.estimate import spelled
+from simple_diffusion.run.estimate import duration
 from simple_diffusion.run.folder import free_folder
+from simple_diffusion.run.milestones import PICTURES
 from simple_diffusion.training import warmup_linear
 
 TINY = {"widths": (8, 16), "blocks": (1, 1), "batch": 8, "sampler_steps": 2}
@@ -35,19 +36,22 @@ class Clock:
                 yield step
 
         monkeypatch.setattr(steps, "train", slow)
-        real_draw = run.generate
 
-        def slow_draw(*args, **kwargs):
+        def slow_generate(model, n, *args, **kwargs):
             self.now += 0.5
-            return real_draw(*args, **kwargs)
+            return torch.zeros((n, *model.info.shape), dtype=torch.uint8)
 
-        monkeypatch.setattr(run, "generate", slow_draw)
+        monkeypatch.setattr(run, "PICTURES", PICTURES)
+        monkeypatch.setattr(run, "generate", slow_generate)
 
 
 @pytest.mark.parametrize(
     "step_seconds",
-    [lambda now: 0.6, lambda now: 0.4 if now < 30 else 1.2, lambda now: 1.2 if now < 30 else 0.4],
-    ids=["steady", "slows down half way", "speeds up half way"],
+    [
+        pytest.param(lambda now: 0.6, id="steady", marks=pytest.mark.slow),
+        pytest.param(lambda now: 0.4 if now < 30 else 1.2, id="slows down half-way"),
+        pytest.param(lambda now: 1.2 if now < 30 else 0.4, id="speeds up half-way", marks=pytest.mark.slow),
+    ],
 )
 def test_a_run_by_the_clock_ends_on_time_with_the_rate_at_zero(squares, tmp_path, monkeypatch, step_seconds):
     clock = Clock(monkeypatch, step_seconds)
@@ -92,9 +96,9 @@ def test_the_info_is_read_from_the_data(squares):
 
 
 def test_a_forecast_on_a_machine_that_stalls_is_of_one_step(squares, monkeypatch):
-    monkeypatch.setattr(forecast, "MEASURED", 0.0)
+    monkeypatch.setattr(estimate, "MEASURED", 0.0)
     config = fitted(Config(seconds=0.0, steps=10, **TINY), torch.device("cpu"))
-    result = forecast.forecast(config, load_images(str(squares)), torch.device("cpu"))
+    result = estimate.dry_run(config, load_images(str(squares)), torch.device("cpu"))
     assert result["images"] == 80
     assert result["images_per_second"] > 0
 
@@ -116,5 +120,5 @@ def test_free_folder_takes_the_first_free_number(tmp_path):
         (1.2e6, "13.9 days"),
     ],
 )
-def test_lengths_of_time_are_spelled_for_people(seconds, text):
-    assert spelled(seconds) == text
+def test_lengths_of_time_have_a_readable_unit(seconds, text):
+    assert duration(seconds) == text

@@ -112,7 +112,7 @@ def start(args: argparse.Namespace, values: dict[str, Any]) -> dict[str, Any]:
     from ..model.build import ModelSpec
     from ..model.config import Config, fitted
     from ..model.presets import PRESETS
-    from ..run.estimate import forecast, size_for
+    from ..run.estimate import choose_size, dry_run
     from ..run.folder import free_folder, refuse_taken
     from ..system.device import pick_device
 
@@ -123,11 +123,11 @@ def start(args: argparse.Namespace, values: dict[str, Any]) -> dict[str, Any]:
     images = load_data(args, config)
     config = in_steps(args, config, images)
     if args.preset is None and config.seconds and not SHAPE & values.keys():
-        size, why = size_for(ModelSpec(config, DataInfo.of(images)), device)
+        size, reason = choose_size(ModelSpec(config, DataInfo.of(images)), device)
         config = fitted(Config(**PRESETS[size][1] | values), device)
-        say(args, f"Preset for {config.seconds:g} s on this machine: {size} ({why}).")
+        say(args, f"Network size: {reason}.")
     if args.dry_run:
-        result = forecast(config, images, device)
+        result = dry_run(config, images, device)
         say(args, result["text"])
         return result
     return train(args, config, images, args.out or free_folder(Path("runs"), images.stem))

@@ -1,8 +1,7 @@
-"""The length of the average, chosen after training (Karras et al. 2024, section 3, "post-hoc EMA").
+"""Post-hoc EMA: the EMA length is chosen after training (Karras et al. 2024, section 3).
 
-Beside the average that is drawn from, a run keeps a second one of another width. At each fifth of the way both go into
-a file of their own; out of them any average of a width near theirs can be mixed, as it would stand at the latest of
-these moments.
+Besides the averaged weights for sampling, a run keeps a second average with another EMA length. At each fifth of the
+run it saves both to a file. Linear combinations of them approximate averages with nearby EMA lengths.
 """
 
 import re
@@ -23,78 +22,95 @@ from .model_file import Model, denoiser_of
 FOLDER = "averages"
 
 SHARES = (0.2, 0.4, 0.6, 0.8, 1.0)
-"""Shares of the run after which the averages are kept."""
+"""Shares of the run after which the averages are saved."""
 
-MOST_OFF = 0.1
-"""How far a mixture's profile may be from the wanted one: with these moments and widths of 0.05 and 0.10 all from 0.04
-to 0.16 are nearer."""
+MAX_DISTANCE = 0.1
+"""Largest relative distance of a combination's averaging profile from the requested one. From the averages at SHARES
+with EMA lengths 0.05 and 0.10, all lengths from 0.04 to 0.16 are within it."""
 
 
-def widths_of(config: Config) -> tuple[float, ...]:
-    """The widths that a run keeps, the one that is drawn from first; none where its length can't be chosen afterwards:
-    with a constant decay, and where the weights may be those of an earlier step than the last."""
+def ema_lengths(config: Config) -> tuple[float, ...]:
+    """The EMA lengths that a run keeps, the one for sampling first.
+
+    Empty where post-hoc EMA is impossible: with a constant decay, and with `patience`, which may select earlier
+    weights.
+    """
     if config.ema_decay or config.patience:
         return ()
     return config.ema_length, 2 * config.ema_length if config.ema_length <= 0.1 else config.ema_length / 2
 
 
-def keep(folder: Path, n: int, averages: Mapping[float, Denoiser]) -> None:
-    """Write averages by width, as they are after n updates, to a file in FOLDER/averages. Raises ResourceError."""
+def save_averages(folder: Path, n: int, averages: Mapping[float, Denoiser]) -> None:
+    """Save averages by EMA length, after n updates, to a file in FOLDER/averages. Raises ResourceError."""
     states = [model.state_dict() for model in averages.values()]
     tensors = {f"{i}.{name}": weight for i, state in enumerate(states) for name, weight in state.items()}
     write_tensors(folder / FOLDER / f"step-{n:08d}.safetensors", tensors, {"n": n, "widths": [*averages]})
 
 
-def kept(folder: Path) -> dict[int, Path]:
-    """The files of a run by the number of updates, rising."""
+def saved_averages(folder: Path) -> dict[int, Path]:
+    """The files of a run by their number of updates, in rising order."""
     paths = (folder / FOLDER).glob("step-*.safetensors")
     return dict(sorted((int(path.stem[5:]), path) for path in paths if re.fullmatch(r"[0-9]{8,18}", path.stem[5:])))
 
 
-def forget_after(folder: Path, n: int) -> None:
-    """Remove what a run left that was killed later than the checkpoint, after n updates, from which it goes on."""
-    for step, path in kept(folder).items():
+def remove_averages_after(folder: Path, n: int) -> None:
+    """Remove files of more than n updates: a run that was killed after its last checkpoint may leave them."""
+    for step, path in saved_averages(folder).items():
         if step > n:
             with suppress(OSError):
                 path.unlink()
 
 
-def posthoc_model(folder: str | Path, model: Model, width: float) -> Model:
-    """The model of a run folder with an average of another width, as it would stand at the latest moment kept.
+def read_averages(path: Path, n: int, model: Model) -> dict[float, Denoiser]:
+    """The averages of one file by EMA length.
+
+    Raises CheckpointError if the file is damaged, does not belong to n updates, or belongs to another model.
+    """
+    tensors, record = read_tensors(path)
+    try:
+        lengths = record["widths"]
+        distinct = fits(lengths, tuple[float, ...]) and len({*lengths}) == len(lengths)
+        if not distinct or record["n"] != n or n <= 0 or not all(0 < length < 0.28 for length in lengths):
+            raise ValueError(f"its EMA lengths {lengths!r} or its number of updates {record['n']!r} are impossible")
+        averages = {}
+        for i, length in enumerate(lengths):
+            weights = {name.partition(".")[2]: w for name, w in tensors.items() if name.startswith(f"{i}.")}
+            averages[length] = denoiser_of(weights, model.spec, torch.device("cpu"))
+        return averages
+    except (KeyError, TypeError, ValueError, RuntimeError) as error:
+        raise damaged(path, error) from error
+
+
+def posthoc_model(folder: str | Path, model: Model, length: float) -> Model:
+    """The model with the averaged weights of another EMA length, at the last point that the run saved.
 
     folder   of the run that made the model
-    width    standard deviation of the averaging profile relative to the length of the run, as in `power_decay`
+    length   standard deviation of the averaging profile relative to the length of the run, as in `power_decay`
 
-    Raises UsageError where the folder keeps nothing, or nothing near that width; CheckpointError, naming the path, for
-    a file that is damaged or none of this model's.
+    Raises UsageError if the folder has no averages or none near that length, and CheckpointError if a file is damaged
+    or belongs to another model.
     """
-    moments, parts = [], []
-    for n, path in kept(Path(folder)).items():
-        tensors, record = read_tensors(path)
-        try:
-            widths = record["widths"]
-            sound = fits(widths, tuple[float, ...]) and len({*widths}) == len(widths) and record["n"] == n > 0
-            if not sound or not all(0 < each < 0.28 for each in widths):
-                raise ValueError(f"it says that it holds averages of widths {widths!r} after {record['n']!r} steps")
-            for i, each in enumerate(widths):
-                weights = {name.partition(".")[2]: w for name, w in tensors.items() if name.startswith(f"{i}.")}
-                parts.append(denoiser_of(weights, model.spec, torch.device("cpu")))
-                moments.append((each, n))
-        except (KeyError, TypeError, ValueError, RuntimeError) as error:
-            raise damaged(path, error) from error
-    if not moments:
+    profiles, averages = [], []
+    for n, path in saved_averages(Path(folder)).items():
+        for each, denoiser in read_averages(path, n, model).items():
+            profiles.append((each, n))
+            averages.append(denoiser)
+    if not profiles:
         raise UsageError(
-            f"{folder} keeps no averages to mix: --ema needs the folder of a run without ema_decay and patience, a "
-            f"{SHARES[0]:.0%} of the way or later"
+            f"{folder} has no averages for --ema: it must be the folder of a run without ema_decay and patience, "
+            f"{SHARES[0]:.0%} of which or more is done"
         )
-    shares, off = mixture(moments, (width, moments[-1][1]))
-    if off > MOST_OFF:
-        near = " and ".join(f"{each:g}" for each in sorted({each for each, _ in moments}))
-        raise UsageError(f"the averages of {folder} make none of width {width:g}, by {off:.0%}: stay nearer to {near}")
+    last = profiles[-1][1]
+    factors, distance = mixture(profiles, (length, last))
+    if distance > MAX_DISTANCE:
+        near = " and ".join(f"{each:g}" for each in sorted({each for each, _ in profiles}))
+        raise UsageError(
+            f"EMA length {length:g} is too far from those of the averages in {folder}: choose one nearer to {near}"
+        )
+
+    combined = dict(averages[-1].state_dict())  # with the latest buffers
+    for name, latest in averages[-1].named_parameters():
+        weights = torch.stack([average.get_parameter(name) for average in averages]).double()
+        combined[name] = torch.tensordot(torch.tensor(factors, dtype=torch.float64), weights, 1).to(latest)
     device = next(model.denoiser.parameters()).device
-    mixed = dict(parts[-1].state_dict())  # buffers are the latest ones
-    for name, latest in parts[-1].named_parameters():
-        weights = torch.stack([part.get_parameter(name) for part in parts]).double()
-        mixed[name] = torch.tensordot(torch.tensor(shares, dtype=torch.float64), weights, 1).to(latest)
-    denoiser = denoiser_of(mixed, model.spec, device)
-    return replace(model, denoiser=denoiser, step=moments[-1][1])
+    return replace(model, denoiser=denoiser_of(combined, model.spec, device), step=last)

@@ -42,7 +42,7 @@ from .budget import Budget, Throughput
 from .checkpoint import Checkpoint, State, latest, room_for, save_checkpoint
 from .command import command_of, config_toml
 from .display import Display
-from .estimate import outlook
+from .estimate import forecast
 from .folder import hold, refuse_taken
 from .log import Log
 from .milestones import CHECKS, PICTURES, ROWS, Milestones
@@ -157,7 +157,7 @@ class Trainer:
             self.save_model(with_picture=False)
             self.report(live=False)
             where = suspects(error.step, self.images, self.spec)
-            raise DivergedError(f"{error}, or look at {where}") from error
+            raise DivergedError(f"{error}, or check {where}") from error
         finally:
             self.display.close()
             if self.log is not None:
@@ -174,7 +174,7 @@ class Trainer:
             state.losses.append(step.losses)
         elif not self.display.quiet:
             where = suspects(step, self.images, self.spec)
-            self.display.print(f"step {step.n} was left out, it is not finite: {where}")
+            self.display.print(f"Step {step.n} was skipped, its loss or gradient is not finite: {where}")
 
     def print_forecast(self, step: Step) -> None:
         """Print once, after some seconds, how the run will end."""
@@ -184,7 +184,7 @@ class Trainer:
         elif self.since_settled is not None and now >= self.since_settled.time + LOOK:
             speed = self.since_settled.speed(step.n, now)
             seen, device = step.n * self.config.batch, step.losses.device
-            self.display.print(str(outlook(self.config, len(self.images), speed, device, seen, now)))
+            self.display.print(str(forecast(self.config, len(self.images), speed, device, seen, now)))
             self.since_settled = None
 
     def keep_averages(self) -> None:
@@ -194,8 +194,8 @@ class Trainer:
             state.guide = state.ema.snapshot()
         if state.second is not None and self.averages.due(self.budget.progress):
             models = state.ema.model, state.second.model
-            by_length = dict(zip(posthoc_ema.widths_of(self.config), models, strict=True))
-            on_rank0(lambda: posthoc_ema.keep(self.folder, self.numbers.n, by_length))
+            by_length = dict(zip(posthoc_ema.ema_lengths(self.config), models, strict=True))
+            on_rank0(lambda: posthoc_ema.save_averages(self.folder, self.numbers.n, by_length))
 
     def validate(self) -> None:
         """Measure the held-out loss where it is due."""
@@ -323,9 +323,9 @@ class Trainer:
 
 
 def missing_averages(folder: Path) -> tuple[float, ...]:
-    """The shares of the run at which its averaged weights were not kept yet, by rank 0's folder."""
-    kept = int(broadcast(len(posthoc_ema.kept(folder)))[0])
-    return posthoc_ema.SHARES[kept:]
+    """The shares of the run at which its averaged weights are not saved yet, by the folder of rank 0."""
+    saved = int(broadcast(len(posthoc_ema.saved_averages(folder)))[0])
+    return posthoc_ema.SHARES[saved:]
 
 
 def write_checkpoint(folder: Path, spec: ModelSpec, state: State, budget: Budget, log: Log | None = None) -> None:
@@ -353,7 +353,7 @@ def initial_state(spec: ModelSpec, held_out: Images | None, device: torch.device
     measure = None if held_out is None else HeldOut(held_out, spec.loss(), config.seed, memory_format(config))
     denoiser, optimizer = learner(spec, device)
     state = State(denoiser, optimizer, EMA(denoiser, decay_of(config)), measure)
-    if lengths := posthoc_ema.widths_of(config):
+    if lengths := posthoc_ema.ema_lengths(config):
         state.second = EMA(denoiser, power_decay(lengths[1]))
     return state
 
@@ -371,7 +371,7 @@ def begin_folder(folder: Path, config: Config, images: Images, n: int) -> None:
     write_atomic(folder / "config.toml", config_toml(config))
     if images.left_out:
         write_atomic(folder / "left-out.csv", left_out_csv(images.left_out))
-    posthoc_ema.forget_after(folder, n)
+    posthoc_ema.remove_averages_after(folder, n)
 
 
 def train_run(
