@@ -22,7 +22,7 @@ from simple_diffusion.data.images import Images
 from simple_diffusion.data.info import DataInfo
 from simple_diffusion.model.build import ModelSpec
 from simple_diffusion.model.config import Config
-from simple_diffusion.model.generate import together
+from simple_diffusion.model.generate import sampling_batch
 from simple_diffusion.model.presets import PRESETS
 from simple_diffusion.run.estimate import SIZES, matmul_speed
 from simple_diffusion.run.steps import start_training
@@ -109,7 +109,7 @@ def measure(preset: str, precision: str, seconds: float, device: torch.device = 
     step = median(times)
 
     guided, grid, sampler = ModelSpec(config, info).sampler(denoiser.eval())
-    batch = together(device, *info.shape[1:])
+    batch = sampling_batch(device, *info.shape[1:])
     n = 4 * batch if on_gpu else batch * torch.get_num_threads()  # a batch for each core
     labels, times = torch.arange(n) % 10, []
     for seed in range(4):

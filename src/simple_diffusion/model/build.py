@@ -1,4 +1,4 @@
-"""From a configuration to objects: network, denoiser, loss, sampler. Here strings become code."""
+"""From a configuration to objects: network, denoiser, loss and sampler. Names of settings become code only here."""
 
 import math
 from dataclasses import dataclass, replace
@@ -23,7 +23,7 @@ from .config import Config, memory_format, schedule_of
 
 @dataclass(frozen=True)
 class ModelSpec:
-    """What a model is: a configuration, and the kind of data it is for. Its methods build the parts.
+    """The specification of a model: a configuration and the properties of its data. Its methods build the parts.
 
     config  fitted to the device
     info    shape, classes, mean and standard deviation of the data
@@ -33,22 +33,22 @@ class ModelSpec:
     info: DataInfo
 
     def changed(self, **settings: Any) -> "ModelSpec":
-        """The same with other settings. Raises UsageError for a value that is not allowed."""
+        """The specification with other settings. Raises UsageError for a value that is not allowed."""
         return replace(self, config=replace(self.config, **settings))
 
     @property
     def augmentations(self) -> list[Augmentation]:
-        """The augmentations it is trained with, the identity first."""
+        """The augmentations of training images, the identity first."""
         return AUGMENTATIONS[self.config.augment](self.info.height == self.info.width)
 
     @property
     def augment_labels(self) -> int:
-        """How many augmentations the network is conditioned on, 1 for none."""
+        """The number of augmentations that the network is conditioned on, 1 for none."""
         return len(self.augmentations) if self.config.augment_conditioning == "yes" else 1
 
     @property
     def weight(self) -> Weight | None:
-        """Weight of the noise levels in the loss, None for weight 1 on the network's output."""
+        """Weight of each noise level in the loss, None for weight 1 on the error of the network's output."""
         return MinSNR() if self.config.weight == "min-snr" else None
 
     @property
@@ -58,7 +58,7 @@ class ModelSpec:
         return {"uniform": uniform, "steps": on_steps}.get(self.config.density, lognormal)
 
     def network(self) -> nn.Module:
-        """The untrained network; weights from torch's global generator."""
+        """The untrained network, initialized by torch's global generator."""
         config, info, widths = self.config, self.info, self.config.widths
         shared = {"augmentations": self.augment_labels, "dropout": config.dropout}
         if config.network == "annotated":
@@ -76,19 +76,19 @@ class ModelSpec:
         return UNet(info.channels, info.classes, widths, config.blocks, config.patch, **shared)
 
     def denoiser(self) -> Denoiser:
-        """The untrained denoiser; weights from torch's global generator."""
+        """The untrained denoiser, initialized by torch's global generator."""
         config = self.config
         net = self.network().to(memory_format=memory_format(config))  # pyrefly: ignore[no-matching-overload]
         target, dtype = TARGETS[config.target], PRECISIONS[config.precision]
         return Denoiser(net, schedule_of(config), target, self.info.std, dtype)
 
     def loss(self) -> Loss:
-        """The loss on images as they are, with all labels: what the held-out loss measures."""
+        """The loss without augmentation and dropped labels, for the held-out loss."""
         criterion = CRITERIA[self.config.criterion]
         return partial(denoising_loss, density=self.density, weight=self.weight, criterion=criterion)
 
     def training_loss(self) -> Loss:
-        """The same with augmentation and dropped labels."""
+        """The loss with augmentation and dropped labels, for training."""
         config, classes, loss = self.config, self.info.classes, self.loss()
         if len(self.augmentations) > 1:
             loss = augmented(loss, self.augmentations, classes, conditioned=config.augment_conditioning == "yes")
@@ -97,16 +97,16 @@ class ModelSpec:
     def sampler(
         self, denoiser: PosteriorMean, guide: PosteriorMean | None = None
     ) -> tuple[PosteriorMean, Tensor, Sampler]:
-        """(denoiser with guidance and clipping, grid of times, sampler): what `sample_batches` takes.
+        """(denoiser with guidance and clipping, time grid, sampler), the arguments of `sample_batches`.
 
-        guide  an early snapshot of the training, for autoguidance
+        guide  early snapshot of the averaged weights for autoguidance, or None
         """
         config, classes = self.config, self.info.classes
         interval = config.guidance_low, config.guidance_high
         if guide is not None:
             denoiser = AutoGuided(denoiser, guide, config.autoguidance, interval)
         if classes:
-            unconditional = config.guidance == 0  # at every level, not only where guidance acts
+            unconditional = config.guidance == 0  # without labels at every noise level
             denoiser = Guided(denoiser, config.guidance, classes, EVERYWHERE if unconditional else interval)
         times = GRIDS[config.grid](denoiser.schedule, config.sampler_steps)
         return Clipped(denoiser), times, SAMPLERS[config.sampler].function

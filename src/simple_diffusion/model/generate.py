@@ -1,4 +1,4 @@
-"""Images of a model, by the sampler of its config."""
+"""Samples of a model, by the sampler of its configuration."""
 
 import sys
 from collections.abc import Iterator
@@ -14,32 +14,42 @@ from ..system.signals import Stopped
 from .model_file import Model
 
 GPU_BATCH, GPU_PIXELS = 512, 2**19
-"""Images drawn together on a GPU, which a batch of 64 small ones leaves idle, and the most pixels in all of them."""
+"""Largest batch on a GPU, in images and in pixels: a batch of BATCH small images does not use a GPU fully."""
 
 
-def together(device: torch.device, height: int, width: int) -> int:
-    """How many images are drawn together, whatever number is asked for: BATCH on a CPU, whose cores draw one each."""
+def sampling_batch(device: torch.device, height: int, width: int) -> int:
+    """The batch size of sampling for images of a size: BATCH on a CPU, larger on a GPU.
+
+    It does not depend on how many images are generated, so that an image does not depend on it either.
+    """
     return max(BATCH, min(GPU_BATCH, GPU_PIXELS // (height * width))) if device.type == "cuda" else BATCH
 
 
 def generate_batches(model: Model, n: int, labels: Tensor | None, seed: int) -> Iterator[tuple[int, Tensor]]:
-    """The batches of n images that this process draws: (number of the first image, float images about [-1, 1])."""
+    """The batches of n images that this process generates: (number of the first image, images).
+
+    labels   int64 `[n]`, or None for a model without classes
+
+    The images are float `[<= batch, C, H, W]`, about in [-1, 1].
+    """
     denoiser, times, sampler = model.sampler()
     device, shape = next(model.denoiser.parameters()).device, (n, *model.info.shape)
-    batch = together(device, *shape[-2:])
-    mine = range(0, n, batch)[rank() :: world_size()]
-    drawn = sample_batches(
-        denoiser, shape, times, labels, sampler=sampler, seed=seed, batch=batch, device=device, firsts=mine
+    batch = sampling_batch(device, *shape[-2:])
+    firsts = range(0, n, batch)[rank() :: world_size()]
+    images = sample_batches(
+        denoiser, shape, times, labels, sampler=sampler, seed=seed, batch=batch, device=device, firsts=firsts
     )
-    return zip(mine, drawn, strict=True)
+    return zip(firsts, images, strict=True)
 
 
 def generate(
     model: Model, n: int, labels: Tensor | None, seed: int, quiet: bool = True, stopped: Stopped | None = None
 ) -> Tensor:
-    """n images: uint8 `[n, C, H, W]` on the CPU. Processes that share a run draw a part each, and all get all.
+    """Generate n images, uint8 `[n, C, H, W]` on the CPU. All processes share the work, and each gets all images.
 
-    stopped   a signal at which to leave off; what is not drawn by then stays black
+    labels    int64 `[n]`, or None for a model without classes
+    quiet     show no progress bar
+    stopped   a signal that stops the work; the images that are missing by then are black
     """
     pixels = torch.zeros((n, *model.info.shape), dtype=torch.uint8)
     with tqdm(total=n, unit=" images", disable=quiet or rank() > 0 or not sys.stderr.isatty()) as bar:
@@ -48,4 +58,4 @@ def generate(
             bar.update(len(x) * world_size())
             if stopped is not None and stopped.number:
                 break
-    return all_reduce(pixels)  # where another drew, ours are 0
+    return all_reduce(pixels)  # the images of other processes are 0 here

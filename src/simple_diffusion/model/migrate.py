@@ -1,7 +1,7 @@
-"""Records of older formats, brought to today's names.
+"""Migration of the records of older formats to the current names.
 
-Format 3 renamed settings, two training targets and the record of the data. Nothing else changed, so a model of format 1
-or 2 gives the same images as before.
+Format 3 renamed settings, two training targets and the record of the data. Nothing else changed, so that models of
+formats 1 and 2 give the same images as before.
 """
 
 from typing import Any
@@ -20,12 +20,12 @@ RENAMED_TARGETS = {"clean": "x0", "velocity": "v"}
 
 
 def migrated(record: dict[str, Any]) -> dict[str, Any]:
-    """The record of a model file or checkpoint with today's names.
+    """The record of a model file or checkpoint with the current names.
 
-    Raises KeyError or TypeError where the record has no configuration.
+    Raises KeyError or TypeError if the record has no configuration.
     """
     if not isinstance(record["config"], dict):
-        raise TypeError(f"its configuration can't be {record['config']!r}")
+        raise TypeError(f"its configuration must be a table, got {record['config']!r}")
     if record["format"] >= 3:
         return record
     config = {RENAMED.get(key, key): value for key, value in record["config"].items()}

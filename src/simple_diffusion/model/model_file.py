@@ -1,6 +1,6 @@
-"""A model on disk: one file that holds the weights and everything needed to use them.
+"""Model files: the weights of a model and everything needed to sample from it, in one file.
 
-What its header says is checked against the closed list of settings: data, never code.
+The header contains settings, which are checked against the list of known ones. It is data, and nothing in it is run.
 """
 
 from dataclasses import asdict, dataclass, replace
@@ -22,17 +22,18 @@ from .migrate import migrated
 
 MODEL_FILE = "model.safetensors"
 
-GUIDE = "guide."  # in front of the names of the guide's weights
+GUIDE = "guide."  # prefix of the names of the guide's weights
 
 
 @dataclass(frozen=True)
 class Model:
-    """A trained denoiser, its specification, and how long it trained.
+    """A trained denoiser with its specification and the length of its training.
 
-    spec        the precision of its configuration is the one for sampling on this machine
-    step        updates
-    guide       an early snapshot of the same training, for autoguidance, or None
-    trained_in  precision of the training, None where it is the configuration's
+    spec        the precision in its configuration is the one for sampling on this machine
+    step        number of updates
+    seconds     length of the training
+    guide       early snapshot of the averaged weights for autoguidance, or None
+    trained_in  precision in training, None if it is that of the configuration
     """
 
     denoiser: Denoiser
@@ -51,21 +52,21 @@ class Model:
         return self.spec.info
 
     def changed(self, **settings: Any) -> "Model":
-        """The same weights with other settings. Raises UsageError for a value that is not allowed."""
+        """The model with other settings and the same weights. Raises UsageError for a value that is not allowed."""
         return replace(self, spec=self.spec.changed(**settings))
 
     def sampler(self) -> tuple[PosteriorMean, Tensor, Sampler]:
-        """(denoiser with guidance and clipping, grid of times, sampler), as `ModelSpec.sampler`."""
+        """(denoiser with guidance and clipping, time grid, sampler), as from `ModelSpec.sampler`."""
         return self.spec.sampler(self.denoiser, self.guide)
 
     @property
     def training_config(self) -> Config:
-        """The config that it was trained by, whatever this machine draws in."""
+        """The configuration in training, with the precision of that time."""
         return replace(self.config, precision=self.trained_in or self.config.precision)
 
 
 def save(path: Path, model: Model) -> None:
-    """Write the model to one file, whole or not at all. Raises ResourceError."""
+    """Write the model to a file, which is complete or does not appear. Raises ResourceError."""
     record = {"config": asdict(model.training_config), "info": asdict(model.info)}
     record |= {"step": model.step, "seconds": round(model.seconds, 1)}
     guide = {} if model.guide is None else model.guide.state_dict()
@@ -73,18 +74,19 @@ def save(path: Path, model: Model) -> None:
 
 
 def model_file(path: str | Path) -> Path:
-    """The file of a model that is named by its run folder, or by itself."""
+    """The model file of a run folder, or the path itself if it is not a folder."""
     return Path(path) / MODEL_FILE if Path(path).is_dir() else Path(path)
 
 
 def read(path: str | Path, device: str = "auto", precision: str = "auto") -> Model:
-    """The model of a run folder or of a file. Raises CheckpointError, naming the path, if there is none.
+    """Read the model of a run folder or file. Raises CheckpointError, which names the path, if there is none.
 
-    precision   "auto" is what suits this machine, whatever the model was trained in
+    device      "auto", "cpu", "cuda" or "mps"
+    precision   "auto" is what suits this machine, whatever the precision in training was
     """
     file = model_file(path)
     if not file.is_file():
-        raise CheckpointError(f"there is no model at {file}: name a run folder or a .safetensors file of `train`")
+        raise CheckpointError(f"there is no model at {file}: give a run folder or a .safetensors file of `train`")
     where = pick_device(device)
     tensors, record = read_tensors(file)
     try:
@@ -93,7 +95,7 @@ def read(path: str | Path, device: str = "auto", precision: str = "auto") -> Mod
         spec = ModelSpec(config, from_json(DataInfo, record["info"]))
         step, seconds = record["step"], record["seconds"]
         if type(step) is not int or not fits(seconds, float) or min(step, seconds) < 0:
-            raise ValueError(f"it says that it trained for {step!r} steps in {seconds!r} s")
+            raise ValueError(f"its step {step!r} and seconds {seconds!r} must be numbers of 0 or more")
         weights = {name: w for name, w in tensors.items() if not name.startswith(GUIDE)}
         denoiser = denoiser_of(weights, spec, where)
         guide = {name.removeprefix(GUIDE): w for name, w in tensors.items() if name.startswith(GUIDE)}
@@ -105,8 +107,8 @@ def read(path: str | Path, device: str = "auto", precision: str = "auto") -> Mod
 
 
 def denoiser_of(weights: dict[str, Tensor], spec: ModelSpec, device: torch.device) -> Denoiser:
-    """The denoiser with these weights, ready to sample. Raises ValueError where they are not those of the config."""
-    with torch.device("meta"):  # shapes are compared before a byte is spent on them
+    """The denoiser with these weights, ready to sample. Raises ValueError if they do not fit the configuration."""
+    with torch.device("meta"):  # shapes are compared before memory is allocated
         denoiser = spec.denoiser()
     load_weights(denoiser, weights)
     denoiser = denoiser.to(device).to(memory_format=memory_format(spec.config))  # pyrefly: ignore[no-matching-overload]
@@ -119,6 +121,6 @@ def load(path: str | Path, device: str = "auto") -> Denoiser:
     path     of a run folder of `train`, or of a .safetensors file
     device   "auto", "cpu", "cuda" or "mps"
 
-    Raises CheckpointError, naming the path, if there is no model; UsageError for a device that is not there.
+    Raises CheckpointError, which names the path, if there is no model, and UsageError if there is no such device.
     """
     return read(path, device).denoiser

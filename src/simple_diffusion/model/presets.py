@@ -1,4 +1,4 @@
-"""Named configurations: a table of settings that differ from the defaults."""
+"""Named configurations: the settings that differ from the defaults."""
 
 from typing import Any
 
@@ -12,22 +12,22 @@ DDPM: dict[str, Any] = {
     "beta2": 0.999,
     "seconds": 0.0,
 }
-"""What the two presets below share (Ho et al. 2020)."""
+"""Settings of DDPM that both predecessors share (Ho et al. 2020)."""
 
-BLURRED: dict[str, Any] = {"sampler": "dpmpp-sde"}
-"""For the sizes of a minute or two, whose images gain from fresh noise until they have learned more."""
+STOCHASTIC: dict[str, Any] = {"sampler": "dpmpp-sde"}
+"""A stochastic sampler, which gives better images after a training of only one or two minutes."""
 
 PRESETS: dict[str, tuple[str, dict[str, Any]]] = {
-    "tiny": ("0.3 M parameters, for some seconds on two cores", {"widths": (32, 64), "lr": 4e-3} | BLURRED),
-    "small": ("0.7 M parameters, for a minute on two cores", BLURRED),
+    "tiny": ("0.3 M parameters, for less than a minute on two cores", {"widths": (32, 64), "lr": 4e-3} | STOCHASTIC),
+    "small": ("0.7 M parameters, for a minute on two cores", STOCHASTIC),
     "base": ("1.2 M parameters, for minutes to hours on two cores", {"widths": (64, 128)}),
     "large": (
         "9 M parameters, for hours on many cores, or minutes on a GPU",
         {"widths": (128, 256), "blocks": (2, 4), "lr": 1e-3, "batch": 128},
     ),
     "few-images": (
-        "for some hundred images: mirror images, dropout, more of the high noise levels, a stop on the held-out loss, "
-        "and samples pushed away from an early snapshot",
+        "for a few hundred images: horizontal flips, dropout, higher noise levels, early stopping on the held-out "
+        "loss, and autoguidance",
         {
             "augment": "mirror",
             "dropout": 0.2,
@@ -44,7 +44,7 @@ PRESETS: dict[str, tuple[str, dict[str, Any]]] = {
         },
     ),
     "annotated-goldfish": (
-        "the annotated U-Net on one class of photographs, by DDPM in 500 steps; 8,000 epochs of 500 images",
+        "the annotated U-Net on one class of photographs, with DDPM in 500 steps; 8,000 epochs of 500 images",
         DDPM
         | {
             "data": "hub:Maysee/tiny-imagenet[n01443537]",
@@ -64,7 +64,7 @@ PRESETS: dict[str, tuple[str, dict[str, Any]]] = {
         },
     ),
     "double-conv-fashion": (
-        "the double-conv U-Net on Fashion-MNIST, with labels and guidance, by DDPM in 1000 steps; 25 epochs",
+        "the double-conv U-Net on Fashion-MNIST, with labels and guidance, with DDPM in 1000 steps; 25 epochs",
         DDPM
         | {
             "data": "fashion-mnist",
@@ -87,4 +87,4 @@ PRESETS: dict[str, tuple[str, dict[str, Any]]] = {
         },
     ),
 }
-"""name -> (what it is for, the settings that differ from the default)."""
+"""name -> (purpose, settings that differ from the defaults)."""

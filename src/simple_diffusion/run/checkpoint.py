@@ -1,7 +1,7 @@
-"""All that a stopped run needs to go on as if it had never stopped, and its checkpoints on disk.
+"""Checkpoints: the state from which a run resumes bit-exactly.
 
-Randomness is derived and the order of the data is a function of the step, so this is: weights, their average, the
-optimiser's memory, and a few numbers.
+Random numbers and the order of the data are functions of the step. The state is therefore only the weights, their
+averages, the optimizer's buffers and a few numbers.
 """
 
 import platform
@@ -27,20 +27,21 @@ from ..system.distributed import world_size
 from ..system.files import damaged, fits, from_json, read_tensors, write_tensors
 from ..validation import HeldOut
 
-KEPT = 2  # checkpoints: if the newest is damaged, there is the one before
+KEPT = 2  # checkpoints; the second one is for the case that the newest is damaged
 FOLDER = "checkpoints"
 
 
 @dataclass
 class Numbers:
-    """What a checkpoint keeps beside the tensors.
+    """The numbers of a checkpoint.
 
-    n              updates done
+    n              number of updates
     seconds        that the run has taken
-    done           whether it came to its end
-    bad            steps in a row, up to this one, that were left out
-    held_out_loss  the last one measured
-    best, best_progress   the lowest one, and the share of the run after which it was measured
+    done           whether the run has reached its end
+    bad            how many of the last steps in a row were skipped
+    held_out_loss  the latest, None if it was not measured
+    best           the lowest held-out loss, None if it was not measured
+    best_progress  share of the run after which the lowest was measured
     """
 
     n: int = 0
@@ -54,11 +55,11 @@ class Numbers:
 
 @dataclass
 class State:
-    """What training changes.
+    """The state of a training run: all that training changes.
 
     losses   of each sample since the last row of the log
-    guide    averaged weights as they were early, for autoguidance
-    second   an average of another width, for `averages.py`, or None
+    guide    early snapshot of the averaged weights for autoguidance, or None
+    second   average with another EMA length for post-hoc EMA, or None
     """
 
     denoiser: Denoiser
@@ -71,7 +72,7 @@ class State:
     numbers: Numbers = field(default_factory=Numbers)
 
     def tensors(self) -> dict[str, Tensor]:
-        """Every tensor by name."""
+        """All tensors of the state by name, as in a checkpoint."""
         parts = {"model": self.denoiser.state_dict(), "average": self.ema.model.state_dict(), "optimizer": {}}
         for name, parameter in self.denoiser.named_parameters():
             memory = self.optimizer.state.get(parameter, {})
@@ -83,7 +84,7 @@ class State:
         return {f"{part}.{name}": tensor for part, of_part in parts.items() for name, tensor in of_part.items()}
 
     def restore(self, tensors: dict[str, Tensor], numbers: Numbers) -> None:
-        """Become what was saved. Raises ValueError where the tensors are not those of this network."""
+        """Set the state to that of a checkpoint. Raises ValueError if the tensors do not fit the network."""
         parts: dict[str, dict[str, Tensor]] = {}
         for name, tensor in tensors.items():
             if tensor.is_floating_point() and not tensor.isfinite().all():
@@ -99,11 +100,11 @@ class State:
                 self.guide.load_state_dict(parts.pop("guide"))
             if self.second is not None and "second" in parts:
                 self.second.model.load_state_dict(parts.pop("second"))
-            else:  # a checkpoint of before there were two
+            else:  # older checkpoints have no second average
                 self.second = None
-            if self.held_out is not None and numbers.best is not None:  # they are loaded at the end of the run alone
+            if self.held_out is not None and numbers.best is not None:  # only checked here
                 self.ema.snapshot().load_state_dict(parts.get("best", {}))
-        except RuntimeError as error:  # of load_state_dict, many lines long
+        except RuntimeError as error:  # by load_state_dict
             raise ValueError(str(error)) from error
         if self.held_out is not None:
             self.held_out.best_progress = numbers.best_progress
@@ -116,16 +117,16 @@ class State:
             for key in [key for key in memories if key.rpartition(".")[0] == name]:
                 saved = memories.pop(key)
                 if saved.shape not in (parameter.shape, torch.Size()):
-                    raise ValueError(f"{key} is {tuple(saved.shape)}, not {tuple(parameter.shape)}")
-                # In the layout and on the device of the weight; the count of updates stays where fused AdamW wants it.
+                    raise ValueError(f"{key} must have shape {tuple(parameter.shape)}, got {tuple(saved.shape)}")
+                # Buffers take the memory format and device of the weight; fused AdamW needs its count on that device.
                 kept = torch.empty_like(parameter).copy_(saved) if saved.shape else saved.to(parameter.device)
                 self.optimizer.state[parameter][key.rpartition(".")[2]] = kept
         if odd := sorted(memories) + sorted(parts):
-            raise ValueError(f"{odd[0]} belongs to nothing here")
+            raise ValueError(f"{odd[0]} does not belong to this network")
 
 
 def made_by() -> dict[str, Any]:
-    """What the last bits of a run depend on."""
+    """The versions and hardware on which the last bits of a run depend."""
     return {
         "simple-diffusion": __version__,
         "torch": torch.__version__,
@@ -136,19 +137,21 @@ def made_by() -> dict[str, Any]:
 
 
 def room_for(folder: Path, state: State) -> None:
-    """Raise ResourceError unless the disk takes all the checkpoints that a run will keep, and one being written."""
+    """Raise ResourceError unless the disk has room for all files of a run, with one checkpoint being written."""
     weights = sum(t.numel() * t.element_size() for t in state.denoiser.state_dict().values())
     two = state.second is not None
-    # The weights, their average, the optimiser's two memories, the guide; the best ones; the second average.
+    # In a checkpoint: weights, average, two buffers of the optimizer and guide; best weights; second average.
     most = 5 + (state.held_out is not None) + two
     need = ((KEPT + 1) * most + 2 + two * 2 * len(SHARES)) * weights
     free = shutil.disk_usage(folder).free
     if free < need:
-        raise ResourceError(f"{folder} has room for {free / 1e6:,.0f} MB and needs {need / 1e6:,.0f}: free the disk")
+        raise ResourceError(
+            f"{folder} needs {need / 1e6:,.0f} MB, and the disk has room for {free / 1e6:,.0f} MB: free the disk"
+        )
 
 
 def save_checkpoint(folder: Path, spec: ModelSpec, state: State) -> Path:
-    """Write FOLDER/checkpoints/step-N.safetensors, then remove all but it and the one before. Raises ResourceError."""
+    """Write FOLDER/checkpoints/step-N.safetensors and remove all but it and the one before. Raises ResourceError."""
     path = folder / FOLDER / f"step-{state.numbers.n:08d}.safetensors"
     record = {
         "config": asdict(spec.config),
@@ -159,7 +162,8 @@ def save_checkpoint(folder: Path, spec: ModelSpec, state: State) -> Path:
     write_tensors(path, state.tensors(), record)
     found = checkpoints(folder)
     here = found.index(path)
-    for other in found[:here] + found[here + KEPT :]:  # those of later steps were damaged, or the run would be there
+    # Checkpoints of later steps are damaged, or the run would have resumed from them.
+    for other in found[:here] + found[here + KEPT :]:
         with suppress(OSError):
             other.unlink()
     return path
@@ -168,12 +172,16 @@ def save_checkpoint(folder: Path, spec: ModelSpec, state: State) -> Path:
 def checkpoints(folder: Path) -> list[Path]:
     """The checkpoints of a run, the newest first."""
     found = (folder / FOLDER).glob("step-*.safetensors")
-    return sorted(found, key=lambda path: (len(path.name), path.name), reverse=True)  # a number may outgrow its zeros
+    # Step numbers may have more than eight digits: longer names are newer.
+    return sorted(found, key=lambda path: (len(path.name), path.name), reverse=True)
 
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """A checkpoint as it was read: what it holds, and what was found damaged on the way to it."""
+    """A checkpoint that was read.
+
+    damaged   errors of newer checkpoints that could not be read
+    """
 
     path: Path
     spec: ModelSpec
@@ -191,27 +199,29 @@ class Checkpoint:
         return self.spec.info
 
     def refuse_changes(self, spec: ModelSpec) -> None:
-        """Raise UsageError or DataError, which list every difference, unless the run goes on as it was."""
+        """Raise UsageError or DataError, with all differences, if the settings or the data have changed."""
         folder = self.path.parent.parent
         if changed := differences(asdict(self.spec.config), asdict(spec.config)):
-            raise UsageError(f"{folder} is another run: {changed}; leave that out, or start a run with another --out")
+            raise UsageError(
+                f"the run in {folder} has other settings: {changed}; omit these options, or use another --out"
+            )
         if changed := differences(asdict(self.spec.info), asdict(spec.info)):
-            raise DataError(f"the data of {folder} has changed: {changed}; give it back its old data")
+            raise DataError(f"the data of {folder} has changed: {changed}; restore the original data")
 
     def remarks(self) -> list[str]:
-        """What the user should know before the run goes on."""
+        """Notes for the user before the run resumes."""
         changed = differences(self.made_by, made_by())
-        bits = [f"the last bits may differ from those of an unbroken run: {changed}"] if changed else []
-        return [*(f"{text}; going back to {self.path.name}" for text in self.damaged), *bits]
+        bits = [f"the last bits may differ from those of an uninterrupted run: {changed}"] if changed else []
+        return [*(f"{text}; resuming from {self.path.name} instead" for text in self.damaged), *bits]
 
 
 def differences(before: dict[str, Any], now: dict[str, Any]) -> str:
-    """Every key whose value changed, with both values."""
+    """All keys whose value changed, with both values."""
     return "; ".join(f"{key} is {now[key]} and was {before.get(key)}" for key in now if now[key] != before.get(key))
 
 
 def latest(folder: Path) -> Checkpoint:
-    """The newest checkpoint that is whole. Raises CheckpointError if there is none."""
+    """The newest checkpoint that is not damaged. Raises CheckpointError if there is none."""
     found = checkpoints(folder)
     if not found:
         raise CheckpointError(f"there is no checkpoint in {folder}: start the run without --resume")
@@ -221,20 +231,20 @@ def latest(folder: Path) -> Checkpoint:
             return read_checkpoint(path, tuple(broken))
         except CheckpointError as error:
             broken.append(str(error))
-    raise CheckpointError(f"no checkpoint in {folder} is whole: {broken[0]}")
+    raise CheckpointError(f"all checkpoints in {folder} are damaged: {broken[0]}")
 
 
 def read_checkpoint(path: Path, damaged_before: tuple[str, ...] = ()) -> Checkpoint:
-    """A checkpoint of a run. Raises CheckpointError, naming the path, unless it is whole."""
+    """Read a checkpoint. Raises CheckpointError, which names the path, if it is damaged."""
     tensors, record = read_tensors(path)
     try:
         record = migrated(record)
         made = record["made_by"]
         if not fits(made, dict[str, str | int]):
-            raise TypeError(f"made_by can't be {made!r}")
+            raise TypeError(f"made_by must be a table of texts and integers, got {made!r}")
         numbers = from_json(Numbers, record["numbers"])
         if {f.name for f in fields(Numbers)} != set(record["numbers"]) or numbers.n < 0:
-            raise ValueError("its numbers are not all there")
+            raise ValueError("its numbers are incomplete or negative")
         spec = ModelSpec(from_json(Config, record["config"]), from_json(DataInfo, record["info"]))
     except (KeyError, TypeError, ValueError, SimpleDiffusionError) as error:
         raise damaged(path, error) from error

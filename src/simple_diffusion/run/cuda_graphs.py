@@ -1,6 +1,6 @@
-"""CUDA graphs: a GPU's work on a batch, recorded once and replayed for each batch that follows.
+"""CUDA graphs: the work of a GPU on a batch, captured once and replayed for each later batch.
 
-A small network is hundreds of small kernels, and a GPU runs them sooner than Python launches them one by one.
+A small network launches hundreds of small kernels, which takes Python longer than the GPU computes.
 """
 
 from collections.abc import Callable, Sequence
@@ -14,12 +14,12 @@ from ..randomness import Draws
 
 Tensors = tuple[Tensor, ...]
 
-Record = Callable[[Callable[[], Tensors]], tuple[Callable[[], None], Tensors]]
-"""work -> (what does the same work on the same tensors, the tensors in which its results then lie)."""
+CaptureGraph = Callable[[Callable[[], Tensors]], tuple[Callable[[], None], Tensors]]
+"""work -> (function that repeats the work on the same tensors, tensors that hold its results)."""
 
 
 def cuda_graph(work: Callable[[], Tensors]) -> tuple[Callable[[], None], Tensors]:  # pragma: no cover (GPU)
-    """What the work launches on the GPU, recorded and not yet run."""
+    """Capture the kernels that the work launches, without running them."""
     graph = torch.cuda.CUDAGraph()
     with torch.cuda.graph(graph):
         results = work()
@@ -27,77 +27,78 @@ def cuda_graph(work: Callable[[], Tensors]) -> tuple[Callable[[], None], Tensors
 
 
 def hold_learning_rate(optimizer: torch.optim.Optimizer, device: torch.device) -> None:
-    """Keep the learning rate in a tensor on the device, where a recorded update reads it."""
+    """Keep the learning rate in a tensor on the device, where a captured update reads it."""
     for group in optimizer.param_groups:
         group |= {"lr": torch.zeros((), device=device), "capturable": True}
 
 
 @dataclass(frozen=True)
-class HeldDraws(Draws):
-    """Draws whose numbers lie in tensors of a device, which stay where they are when other draws are taken over."""
+class StaticDraws(Draws):
+    """Random numbers in tensors on a device that keep their place in memory when they are updated."""
 
     device: torch.device | str = "cpu"
-    held: dict[tuple, Tensor] = field(default_factory=dict)
+    tensors: dict[tuple, Tensor] = field(default_factory=dict)
 
-    def take_over(self, draws: Draws) -> None:
-        """Let the numbers that were asked for be those of other draws from now on."""
-        for (kind, *words), numbers in self.held.items():
-            numbers.copy_(getattr(draws, kind)(*words))
+    def update(self, draws: Draws) -> None:
+        """Replace all numbers that were requested so far by those of other draws."""
+        for (method, *arguments), numbers in self.tensors.items():
+            numbers.copy_(getattr(draws, method)(*arguments))
 
     def normal(self, purpose: str, shape: Sequence[int]) -> Tensor:
-        return self._held("normal", purpose, tuple(shape))
+        return self._static("normal", purpose, tuple(shape))
 
     def uniform(self, purpose: str) -> Tensor:
-        return self._held("uniform", purpose)
+        return self._static("uniform", purpose)
 
     def stratified(self, purpose: str) -> Tensor:
-        return self._held("stratified", purpose)
+        return self._static("stratified", purpose)
 
     def __getitem__(self, rows: slice) -> Draws:
-        assert range(len(self.samples))[rows] == range(len(self.samples)), "a recorded batch is not split"
+        assert range(len(self.samples))[rows] == range(len(self.samples)), "a captured batch is not split"
         return self
 
-    def _held(self, *key) -> Tensor:
-        if key not in self.held:
-            kind, *words = key
-            self.held[key] = getattr(super(), kind)(*words).to(self.device)
-        return self.held[key]
+    def _static(self, *key) -> Tensor:
+        if key not in self.tensors:
+            method, *arguments = key
+            self.tensors[key] = getattr(super(), method)(*arguments).to(self.device)
+        return self.tensors[key]
 
 
 class Replayed:
-    """Work on batches of one shape: the first time it runs as it is, the second time it is recorded, then replayed.
+    """Work on batches of one shape: the first call runs it, the second captures it, and later calls replay it.
 
-    work    batch, or nothing -> tensors, or None; it waits for nothing on the GPU and draws from the batch alone
-    record  how it is recorded
+    work      batch, or nothing -> tensors, or None; its random numbers are those of the batch, and it never waits for
+              the GPU
+    capture   `cuda_graph`, or another way to capture the work
     """
 
-    def __init__(self, work: Callable[..., Tensors | None], record: Record = cuda_graph):
-        self.work, self.record = work, record
+    def __init__(self, work: Callable[..., Tensors | None], capture: CaptureGraph = cuda_graph):
+        self.work, self.capture = work, capture
         self.batch: Batch | None = None
         self.calls = 0
         self.replay: Callable[[], None] = lambda: None
         self.results: Tensors = ()
 
     def __call__(self, *batch: Batch) -> Tensors:
-        held = [self._hold(given) for given in batch]
+        static = [self._copied(given) for given in batch]
         self.calls += 1
-        if self.calls == 1:  # libraries set themselves up, and optimisers their memory, at the first call
-            return self.work(*held) or ()
+        if self.calls == 1:  # libraries and optimizers allocate their memory in the first call
+            return self.work(*static) or ()
         if self.calls == 2:
-            self.replay, self.results = self.record(lambda: self.work(*held) or ())
+            self.replay, self.results = self.capture(lambda: self.work(*static) or ())
         self.replay()
         return tuple(result.clone() for result in self.results)  # the next replay overwrites the results
 
-    def _hold(self, batch: Batch) -> Batch:
-        """The numbers of the batch in the tensors of the first one."""
+    def _copied(self, batch: Batch) -> Batch:
+        """The content of the batch in the tensors of the first batch, which the captured work reads."""
         if self.batch is None:
             d, x0, cond = batch.draws, batch.x0.clone(), batch.cond
-            draws = HeldDraws(d.seed, d.step, d.samples, d.total, x0.device)
+            draws = StaticDraws(d.seed, d.step, d.samples, d.total, x0.device)
             self.batch = Batch(x0, None if cond is None else cond.clone(), draws)
             return self.batch
         self.batch.x0.copy_(batch.x0)
         if self.batch.cond is not None and batch.cond is not None:
             self.batch.cond.copy_(batch.cond)
-        assert isinstance(self.batch.draws, HeldDraws)
-        self.batch.draws.take_over(batch.draws)
+        assert isinstance(self.batch.draws, StaticDraws)
+        self.batch.draws.update(batch.draws)
         return self.batch

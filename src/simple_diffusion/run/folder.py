@@ -1,4 +1,7 @@
-"""One run in a folder at a time. Nothing here waits for torch, so that a second run is refused at once."""
+"""The run folder and its lock: only one process at a time may use it.
+
+This module does not import torch, so that a second run is refused at once.
+"""
 
 import os
 import socket
@@ -15,17 +18,17 @@ LOCK = "lock"
 
 
 def refuse_taken(folder: Path) -> None:
-    """Raise UsageError unless a new run can have this folder: nothing is there but what no run has finished writing."""
+    """Raise UsageError if the folder is taken: if it holds any file but a lock and unfinished files."""
     if folder.is_dir():
         taken = any(p.name != LOCK and p.suffix != ".tmp" and not p.is_dir() for p in folder.rglob("*"))
     else:
         taken = folder.exists()
     if taken:
-        raise UsageError(f"{folder} exists already: go on with it by --resume, choose another --out, or remove it")
+        raise UsageError(f"{folder} already exists: resume it with --resume, choose another --out, or remove it")
 
 
 def free_folder(parent: Path, name: str) -> Path:
-    """parent/name-1, or the first number that is not taken."""
+    """parent/name-1, or the same with the first number that is free."""
     number = 1
     while (parent / f"{name}-{number}").exists():
         number += 1
@@ -33,7 +36,7 @@ def free_folder(parent: Path, name: str) -> Path:
 
 
 def refuse_held(folder: Path) -> None:
-    """Raise BusyError, which names the holder, if another process holds the folder."""
+    """Raise BusyError, which names the process, if another process uses the folder."""
     path = folder / LOCK
     try:
         if path.is_file():
@@ -42,18 +45,18 @@ def refuse_held(folder: Path) -> None:
     except Timeout:
         try:
             holder = path.read_text() or "another process"
-        except OSError:  # pragma: no cover (Windows lets nobody read it)
+        except OSError:  # pragma: no cover (Windows does not let others read it)
             holder = "another process"
         raise BusyError(f"{folder} is in use by {holder}: wait for it, stop it, or choose another --out") from None
     except OSError as error:
-        raise ResourceError(f"{folder} can't be used ({reason(error)}): choose another --out") from error
+        raise ResourceError(f"{folder} cannot be used ({reason(error)}): choose another --out") from error
 
 
 @contextmanager
 def hold(folder: Path) -> Iterator[None]:
-    """Hold the folder of a run, made if need be, until the block ends or the process dies, however it dies.
+    """Lock the folder of a run until the block ends or the process dies. The folder is created if it is missing.
 
-    Raises BusyError, which names the holder, or ResourceError where no folder can be made.
+    Raises BusyError, which names the process that uses the folder, or ResourceError if it cannot be created.
     """
     lock = FileLock(folder / LOCK, timeout=0)
     try:
@@ -63,9 +66,9 @@ def hold(folder: Path) -> Iterator[None]:
         (folder / LOCK).write_text(f"process {os.getpid()} on {socket.gethostname()} since {now:%Y-%m-%d %H:%M}")
     except Timeout:
         refuse_held(folder)
-        raise BusyError(f"{folder} was in use just now: try again") from None
+        raise BusyError(f"{folder} was in use a moment ago: try again") from None
     except OSError as error:
-        raise ResourceError(f"{folder} can't be used ({reason(error)}): choose another --out") from error
+        raise ResourceError(f"{folder} cannot be used ({reason(error)}): choose another --out") from error
     try:
         yield
     finally:

@@ -1,4 +1,4 @@
-"""log.csv: how a run went, a row each half per cent of it."""
+"""log.csv: the progress of a run, one row for each half percent of it."""
 
 import math
 import os
@@ -13,7 +13,7 @@ COLUMNS = ("step", "images", "seconds", "loss", "learning_rate", "images_per_sec
 
 
 def row_of(line: str) -> tuple[int, float, str] | None:
-    """(step, loss, the line), or None for what is no row: a machine that stops may leave half of one, or anything."""
+    """(step, loss, the line), or None if the line is not a whole row, as a crash may leave it."""
     cells = line.split(",")
     try:
         return (int(cells[0]), float(cells[3]), line) if len(cells) == len(COLUMNS) else None
@@ -22,19 +22,19 @@ def row_of(line: str) -> tuple[int, float, str] | None:
 
 
 class Log:
-    """Rows that are added to the file as they come.
+    """The file, to which rows are appended.
 
-    after   rows of later steps are dropped: a run that goes on from a checkpoint writes them again
-    loss    of the last row that was kept, NaN if none was
+    after   rows of later steps are removed: a run that is resumed from a checkpoint writes them again
+    loss    of the last row that was kept, NaN if there is none
 
-    Raises ResourceError where the disk does not take it.
+    Raises ResourceError if the disk is full or the file cannot be written.
     """
 
     def __init__(self, folder: Path, after: int = 0):
         self.path = folder / FILE
         rows = []
         if after:
-            with suppress(OSError):  # a log that is gone is begun anew
+            with suppress(OSError):  # a missing log starts empty
                 rows = list(filter(None, map(row_of, self.path.read_text(errors="replace").splitlines())))
         rows = [row for row in rows if row[0] <= after]
         self.loss = rows[-1][1] if rows else math.nan
@@ -46,14 +46,14 @@ class Log:
             raise unwritable(self.path, error) from error
 
     def row(self, step: int, *values: str) -> None:
-        """Add a row, in the order of COLUMNS."""
+        """Append a row; the values are in the order of COLUMNS."""
         try:
             print(step, *values, sep=",", file=self.file, flush=True)
         except OSError as error:
             raise unwritable(self.path, error) from error
 
     def sync(self) -> None:
-        """See to it that the rows are on the disk, before a checkpoint says that they are."""
+        """Flush the rows to the disk, before a checkpoint is written that relies on them."""
         try:
             os.fsync(self.file.fileno())
         except OSError as error:

@@ -1,4 +1,4 @@
-"""The training steps of a run: network, optimizer and the stream of updates."""
+"""The updates of a run: its network, its optimizer, and the stream of training steps."""
 
 from collections.abc import Callable, Iterator
 from dataclasses import replace
@@ -18,22 +18,22 @@ from .cuda_graphs import Replayed, hold_learning_rate
 
 
 def laid_out(stream: Iterator[Batch], config: Config) -> Iterator[Batch]:
-    """The same batches in the network's memory format."""
+    """The batches in the memory format of the network."""
     for batch in stream:
         yield replace(batch, x0=batch.x0.contiguous(memory_format=memory_format(config)))
 
 
 def learner(spec: ModelSpec, device: torch.device) -> tuple[Denoiser, torch.optim.Optimizer]:
-    """The untrained denoiser and its optimiser; the weights are those of the seed."""
+    """The untrained denoiser, initialized by the seed, and its optimizer."""
     config = spec.config
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(config.seed)  # the weights; everything else is derived from (seed, purpose, step, sample)
+        torch.manual_seed(config.seed)  # the weights alone use torch's global generator
         denoiser = spec.denoiser().to(device)
     return denoiser, OPTIMIZERS[config.optimizer](denoiser, config.lr, (0.9, config.beta2))
 
 
 def replayable(config: Config, device: torch.device) -> bool:
-    """Is all of a step the same work on a GPU each time, with nothing left to the CPU?"""
+    """Whether every step is the same work on a GPU and needs no CPU, so that a CUDA graph can replay it."""
     alike = config.accumulate == 1 and config.augment == "none" and config.dropout == 0 and not config.timesteps
     return device.type == "cuda" and world_size() == 1 and alike
 
@@ -47,7 +47,11 @@ def updates(
     start: int = 0,
     skipped: int = 0,
 ) -> Iterator[Step]:
-    """The steps start + 1, start + 2, ... of a run, without end: all of it but its clock and its files."""
+    """The endless steps start + 1, start + 2, ... of a run, without its clock and its files.
+
+    lr    number of the step -> learning rate
+    bad   how many of the last steps before `start` were not finite
+    """
     config, device = spec.config, next(denoiser.parameters()).device
     capture: Capture = uncaptured
     if replayable(config, device):  # pragma: no cover (GPU)
@@ -69,22 +73,27 @@ def updates(
 
 
 def start_training(spec: ModelSpec, images: Images, device: torch.device, lr: Callable[[int], float]):
-    """(denoiser, the generator of its steps), from the beginning."""
+    """(denoiser, generator of its steps), from the beginning of a run."""
     denoiser, optimizer = learner(spec, device)
     return denoiser, updates(spec, images, denoiser, optimizer, lr)
 
 
 def decay_of(config: Config) -> Decay:
-    """How the averaged weights forget."""
+    """The decay of the averaged weights."""
     return constant_decay(config.ema_decay, config.ema_warmup) if config.ema_decay else power_decay(config.ema_length)
 
 
 def suspects(step: Step, images: Images, spec: ModelSpec, most: int = 4) -> str:
-    """Which images of a step, at which noise, have a loss that is not finite; all if only the gradient is not."""
+    """The images of a step whose loss is not finite, with their noise levels, in words.
+
+    If only the gradient is not finite, these are all images of the step.
+
+    most   images to name
+    """
     config = spec.config
     rows = (~step.losses.isfinite()).nonzero().flatten().tolist() or list(range(config.batch))
     index = order((step.n - 1) * config.batch, config.batch, len(images), config.seed)
     schedule = schedule_of(config)
     ratio = schedule.ratio(spec.density(step.batch.draws.stratified("time"), schedule))
-    named = [f"{images.name_of(int(index[row]))} at noise {ratio[row]:.3g}" for row in rows[:most]]
+    named = [f"{images.name_of(int(index[row]))} at noise level {ratio[row]:.3g}" for row in rows[:most]]
     return ", ".join(named) + (f" and {len(rows) - most} more" if len(rows) > most else "")
