@@ -85,31 +85,51 @@ KINDS = {
 }
 
 
-@pytest.mark.parametrize(("spoil", "what"), KINDS.values(), ids=KINDS)
-def test_the_first_one_ends_the_run_and_is_named(photos, tmp_path, monkeypatch, capsys, spoil, what):
-    folder, good = tmp_path / "run", tmp_path / "good"
-    stopped_after(5, command(photos, good))
+SPOILED = pytest.mark.parametrize(
+    ("spoil", "what"),
+    [pytest.param(*kind, id=name, marks=[pytest.mark.slow] * (name == "inf")) for name, kind in KINDS.items()],
+)
+
+
+@pytest.fixture(scope="module")
+def good(photos, tmp_path_factory) -> Path:
+    """The folder of a run that was stopped after its fifth step."""
+    folder = tmp_path_factory.mktemp("good") / "run"
+    stopped_after(5, command(photos, folder))
+    return folder
+
+
+@pytest.fixture(scope="module")
+def unbroken(photos, tmp_path_factory) -> Path:
+    """The folder of a run whose loss is always finite."""
+    folder = tmp_path_factory.mktemp("unbroken") / "run"
+    assert ends(command(photos, folder)) == 0
+    return folder
+
+
+@SPOILED
+def test_the_first_one_ends_the_run_and_is_named(photos, tmp_path, monkeypatch, capsys, good, unbroken, spoil, what):
+    folder = tmp_path / "run"
     with monkeypatch.context() as patch:
         spoiled(patch, range(6, 7), spoil)
-        said = fails(capsys, command(photos, folder), 4, f"the {what} of step 6 is not finite", "at noise ", "lr=")
+        said = fails(
+            capsys, command(photos, folder), 4, f"the {what} of step 6 is not finite", "at noise level ", "lr="
+        )
     names = shown(photos, 6)
     named = [name for name in {f"photo-{i:02d}.png" for i in range(COUNT)} if name in said]
     assert set(named) == ({names[3]} if what == "loss" else set(names[:4]))
     assert ("and 12 more" in said) == (what == "gradient")
-    assert float(said.split("at noise ")[1].split(",")[0].split(" ")[0]) > 0
+    assert float(said.split("at noise level ")[1].split(",")[0].split(" ")[0]) > 0
     assert read(folder).step == 5  # the model is that of the last good step
     assert_equal(read(folder).denoiser.state_dict(), read(good).denoiser.state_dict())
     assert latest(folder).numbers.n == 0  # the checkpoint is that of the start, and whole
     assert ends([*command(photos, folder), "--resume"]) == 0  # where the cause is gone
-    assert ends(command(photos, tmp_path / "unbroken")) == 0
-    assert_same_run(folder, tmp_path / "unbroken")
+    assert_same_run(folder, unbroken)
 
 
-@pytest.mark.parametrize(("spoil", "what"), KINDS.values(), ids=KINDS)
-def test_so_many_in_a_row_are_left_out_and_change_nothing(photos, tmp_path, monkeypatch, capsys, spoil, what):
-    folder, good = tmp_path / "run", tmp_path / "good"
-    more = "--set=max_skipped=2"
-    stopped_after(5, command(photos, good, more))
+@SPOILED
+def test_so_many_in_a_row_are_left_out_and_change_nothing(photos, tmp_path, monkeypatch, capsys, good, spoil, what):
+    folder, more = tmp_path / "run", "--set=max_skipped=2"
     spoiled(monkeypatch, range(6, 8), spoil)
     capsys.readouterr()
     stopped_after(7, command(photos, folder, more))
@@ -117,8 +137,8 @@ def test_so_many_in_a_row_are_left_out_and_change_nothing(photos, tmp_path, monk
     assert after.numbers.n == 7
     assert_equal(after.tensors, before.tensors)  # weights, their average, and the optimiser's memory
     assert ends([*command(photos, folder, more), "--resume"]) == 0
-    said = [line for line in capsys.readouterr().err.splitlines() if "left out" in line]
-    assert [line.split(" was")[0] for line in said] == ["step 6", "step 7"]
+    said = [line for line in capsys.readouterr().err.splitlines() if "was skipped" in line]
+    assert [line.split(" was")[0] for line in said] == ["Step 6", "Step 7"]
     assert all(shown(photos, step)[3] in line for step, line in zip((6, 7), said, strict=True))
     assert latest(folder).numbers.done
     assert not torch.equal(latest(folder).tensors["model.net.head.weight"], before.tensors["model.net.head.weight"])

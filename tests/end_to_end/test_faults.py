@@ -91,12 +91,14 @@ def events(argv: list[str], out: Path) -> list[tuple[str, str]]:
 
 
 def test_kill_at_events_of_a_save(squares, tmp_path, unbroken):
-    """At every second one here; at every one of a whole run in the slow test below."""
+    """Here where the kind of event changes, every second time; in the slow test below at every event of a run."""
     seen = events(command(squares, tmp_path), tmp_path / "counted")
     first = seen.index(("open", "step-00000002.safetensors.tmp")) - 1  # the log's fsync before it
     last = seen.index(("unlink", "step-00000000.safetensors")) + 2  # the oldest is removed after it
     assert {what for what, _ in seen[first:last]} >= {"write", "fsync", "read", "replace", "unlink"}
-    for number in range(first, last, 2):
+    kinds = [what for what, _ in seen]
+    at_each = [number for number in range(first, last) if kinds[number] != kinds[number - 1]]
+    for number in at_each[::2]:
         folder = tmp_path / str(number)
         assert killed_at(number, command(squares, folder)) == -signal.SIGKILL
         assert {path.name for path in checkpoints(folder)} >= {"step-00000001.safetensors"}
@@ -104,7 +106,7 @@ def test_kill_at_events_of_a_save(squares, tmp_path, unbroken):
 
 
 def test_kill_before_there_is_a_checkpoint(squares, tmp_path, unbroken):
-    for number in (1, 3, 5, 9):
+    for number in (1, 9):
         folder = tmp_path / str(number)
         assert killed_at(number, command(squares, folder)) == -signal.SIGKILL
         goes_on(command(squares, folder), folder, unbroken)
@@ -182,17 +184,17 @@ def assert_goes_back(newest: Path, before: Path) -> None:
     assert "\n" not in remark
 
 
-def test_200_flipped_bits_are_found(pair):
+def test_100_flipped_bits_are_found(pair):
     newest, before = pair
     whole, places = newest.read_bytes(), random.Random(0)
     header = 8 + int.from_bytes(whole[:8], "little")
-    spots = [*range(8), *places.sample(range(8, header), 72), *places.sample(range(header, len(whole)), 120)]
+    spots = [*range(8), *places.sample(range(8, header), 32), *places.sample(range(header, len(whole)), 60)]
     for spot in spots:
         bad = bytearray(whole)
         bad[spot] ^= 1 << places.randrange(8)
         newest.write_bytes(bad)
         assert_goes_back(newest, before)
-    assert len(spots) == 200
+    assert len(spots) == 100
     newest.write_bytes(whole)
     assert latest(newest.parent.parent).path == newest
 
@@ -207,9 +209,9 @@ def test_50_cuts_are_found(pair):
     assert len(lengths) == 50
 
 
-def test_no_false_alarm_on_100_good_files(pair, tmp_path):
+def test_good_files_raise_no_false_alarm(pair, tmp_path):
     found = latest(pair[0].parent.parent)
-    for number in range(100):
+    for number in range(20):
         generator = torch.Generator().manual_seed(number)
         tensors = {name: torch.randn(t.shape, generator=generator) for name, t in found.tensors.items()}
         about = {"config": vars(found.config), "info": vars(found.info), "made_by": found.made_by}
@@ -225,7 +227,9 @@ ODD = {
 }
 
 
-@pytest.mark.parametrize("make", ODD.values(), ids=ODD)
+@pytest.mark.parametrize(
+    "make", [pytest.param(make, id=name, marks=[pytest.mark.slow] * ("link" in name)) for name, make in ODD.items()]
+)
 def test_what_is_no_checkpoint_is_passed_over_and_then_removed(squares, unbroken, tmp_path, capsys, make):
     """Two of them, so that the newest two names are both bad: what is saved next must not be taken for the oldest."""
     folder = tmp_path / "run"
@@ -237,7 +241,7 @@ def test_what_is_no_checkpoint_is_passed_over_and_then_removed(squares, unbroken
     stopped_after(2, [*command(squares, folder), "--resume"])
     said = capsys.readouterr().out
     assert all(path.name in said for path in odd)
-    assert "going back to step-00000001" in said
+    assert "resuming from step-00000001" in said
     assert latest(folder).numbers.n == 2
     assert ends([*command(squares, folder), "--resume"]) == 0
     for path in folder.glob("checkpoints/step-0000000[78].*"):
@@ -262,7 +266,7 @@ def test_no_checkpoint_that_is_whole(squares, pair, capsys):
         path.write_bytes(path.read_bytes()[:-1])
     folder = pair[0].parent.parent
     before = tree(folder)
-    fails(capsys, [*command(squares, folder), "--resume"], 5, "no checkpoint", pair[0].name)
+    fails(capsys, [*command(squares, folder), "--resume"], 5, "are damaged", pair[0].name)
     assert tree(folder) == before
 
 
@@ -302,7 +306,24 @@ FULL = {
 }
 
 
-@pytest.mark.parametrize("where", FULL.values(), ids=FULL)
+SAME_LINES = {  # as another case
+    "checkpoint at byte 0",
+    "checkpoint at byte 1",
+    "checkpoint at byte 200,000",
+    "checkpoint, fsync",
+    "samples",
+    "model",
+    "settings",
+}
+
+
+@pytest.mark.parametrize(
+    "where",
+    [
+        pytest.param(where, id=name, marks=[pytest.mark.slow] if name in SAME_LINES else [])
+        for name, where in FULL.items()
+    ],
+)
 def test_a_full_disk_is_one_sentence_and_what_was_saved_is_still_there(squares, tmp_path, unbroken, capsys, where):
     folder = tmp_path / "run"
     with watched(full(*where)):
@@ -322,7 +343,7 @@ def test_a_disk_that_is_full_from_the_first_byte(squares, tmp_path, unbroken, ca
     goes_on(command(squares, folder), folder, unbroken)
 
 
-@pytest.mark.parametrize("bytes_", [10_000, 60_000])
+@pytest.mark.parametrize("bytes_", [pytest.param(10_000, marks=pytest.mark.slow), 60_000])
 def test_a_limit_of_the_system_on_a_file_is_one_sentence_too(squares, tmp_path, unbroken, bytes_):
     """A real short write: the kernel takes a part, and then no more."""
     folder = tmp_path / "run"
@@ -346,7 +367,7 @@ def test_a_disk_without_room_is_refused_before_the_first_step(squares, tmp_path,
     usage = namedtuple("usage", "total used free")
     monkeypatch.setattr(shutil, "disk_usage", lambda path: usage(10**6, 10**6 - 10**5, 10**5))
     monkeypatch.setattr("simple_diffusion.run.steps.train", None)  # no step is made
-    fails(capsys, command(squares, tmp_path / "run"), 6, "room", "needs", "free the disk")
+    fails(capsys, command(squares, tmp_path / "run"), 6, "needs", "room", "free the disk")
     assert list(tree(tmp_path / "run")) == ["lock"]
 
 
@@ -359,7 +380,7 @@ def test_the_room_asked_for_is_enough(squares, tmp_path, unbroken):
             patch.setattr(shutil, "disk_usage", lambda path: namedtuple("usage", "free")(0))
             with pytest.raises(ResourceError) as refused:
                 room_for(folder, now)
-        asked.append(float(str(refused.value).rpartition(" needs ")[2].split(":")[0].replace(",", "")))
+        asked.append(float(str(refused.value).rpartition(" needs ")[2].split(" MB")[0].replace(",", "")))
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(run, "room_for", room)

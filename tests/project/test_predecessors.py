@@ -35,6 +35,7 @@ from simple_diffusion.model.model_file import Model, load, read, save
 from simple_diffusion.model.presets import PRESETS
 from simple_diffusion.networks.annotated import AnnotatedUNet
 from simple_diffusion.networks.double_conv import DoubleConvUNet
+from simple_diffusion.run.milestones import PICTURES
 from simple_diffusion.samplers import ddpm, karras_grid
 from simple_diffusion.sampling import sample
 from simple_diffusion.schedules import BETAS, Discrete, linear_betas, sigmoid_betas
@@ -177,6 +178,7 @@ def test_a_run_saves_its_model_with_every_grid_and_uses_the_same_noise(squares, 
         drawn.append((n, labels.tolist(), seed))
         return torch.zeros(n, *model.info.shape, dtype=torch.uint8)
 
+    monkeypatch.setattr(running, "PICTURES", PICTURES)
     monkeypatch.setattr(running, "save", watched_save)
     monkeypatch.setattr(running, "generate", watched_draw)
     monkeypatch.setattr(running, "write_report", lambda *parts, **options: None)

@@ -195,10 +195,10 @@ def test_a_folder_that_cannot_be_locked_is_reported(squares, tmp_path, capsys, m
     tmp_path.chmod(0o755)  # relative paths from here on: other users can't enter the parent folders
     monkeypatch.chdir(tmp_path)
     Path("file").touch()
-    fails(capsys, command(squares, Path("file/run")), 6, "file/run can't be used", "choose another --out")
+    fails(capsys, command(squares, Path("file/run")), 6, "file/run cannot be used", "choose another --out")
     Path("run").mkdir()
     Path("run/lock").touch(0o444)
     before = tree(tmp_path)
     with unprivileged():
-        fails(capsys, command(squares, Path("run")), 6, "run can't be used", "Permission denied")
+        fails(capsys, command(squares, Path("run")), 6, "run cannot be used", "Permission denied")
     assert tree(tmp_path) == before
