@@ -253,8 +253,8 @@ def test_a_step_that_one_process_skips_is_skipped_by_all(squares, tmp_path):
     argv = training(squares, tmp_path / "run", "--set=max_skipped=2", "--set=save_seconds=0")
     codes, outputs = together(tmp_path, command(argv, only(1, poisoned)))
     assert codes == [0, 0], outputs  # the weights are compared after each step
-    assert outputs[0].count("was left out") == 2
-    assert "was left out" not in outputs[1]
+    assert outputs[0].count("was skipped") == 2
+    assert "was skipped" not in outputs[1]
 
 
 def test_different_settings_are_refused(squares, tmp_path):
