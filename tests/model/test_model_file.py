@@ -65,7 +65,7 @@ def test_a_device_that_is_not_there_and_a_model_that_is_not_there_are_named(tmp_
             reader(file, absent)
         folder = tmp_path / "checkpoints"
         for path in (folder, folder / "model.safetensors"):
-            with pytest.raises(CheckpointError, match=f"there is no model at {folder}/model.safetensors: name"):
+            with pytest.raises(CheckpointError, match=f"there is no model at {folder}/model.safetensors: give"):
                 reader(path)
 
 

@@ -235,7 +235,7 @@ def test_the_room_asked_for_is_what_a_run_will_keep(tmp_path, monkeypatch, measu
 
     ask(asked)
     sentence = (
-        f"^{tmp_path} needs {asked / 1e6:,.0f} MB, and the disk has {asked / 1e6:,.0f} MB of room: free the disk$"
+        f"^{tmp_path} needs {asked / 1e6:,.0f} MB, and the disk has room for {asked / 1e6:,.0f} MB: free the disk$"
     )
     with pytest.raises(ResourceError, match=sentence):
         ask(asked - 1)

@@ -51,7 +51,7 @@ def trained(optimizer: str, record, steps: int = 6) -> tuple[list[Tensor], list[
     capture = uncaptured
     if record is not None:
         hold_learning_rate(chosen, torch.device("cpu"))
-        capture = partial(Replayed, record=record)
+        capture = partial(Replayed, capture=record)
     stream = train(denoiser, batches(data, 8), chosen, loss=loss, lr=lambda n: 1e-2 / n, capture=capture)
     losses = [step.losses for step in islice(stream, steps)]
     return list(denoiser.parameters()), torch.cat(losses).tolist()

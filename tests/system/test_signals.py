@@ -185,7 +185,7 @@ def test_a_process_that_releases_the_folder_before_its_name_is_read(tmp_path, mo
     holder = FileLock(tmp_path / "lock")
     holder.acquire()
     monkeypatch.setattr(lock, "refuse_held", lambda folder: holder.release())
-    with pytest.raises(BusyError, match="in use just now: try again"), hold(tmp_path):
+    with pytest.raises(BusyError, match="in use a moment ago: try again"), hold(tmp_path):
         pass
     with hold(tmp_path):
         pass
