@@ -30,7 +30,7 @@ def noise(*shape: int) -> np.ndarray:
 
 
 def save(path: Path, pixels, **options) -> Path:
-    """Write an image, without loss where the suffix allows."""
+    """Write an image, lossless if the format allows it."""
     path.parent.mkdir(parents=True, exist_ok=True)
     image = pixels if isinstance(pixels, Image.Image) else Image.fromarray(pixels)
     image.save(path, **options)
@@ -57,7 +57,7 @@ def put_set(folder: Path, images: np.ndarray, labels: np.ndarray, stem: str = "t
 
 @pytest.fixture
 def nowhere(tmp_path, monkeypatch):
-    """No data set on this machine, and no way to download one."""
+    """No data set is on this machine, and downloads fail."""
     monkeypatch.delenv("SIMPLE_DIFFUSION_DATA", raising=False)
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     monkeypatch.setattr(idx, "SYSTEM", tmp_path / "system")
@@ -166,13 +166,13 @@ def test_fashion_mnist_is_the_published_one():
     assert images.pixels.shape == (60000, 1, 28, 28)
     assert images.labels.bincount().tolist() == [6000] * 10
     assert images.class_names[9] == "Ankle boot"
-    assert images.labels[0] == 9  # the ankle boot of everybody's first figure
-    # The constants with which the data is normalised everywhere, there in [0, 1].
+    assert images.labels[0] == 9  # an ankle boot
+    # The usual constants for normalizing this data, in [0, 1].
     assert (images.mean + 1) / 2 == pytest.approx(0.2860, abs=1e-4)
     assert images.std / 2 == pytest.approx(0.3530, abs=1e-4)
 
 
-# Folders: what the pixels mean; of odd files in test_odd_images.py
+# Folders: pixels (unusual files are in test_odd_images.py)
 
 
 def test_folder_keeps_small_images_of_one_size(tmp_path):
@@ -229,12 +229,14 @@ def test_fit_takes_the_center_and_does_not_alias():
     wide[:, 32:96] = 200
     assert (fit(wide, 16) == 200).all()
     assert (fit(wide.T, 16) == 200).all()
-    checks = (np.indices((64, 64)).sum(0) % 2 * 255).astype(np.uint8)  # taking every fourth pixel would give 0 or 255
+    checks = (np.indices((64, 64)).sum(0) % 2 * 255).astype(
+        np.uint8
+    )  # without antialiasing: 0 or 255
     assert np.abs(fit(checks, 16).astype(int) - 127).max() <= 2
     assert (fit(wide[:, 32:96], 64) == wide[:, 32:96]).all()
 
 
-# Folders: what counts as an image, in what order, in which class
+# Folders: files, order and classes
 
 
 def test_first_level_folders_are_classes(tmp_path):
@@ -301,7 +303,7 @@ def test_links_are_followed_once(tmp_path):
     save(tmp_path / "z/2.png", noise(4, 4))
     (tmp_path / "a/loop").symlink_to("..")
     (tmp_path / "self").symlink_to(".")
-    (tmp_path / "again").symlink_to("z")  # sorts before its target, and still does not take its place
+    (tmp_path / "again").symlink_to("z")  # sorts before its target, but does not replace it
     outside = save(tmp_path.parent / f"{tmp_path.name}-outside/3.png", noise(4, 4)).parent
     (tmp_path / "other").symlink_to(outside)
     images = load_folder(tmp_path)
@@ -320,7 +322,7 @@ def test_an_empty_or_missing_folder_is_refused(tmp_path):
 
 @pytest.mark.parametrize(("mode", "named"), [(0o000, "pets/cats"), (0o444, "pets/cats/1.png"), (0o300, "pets/cats")])
 def test_a_folder_that_nobody_may_read_is_named(tmp_path, monkeypatch, mode, named):
-    """Without leave to list it, or to look at what is in it."""
+    """Without the permission to list it, or to open its files."""
     save(tmp_path / "pets" / "cats" / "1.png", np.zeros((4, 4), np.uint8))
     tmp_path.chmod(0o755)
     monkeypatch.chdir(tmp_path)
@@ -341,7 +343,7 @@ def test_five_hundred_photographs():
     images = load_folder(DATA / "goldfish-32")
     assert images.pixels.shape == (500, 3, 32, 32)
     first, second, third = images.pixels.float().mean((0, 2, 3))
-    assert first > second > third  # goldfish are more red than green, and more green than blue
+    assert first > second > third  # goldfish are orange
 
 
 # Arrays
@@ -515,12 +517,12 @@ def test_size_does_the_same_to_every_source(tmp_path):
         load_images(str(tmp_path / "x.npy"), size=0)
 
 
-# Some classes of a source
+# Classes of a source
 
 
 @pytest.fixture
 def pets(tmp_path, monkeypatch) -> Path:
-    """The current folder, with a folder of two readable cats, one fish, and a dog that no decoder can read."""
+    """The current folder, with a folder of two readable cats, one fish, and an unreadable dog."""
     monkeypatch.chdir(tmp_path)
     for number, name in enumerate(("cats/1.png", "cats/2.png", "fish/3.png"), 1):
         save(tmp_path / "pets" / name, np.full((4, 4), number, np.uint8))
@@ -564,19 +566,19 @@ def test_classes_of_idx_sets_and_arrays(nowhere, tmp_path):
     assert (values(test), test.labels.tolist(), test.class_names) == ([101, 102, 103], [0, 1, 0], ("Bag", "Sandal"))
     small = load_images("fashion-mnist[Bag]", root=nowhere, size=3)
     assert (small.shape, values(small)) == ((1, 3, 3), [1, 3])
-    assert small.notes == ("cropped to squares and resized 4 x 6 to 3 x 3",)  # of which 2, not 5, were looked at
+    assert small.notes == ("cropped to squares and resized 4 x 6 to 3 x 3",)  # only the 2 images of this class
 
 
 def test_the_range_of_floats_is_that_of_the_whole_array(tmp_path):
     np.savez(tmp_path / "x.npz", images=np.array([-1.0, 1.0]).reshape(2, 1, 1) * np.ones((2, 4, 4)), labels=[0, 1])
     assert values(load_images(f"{tmp_path}/x.npz[1]")) == [255]
     np.savez(tmp_path / "x.npz", images=np.array([-1.0, 0.0]).reshape(2, 1, 1) * np.ones((2, 4, 4)), labels=[0, 1])
-    assert values(load_images(f"{tmp_path}/x.npz[1]")) == [128]  # of a class in [0, 1] alone, 0 would be black
+    assert values(load_images(f"{tmp_path}/x.npz[1]")) == [128]  # in [0, 1], 0 would be black
 
 
 def test_the_name_of_images_loads_them_again(pets):
     np.savez("x.npz", images=noise(3, 4, 4), labels=[0, 1, 1])
-    save(Path("digits/1.png"), noise(4, 4))  # called as a named set is
+    save(Path("digits/1.png"), noise(4, 4))  # with the name of a data set
     for source in ("./pets[cats]", "pets[fish,cats]", "x.npz", "x.npz[1]", "./digits", "pets/../pets/[fish]"):
         images = load_images(source)
         assert images.name == source

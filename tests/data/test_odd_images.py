@@ -52,28 +52,28 @@ def chunk(kind: bytes, body: bytes) -> bytes:
     return struct.pack(">I", len(body)) + kind + body + struct.pack(">I", zlib.crc32(kind + body))
 
 
-def png(width: int, height: int, bits: int, colour: int, data: bytes = b"", extra: bytes = b"", adam7=False) -> bytes:
-    """A PNG by hand. `colour` is the standard's: 0 grey, 2 RGB, 3 palette, 6 RGBA; `data` is compressed already."""
-    header = struct.pack(">IIBBBBB", width, height, bits, colour, 0, 0, adam7)
+def png(width: int, height: int, bits: int, color: int, data: bytes = b"", extra: bytes = b"", adam7=False) -> bytes:
+    """A PNG file. `color` is the color type: 0 gray, 2 RGB, 3 palette, 6 RGBA; `data` is already compressed."""
+    header = struct.pack(">IIBBBBB", width, height, bits, color, 0, 0, adam7)
     return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + extra + chunk(b"IDAT", data) + chunk(b"IEND", b"")
 
 
 def packed(*parts: np.ndarray) -> bytes:
-    """The lines of an image, or of the passes of an interlaced one: unfiltered, 16 bits as two bytes, compressed."""
+    """The compressed lines of an image, or of the passes of an interlaced one: unfiltered, 16 bits as two bytes."""
     parts = [part.astype(">u2") if part.dtype == np.uint16 else part for part in parts]
     return zlib.compress(b"".join(b"\0" + line.tobytes() for part in parts for line in part))
 
 
-def adam7(grey: np.ndarray) -> list[np.ndarray]:
+def adam7(gray: np.ndarray) -> list[np.ndarray]:
     """The seven passes of an interlaced image."""
     grid = [(0, 0, 8, 8), (0, 4, 8, 8), (4, 0, 8, 4), (0, 2, 4, 4), (2, 0, 4, 2), (0, 1, 2, 2), (1, 0, 2, 1)]
-    return [grey[top::down, left::right] for top, left, down, right in grid]
+    return [gray[top::down, left::right] for top, left, down, right in grid]
 
 
 def black(lines: int, length: int) -> bytes:
-    """So many lines of zeros compressed, without making them; a hundredth of them is."""
+    """Compressed lines of zeros; only a hundredth of them is in memory."""
     press = zlib.compressobj(9, wbits=-15)
-    piece = press.compress(bytes(lines // 100 * length)) + press.flush(zlib.Z_FULL_FLUSH)  # refers to nothing before it
+    piece = press.compress(bytes(lines // 100 * length)) + press.flush(zlib.Z_FULL_FLUSH)  # independent of earlier data
     return b"\x78\xda" + piece * 100 + b"\x03\x00" + struct.pack(">I", (lines * length % 65521 << 16) + 1)
 
 
@@ -88,14 +88,14 @@ def changed(content: bytes, place: int, new: bytes) -> bytes:
 
 
 def on_white(pixels: np.ndarray, alpha: np.ndarray) -> np.ndarray:
-    """Pixels in 0..255 laid on white, by the definition: uint8."""
+    """Pixels in 0..255 on a white background, by the definition: uint8."""
     alpha = alpha[..., None] if pixels.ndim == 3 else alpha
     return np.rint((1.0 * pixels * alpha + 255 * (255.0 - alpha)) / 255).astype(np.uint8)
 
 
 def socket_at(path: Path) -> None:
     here = os.getcwd()
-    os.chdir(path.parent)  # the address of a socket has a hundred bytes at most
+    os.chdir(path.parent)  # the address of a socket has at most 100 bytes
     try:
         with socket.socket(socket.AF_UNIX) as unbound:
             unbound.bind(path.name)
@@ -104,7 +104,7 @@ def socket_at(path: Path) -> None:
 
 
 def elsewhere(path: Path) -> Path:
-    """A good image outside of the folder that `path` lies in."""
+    """A good image outside the folder of `path`."""
     target = path.parent.parent / "elsewhere.png"
     target.write_bytes(PNG)
     return target
@@ -115,45 +115,45 @@ def elsewhere(path: Path) -> Path:
 
 @dataclass(frozen=True)
 class Read:
-    """It becomes these pixels: uint8 `[H, W]` or `[H, W, 3]`."""
+    """The file is read as these pixels: uint8 `[H, W]` or `[H, W, 3]`."""
 
     pixels: np.ndarray
-    within: int = 0  # grey levels
+    within: int = 0  # gray levels
 
 
 @dataclass(frozen=True)
 class Refused:
-    """It stops the command, or is left out by --skip-bad; the message says its path and this pattern."""
+    """The file stops the command, or --skip-bad leaves it out; the message has its path and matches this pattern."""
 
     reason: str
 
 
 class Ignored:
-    """It is no image to us: never opened and no error, but counted."""
+    """The file is not opened, but counted."""
 
 
 Odd = dict[str, tuple[bytes | Callable[[Path], object], Read | Refused | Ignored]]
-"""Name of the file -> (its content or what makes it, what becomes of it)."""
+"""File name -> (its content or a function that creates it, how it is read)."""
 
-GREY, ALPHA = RNG.integers(0, 256, (2, 16, 24), np.uint8)
-COLOUR = RNG.integers(0, 256, (16, 24, 3), np.uint8)
-DEEP = np.linspace(0, 65535, 64 * 64).round().astype(np.uint16).reshape(64, 64)  # a ramp through all of 8 bits
-DEEP_COLOUR = RNG.integers(0, 65536, (16, 24, 4)).astype(np.uint16)
-BLOCKS = np.full((16, 24), 20, np.uint8)  # no two turns of it are alike, and JPEG keeps it
+GRAY, ALPHA = RNG.integers(0, 256, (2, 16, 24), np.uint8)
+COLOR = RNG.integers(0, 256, (16, 24, 3), np.uint8)
+DEEP = np.linspace(0, 65535, 64 * 64).round().astype(np.uint16).reshape(64, 64)  # a ramp through all levels
+DEEP_COLOR = RNG.integers(0, 65536, (16, 24, 4)).astype(np.uint16)
+BLOCKS = np.full((16, 24), 20, np.uint8)  # all rotations differ, and JPEG preserves it
 BLOCKS[:8, :8], BLOCKS[8:, 16:] = 240, 130
-INKS = np.kron(RNG.integers(0, 256, (2, 3, 4), np.uint8), np.ones((8, 8, 1), np.uint8))  # blocks that JPEG keeps
+INKS = np.kron(RNG.integers(0, 256, (2, 3, 4), np.uint8), np.ones((8, 8, 1), np.uint8))  # blocks that JPEG preserves
 WITHOUT_INK = np.rint((255.0 - INKS[..., :3]) * (255.0 - INKS[..., 3:]) / 255).astype(np.uint8)
 FRAMES = [Image.fromarray(RNG.integers(0, 256, (8, 8, 3), np.uint8)) for _ in range(3)]
 ALL = {"save_all": True, "append_images": FRAMES[1:]}
-PNG, BMP = encoded(COLOUR, "PNG"), encoded(COLOUR, "BMP")
-JPEG, WEBP = encoded(COLOUR, "JPEG"), encoded(COLOUR, "WEBP", lossless=True)
-JPEG_SIZE = JPEG.index(b"\xff\xc0") + 5  # where height and width stand
-DECODED = np.asarray(Image.open(BytesIO(JPEG)))  # what a JPEG of noise shows is the decoder's matter
-LARGER = RNG.integers(0, 256, (40, 60, 3), np.uint8)  # a hundredth of its file is more than what follows the pixels
-LONG_JPEG = encoded(RNG.integers(0, 256, (300, 300, 3), np.uint8), "JPEG", quality=95)  # Pillow reads it piece by piece
-PALETTE = np.arange(255, -1, -1, np.uint8).repeat(3)  # entry n is grey 255 - n
-KEY = tuple(COLOUR[1, 1].tolist())
-SCENES = {  # what a camera held so writes of the blocks, by where the standard puts row 0 and column 0
+PNG, BMP = encoded(COLOR, "PNG"), encoded(COLOR, "BMP")
+JPEG, WEBP = encoded(COLOR, "JPEG"), encoded(COLOR, "WEBP", lossless=True)
+JPEG_SIZE = JPEG.index(b"\xff\xc0") + 5  # position of height and width
+DECODED = np.asarray(Image.open(BytesIO(JPEG)))  # the pixels of a JPEG of noise depend on the decoder
+LARGER = RNG.integers(0, 256, (40, 60, 3), np.uint8)  # 1% of its file is more than the bytes after the pixels
+LONG_JPEG = encoded(RNG.integers(0, 256, (300, 300, 3), np.uint8), "JPEG", quality=95)  # Pillow reads it in pieces
+PALETTE = np.arange(255, -1, -1, np.uint8).repeat(3)  # entry n is gray 255 - n
+KEY = tuple(COLOR[1, 1].tolist())
+SCENES = {  # EXIF orientation -> the blocks as such a camera stores them
     1: BLOCKS,
     2: BLOCKS[:, ::-1],
     3: BLOCKS[::-1, ::-1],
@@ -182,17 +182,17 @@ CORPUS: dict[str, Odd] = {
             Read(np.rint(np.where(DEEP[1, 1] == DEEP, 65535, DEEP) / 257).astype(np.uint8)),
         ),
         "rgb of 16 bits.png": (
-            png(24, 16, 16, 2, packed(DEEP_COLOUR[..., :3])),
-            Read(np.rint(DEEP_COLOUR[..., :3] / 257).astype(np.uint8), within=1),
+            png(24, 16, 16, 2, packed(DEEP_COLOR[..., :3])),
+            Read(np.rint(DEEP_COLOR[..., :3] / 257).astype(np.uint8), within=1),
         ),
         "rgba of 16 bits.png": (
-            png(24, 16, 16, 6, packed(DEEP_COLOUR)),
-            Read(on_white(DEEP_COLOUR[..., :3] / 257, DEEP_COLOUR[..., 3] / 257), within=2),
+            png(24, 16, 16, 6, packed(DEEP_COLOR)),
+            Read(on_white(DEEP_COLOR[..., :3] / 257, DEEP_COLOR[..., 3] / 257), within=2),
         ),
     },
     "fewer than 8 bits": {
-        "1 bit.png": (encoded(GREY > 127, "PNG"), Read((GREY > 127) * np.uint8(255))),
-        "1 bit.bmp": (encoded(GREY > 127, "BMP"), Read((GREY > 127) * np.uint8(255))),
+        "1 bit.png": (encoded(GRAY > 127, "PNG"), Read((GRAY > 127) * np.uint8(255))),
+        "1 bit.bmp": (encoded(GRAY > 127, "BMP"), Read((GRAY > 127) * np.uint8(255))),
         "2 bits.png": (
             png(4, 2, 2, 0, packed(np.array([[0b00011011], [0b11100100]], np.uint8))),
             Read(np.array([[0, 85, 170, 255], [255, 170, 85, 0]], np.uint8)),
@@ -204,32 +204,32 @@ CORPUS: dict[str, Odd] = {
     },
     "a palette": {
         "palette.png": (
-            png(24, 16, 8, 3, packed(GREY), chunk(b"PLTE", PALETTE.tobytes())),
-            Read(255 - GREY[..., None].repeat(3, 2)),
+            png(24, 16, 8, 3, packed(GRAY), chunk(b"PLTE", PALETTE.tobytes())),
+            Read(255 - GRAY[..., None].repeat(3, 2)),
         ),
         "palette.bmp": (
-            encoded(Image.fromarray(COLOUR).quantize(64), "BMP"),
-            Read(np.asarray(Image.fromarray(COLOUR).quantize(64).convert("RGB"))),
+            encoded(Image.fromarray(COLOR).quantize(64), "BMP"),
+            Read(np.asarray(Image.fromarray(COLOR).quantize(64).convert("RGB"))),
         ),
     },
     "transparency": {
-        "rgba.png": (encoded(np.dstack([COLOUR, ALPHA]), "PNG"), Read(on_white(COLOUR, ALPHA))),
-        "grey and alpha.png": (encoded(np.dstack([GREY, ALPHA]), "PNG"), Read(on_white(GREY, ALPHA))),
+        "rgba.png": (encoded(np.dstack([COLOR, ALPHA]), "PNG"), Read(on_white(COLOR, ALPHA))),
+        "grey and alpha.png": (encoded(np.dstack([GRAY, ALPHA]), "PNG"), Read(on_white(GRAY, ALPHA))),
         "rgba.webp": (
-            encoded(np.dstack([COLOUR, ALPHA]), "WEBP", lossless=True, exact=True),
-            Read(on_white(COLOUR, ALPHA)),
+            encoded(np.dstack([COLOR, ALPHA]), "WEBP", lossless=True, exact=True),
+            Read(on_white(COLOR, ALPHA)),
         ),
         "palette with alpha.png": (
-            png(24, 16, 8, 3, packed(GREY), chunk(b"PLTE", PALETTE.tobytes()) + chunk(b"tRNS", bytes(range(256)))),
-            Read(on_white(255 - GREY, GREY)[..., None].repeat(3, 2)),
+            png(24, 16, 8, 3, packed(GRAY), chunk(b"PLTE", PALETTE.tobytes()) + chunk(b"tRNS", bytes(range(256)))),
+            Read(on_white(255 - GRAY, GRAY)[..., None].repeat(3, 2)),
         ),
         "one transparent grey.png": (
-            png(24, 16, 8, 0, packed(GREY), chunk(b"tRNS", struct.pack(">H", GREY[1, 1]))),
-            Read(np.where(GREY[1, 1] == GREY, np.uint8(255), GREY)),
+            png(24, 16, 8, 0, packed(GRAY), chunk(b"tRNS", struct.pack(">H", GRAY[1, 1]))),
+            Read(np.where(GRAY[1, 1] == GRAY, np.uint8(255), GRAY)),
         ),
         "one transparent colour.png": (
-            png(24, 16, 8, 2, packed(COLOUR), chunk(b"tRNS", struct.pack(">HHH", *KEY))),
-            Read(np.where((COLOUR == KEY).all(2, keepdims=True), np.uint8(255), COLOUR)),
+            png(24, 16, 8, 2, packed(COLOR), chunk(b"tRNS", struct.pack(">HHH", *KEY))),
+            Read(np.where((COLOR == KEY).all(2, keepdims=True), np.uint8(255), COLOR)),
         ),
     },
     "CMYK": {
@@ -252,17 +252,17 @@ CORPUS: dict[str, Odd] = {
             encoded(SCENES[6][..., None].repeat(3, 2), "WEBP", lossless=True, exif=orientation(6)),
             Read(BLOCKS[..., None].repeat(3, 2)),
         ),
-        "orientation 9.jpg": (encoded(COLOUR, "JPEG", exif=orientation(9)), Read(DECODED)),
-        "exif of nonsense.jpg": (encoded(COLOUR, "JPEG", exif=b"Exif\0\0nonsense"), Read(DECODED)),
+        "orientation 9.jpg": (encoded(COLOR, "JPEG", exif=orientation(9)), Read(DECODED)),
+        "exif of nonsense.jpg": (encoded(COLOR, "JPEG", exif=b"Exif\0\0nonsense"), Read(DECODED)),
     },
     "a color profile, a gamma": {
-        "profile.jpg": (encoded(COLOUR, "JPEG", icc_profile=b"of a camera" * 50), Read(DECODED)),
-        "gamma.png": (png(24, 16, 8, 0, packed(GREY), chunk(b"gAMA", struct.pack(">I", 100_000))), Read(GREY)),
+        "profile.jpg": (encoded(COLOR, "JPEG", icc_profile=b"of a camera" * 50), Read(DECODED)),
+        "gamma.png": (png(24, 16, 8, 0, packed(GRAY), chunk(b"gAMA", struct.pack(">I", 100_000))), Read(GRAY)),
     },
     "progressive, interlaced": {
-        "progressive.jpg": (encoded(COLOUR, "JPEG", progressive=True), Read(DECODED)),
-        "interlaced.png": (png(24, 16, 8, 0, packed(*adam7(GREY)), adam7=True), Read(GREY)),
-        "from the top.bmp": (changed(BMP, 22, struct.pack("<i", -16)), Read(COLOUR[::-1])),
+        "progressive.jpg": (encoded(COLOR, "JPEG", progressive=True), Read(DECODED)),
+        "interlaced.png": (png(24, 16, 8, 0, packed(*adam7(GRAY)), adam7=True), Read(GRAY)),
+        "from the top.bmp": (changed(BMP, 22, struct.pack("<i", -16)), Read(COLOR[::-1])),
     },
     "several pictures of a camera": {
         "previews.jpg": (
@@ -274,11 +274,11 @@ CORPUS: dict[str, Odd] = {
         "moving.png": (encoded(FRAMES[0], "PNG", **ALL), ANIMATION),
         "moving.webp": (encoded(FRAMES[0], "WEBP", lossless=True, **ALL), ANIMATION),
         "moving gif.png": (encoded(FRAMES[0], "GIF", **ALL), NO_IMAGE),
-        "of one frame.webp": (encoded(COLOUR, "WEBP", lossless=True, save_all=True), Read(COLOUR)),
+        "of one frame.webp": (encoded(COLOR, "WEBP", lossless=True, save_all=True), Read(COLOR)),
     },
     "the wrong ending": {
-        "png.jpg": (PNG, Read(COLOUR)),
-        "webp.bmp": (WEBP, Read(COLOUR)),
+        "png.jpg": (PNG, Read(COLOR)),
+        "webp.bmp": (WEBP, Read(COLOR)),
         "LOUD.JPEG": (JPEG, Read(DECODED)),
     },
     "cut short": {
@@ -293,7 +293,7 @@ CORPUS: dict[str, Odd] = {
         "page.jpg": (b"<!DOCTYPE html><html>404</html>", NO_IMAGE),
         "pointer.png": (b"version https://git-lfs.github.com/spec/v1\noid sha256:00\nsize 1\n", NO_IMAGE),
         "zeros.bmp": (bytes(1000), NO_IMAGE),
-        "tiff.jpg": (encoded(COLOUR, "TIFF"), NO_IMAGE),
+        "tiff.jpg": (encoded(COLOR, "TIFF"), NO_IMAGE),
         "drawing.png": (b'<svg xmlns="http://www.w3.org/2000/svg"/>', NO_IMAGE),
         "iphone.jpg": (b"\0\0\0\x18ftypheic" + bytes(100), NO_IMAGE),
         "postscript.jpg": (b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n", NO_IMAGE),
@@ -304,15 +304,15 @@ CORPUS: dict[str, Odd] = {
         "no width.png": (png(0, 16, 8, 0), NO_IMAGE),
         "12 bits.jpg": (changed(JPEG, JPEG_SIZE - 1, b"\x0c"), NO_IMAGE),
         "a text of 100 MB.png": (
-            png(24, 16, 8, 0, packed(GREY), chunk(b"zTXt", b"a\0\0" + zlib.compress(bytes(10**8), 1))),
+            png(24, 16, 8, 0, packed(GRAY), chunk(b"zTXt", b"a\0\0" + zlib.compress(bytes(10**8), 1))),
             Refused("too large"),
         ),
     },
     "damage that no decoder notices": {
         "a bit of the pixels.jpg": (changed(JPEG, len(JPEG) - 99, bytes([JPEG[-99] ^ 1])), Read(DECODED, within=255)),
-        "checksum of the pixels.png": (changed(PNG, PNG.index(b"IEND") - 8, b"nono"), Read(COLOUR)),
-        "no end.png": (PNG[:-12], Read(COLOUR)),
-        "too few lines.png": (png(24, 16, 8, 0, packed(GREY[:9])), Read(np.vstack([GREY[:9], GREY[9:] * 0]))),
+        "checksum of the pixels.png": (changed(PNG, PNG.index(b"IEND") - 8, b"nono"), Read(COLOR)),
+        "no end.png": (PNG[:-12], Read(COLOR)),
+        "too few lines.png": (png(24, 16, 8, 0, packed(GRAY[:9])), Read(np.vstack([GRAY[:9], GRAY[9:] * 0]))),
         "more behind.jpg": (JPEG + b"more" * 100, Read(DECODED)),
     },
     "more than 64,000,000 pixels": {
@@ -327,37 +327,37 @@ CORPUS: dict[str, Odd] = {
         "wide.png": (encoded(np.zeros((1, 4000), np.uint8), "PNG"), TOO_LONG),
         "tall.png": (encoded(np.zeros((4000, 1), np.uint8), "PNG"), TOO_LONG),
         "just too long.png": (encoded(np.zeros((61, 15), np.uint8), "PNG"), TOO_LONG),
-        "just not.png": (encoded(GREY[:6], "PNG"), Read(GREY[:6])),
+        "just not.png": (encoded(GRAY[:6], "PNG"), Read(GRAY[:6])),
     },
     "one pixel": {
-        "one.png": (encoded(GREY[:1, :1], "PNG"), Read(GREY[:1, :1])),
+        "one.png": (encoded(GRAY[:1, :1], "PNG"), Read(GRAY[:1, :1])),
     },
     "any name": {
-        name: (PNG, Read(COLOUR))
+        name: (PNG, Read(COLOR))
         for name in (
             "日本.png",
             "🐟.png",
-            "e\u0301.png",  # two characters, which macOS makes one
+            "e\u0301.png",  # two characters, which macOS combines
             "a\nb.png",
             "\x1b[31mred\x1b[0m.png",
             "\u202egnp.png",  # reads from right to left
             " .png",
             "-rf *.png",
             f"{'x' * 251}.png",
-            *([os.fsdecode(b"caf\xe9.png")] if sys.platform == "linux" else []),  # no UTF-8
+            *([os.fsdecode(b"caf\xe9.png")] if sys.platform == "linux" else []),  # not UTF-8
         )
     }
     | {"page\n\x1b[31m.jpg": (b"<html>", NO_IMAGE)},
     "a link to an image": {
-        "link.png": (lambda path: path.symlink_to(elsewhere(path)), Read(COLOUR)),
-        "second name.png": (lambda path: path.hardlink_to(elsewhere(path)), Read(COLOUR)),
+        "link.png": (lambda path: path.symlink_to(elsewhere(path)), Read(COLOR)),
+        "second name.png": (lambda path: path.hardlink_to(elsewhere(path)), Read(COLOR)),
     },
     "hidden, another ending, no file": {
         ".hidden.png": (PNG, Ignored()),
         "._x.jpg": (b"what macOS leaves", Ignored()),
         "Thumbs.db": (b"what Windows leaves", Ignored()),
         "moving.gif": (encoded(FRAMES[0], "GIF"), Ignored()),
-        "scan.tiff": (encoded(COLOUR, "TIFF"), Ignored()),
+        "scan.tiff": (encoded(COLOR, "TIFF"), Ignored()),
         "pipe.png": (os.mkfifo, Ignored()),
         "socket.png": (socket_at, Ignored()),
         "endless.png": (lambda path: path.symlink_to("/dev/zero"), Ignored()),
@@ -373,7 +373,7 @@ GOOD = sorted((name for name, (_, outcome) in FILES.items() if isinstance(outcom
 
 
 def put(path: Path) -> Path:
-    """Make the file that the corpus knows by the name of this path."""
+    """Create the file of the corpus with this name."""
     content, _ = FILES[path.name]
     path.parent.mkdir(parents=True, exist_ok=True)
     if callable(content):
@@ -385,7 +385,7 @@ def put(path: Path) -> Path:
 
 @pytest.fixture(scope="module")
 def corpus(tmp_path_factory) -> Path:
-    """All of them in one folder."""
+    """All files in one folder."""
     path = tmp_path_factory.mktemp("odd") / "photos"
     for name in FILES:
         put(path / name)
@@ -393,7 +393,7 @@ def corpus(tmp_path_factory) -> Path:
 
 
 def fails(capsys, argv: list, code: int) -> str:
-    """The one line on stderr with which a command ends."""
+    """The line on stderr with which a command fails."""
     with pytest.raises(SystemExit) as stop:
         main([str(word) for word in argv])
     err = capsys.readouterr().err
@@ -403,11 +403,11 @@ def fails(capsys, argv: list, code: int) -> str:
     return err
 
 
-# What becomes of each
+# Each file alone
 
 
-def test_the_corpus_is_what_the_documentation_says():
-    assert sum(map(len, CORPUS.values())) == len(FILES) >= 80  # no name twice
+def test_the_corpus_has_the_rows_of_the_documentation():
+    assert sum(map(len, CORPUS.values())) == len(FILES) >= 80  # without duplicate names
     text = DOCS.read_text()
     table = text[text.index("| a file with, or that is |") :].split("\n\n")[0].splitlines()[2:]
     assert [row.split(" | ")[0].removeprefix("| ") for row in table] == list(CORPUS)
@@ -446,19 +446,19 @@ def check_file(folder: Path, name: str) -> None:
 
 
 def test_sixteen_bits_are_scaled_and_not_clipped():
-    for name, levels in (("grey of 16 bits.png", DEEP), ("rgb of 16 bits.png", DEEP_COLOUR[..., :3])):
+    for name, levels in (("grey of 16 bits.png", DEEP), ("rgb of 16 bits.png", DEEP_COLOR[..., :3])):
         error = np.abs(read_image(BytesIO(FILES[name][0])) - levels / 257)
         assert error.mean() <= 0.5
         assert error.max() < 1
 
 
 @pytest.mark.parametrize("mode", ["RGBA", "LA"])
-def test_each_value_under_each_alpha_is_laid_on_white(mode):
+def test_every_value_and_alpha_is_blended_with_white(mode):
     value, alpha = np.meshgrid(*2 * [np.arange(256, dtype=np.uint8)])
     bands = [Image.fromarray(band) for band in [value] * (len(mode) - 1) + [alpha]]
     pixels = read_image(BytesIO(encoded(Image.merge(mode, bands), "PNG")))
     assert (np.atleast_3d(pixels) == on_white(value, alpha)[..., None]).all()
-    assert pixels.ndim == len(mode) // 2 + 1  # grey stays grey
+    assert pixels.ndim == len(mode) // 2 + 1  # gray stays gray
 
 
 @pytest.mark.parametrize("kind", ["JPEG", "progressive", "PNG", "WEBP", "lossless", "BMP"])
@@ -466,7 +466,7 @@ def test_a_truncated_file_is_refused_or_complete(kind):
     """No file that lost its end is read as an image with a part of its pixels."""
     options = {"progressive": {"progressive": True}, "lossless": {"lossless": True}}.get(kind, {})
     name = {"progressive": "JPEG", "lossless": "WEBP"}.get(kind, kind)
-    whole = encoded(COLOUR, name, **options)
+    whole = encoded(COLOR, name, **options)
     pixels, passed = read_image(BytesIO(whole)), []
     for end in (*range(0, len(whole) - 40, 7), *range(len(whole) - 40, len(whole))):
         try:
@@ -475,7 +475,7 @@ def test_a_truncated_file_is_refused_or_complete(kind):
             continue
         assert (cut == pixels).all()
         passed.append(len(whole) - end)
-    behind = {"PNG": 20, "JPEG": 2}.get(name, 0)  # bytes behind the pixels: checksums, and the mark of the end
+    behind = {"PNG": 20, "JPEG": 2}.get(name, 0)  # bytes after the pixels: checksums and the end marker
     assert max(passed, default=0) <= behind
 
 
@@ -521,15 +521,15 @@ def test_reading_folders_imports_no_further_reader_of_images(tmp_path):
     }
 
 
-def test_the_limits_are_where_they_are_said_to_be(monkeypatch):
-    monkeypatch.setattr(folder, "MAX_PIXELS", COLOUR.shape[0] * COLOUR.shape[1])
-    assert (read_image(BytesIO(PNG)) == COLOUR).all()
-    monkeypatch.setattr(folder, "MAX_PIXELS", COLOUR.shape[0] * COLOUR.shape[1] - 1)
+def test_an_image_may_have_exactly_the_largest_number_of_pixels(monkeypatch):
+    monkeypatch.setattr(folder, "MAX_PIXELS", COLOR.shape[0] * COLOR.shape[1])
+    assert (read_image(BytesIO(PNG)) == COLOR).all()
+    monkeypatch.setattr(folder, "MAX_PIXELS", COLOR.shape[0] * COLOR.shape[1] - 1)
     with pytest.raises(ValueError, match="24 x 16"):
         read_image(BytesIO(PNG))
 
 
-# All of them together
+# All files together
 
 
 def test_a_scan_finds_every_bad_file(corpus):
@@ -618,7 +618,7 @@ def test_train_with_skip_bad_reports_and_records_what_it_left_out(corpus, tmp_pa
     assert f"{corpus}/page\\n\\x1b[31m.jpg" in content
     assert all(re.search(FILES[name][1].reason, row["reason"]) for name, row in zip(BAD, table, strict=True))
 
-    # The command that repeats the run leaves them out again, and so does what reads the data of the model.
+    # The command in config.toml, which repeats the run, leaves them out again.
     config = (tmp_path / "run" / "config.toml").read_text()
     assert tomllib.loads(config)["skip_bad"] == "yes"
     command = config.splitlines()[1].removeprefix("# simple-diffusion ")
@@ -630,7 +630,7 @@ def test_train_with_skip_bad_reports_and_records_what_it_left_out(corpus, tmp_pa
 def test_evaluate_leaves_out_what_the_training_left_out(tmp_path, capsys):
     data = put_classes(tmp_path / "data", a=("rgba.png", "empty.png"), b=("one.png",))
     main(["train", str(data), "--skip-bad", "--steps", "1", "--out", str(tmp_path / "run"), *TINY])
-    (data / "b" / "one.png").write_bytes(PNG)  # so that it has read all images when it stops
+    (data / "b" / "one.png").write_bytes(PNG)  # changed, so that the command stops after reading all images
     capsys.readouterr()
     with pytest.raises(SystemExit) as stop:
         main(["evaluate", str(tmp_path / "run")])
@@ -646,7 +646,7 @@ def test_data_and_classifier_with_skip_bad(corpus, tmp_path, capsys, monkeypatch
     assert err.startswith(f"left out {len(BAD)} of ")
     result = json.loads(out)
     assert result["count"] == len(GOOD)
-    assert list(result["left_out"]) == [f"{corpus}/{name}" for name in BAD]  # to a program as they are
+    assert list(result["left_out"]) == [f"{corpus}/{name}" for name in BAD]  # not escaped in JSON
 
     def count(images, *args, **options):
         raise UsageError(f"it would train on {len(images)}")
@@ -684,12 +684,12 @@ def test_names_of_classes_are_escaped_where_they_are_printed(tmp_path, capsys):
     assert load_folder(data).class_names == (ESCAPED, "dogs")
     main(["data", data])
     out = capsys.readouterr().out
-    assert f"data{ESCAPED}: 2 grey images" in out  # the folder itself
+    assert f"data{ESCAPED}: 2 grey images" in out  # the folder
     assert f"({ESCAPED}, dogs)" in out
     assert f"1  {ESCAPED}\n" in out
     assert out.replace("\n", "").isprintable()
     assert ESCAPED in fails(capsys, ["data", f"{data}[fish]"], 3)
-    with pytest.raises(UsageError) as error:  # a model file may hold what no loader lets through
+    with pytest.raises(UsageError) as error:  # a model file may have names that no loader accepts
         parse_labels("fish", (HOSTILE, "dogs"))
     assert str(error.value).isprintable()
     say(Namespace(json=False), f"two\nlines of {HOSTILE}")
