@@ -229,9 +229,7 @@ def test_fit_takes_the_center_and_does_not_alias():
     wide[:, 32:96] = 200
     assert (fit(wide, 16) == 200).all()
     assert (fit(wide.T, 16) == 200).all()
-    checks = (np.indices((64, 64)).sum(0) % 2 * 255).astype(
-        np.uint8
-    )  # without antialiasing: 0 or 255
+    checks = (np.indices((64, 64)).sum(0) % 2 * 255).astype(np.uint8)  # without antialiasing: 0 or 255
     assert np.abs(fit(checks, 16).astype(int) - 127).max() <= 2
     assert (fit(wide[:, 32:96], 64) == wide[:, 32:96]).all()
 

@@ -637,7 +637,7 @@ def test_evaluate_leaves_out_what_the_training_left_out(tmp_path, capsys):
     err = capsys.readouterr().err.splitlines()
     assert stop.value.code == 3
     assert err[0].startswith("left out 1 of 3 images: ")
-    assert "not what the model was trained on any more" in err[1]
+    assert "has changed since the model was trained" in err[1]
 
 
 def test_data_and_classifier_with_skip_bad(corpus, tmp_path, capsys, monkeypatch):
@@ -684,7 +684,7 @@ def test_names_of_classes_are_escaped_where_they_are_printed(tmp_path, capsys):
     assert load_folder(data).class_names == (ESCAPED, "dogs")
     main(["data", data])
     out = capsys.readouterr().out
-    assert f"data{ESCAPED}: 2 grey images" in out  # the folder
+    assert f"data{ESCAPED}: 2 gray images" in out  # the folder
     assert f"({ESCAPED}, dogs)" in out
     assert f"1  {ESCAPED}\n" in out
     assert out.replace("\n", "").isprintable()
