@@ -99,7 +99,7 @@ def main() -> None:
     print(f"\n{args.length}: {trained_run['images']:,} images, {trained_run['images_per_second']:,.0f} images/s")
     print(f"{args.n / scored['sampling_seconds']:,.0f} sampled images/s")
     for score in scored["extractors"][0]["scores"]:
-        print(f"  {score['name']} {score['value']} (real images {score['floor']})")
+        print(f"  {score['name']} {score['value']} (baseline {score['baseline']})")
     sys.exit(failed > 0)
 
 

@@ -104,7 +104,7 @@ def task(training: str, seed: int, steps: int, n: int, data: str) -> dict[str, d
     from simple_diffusion.data.sources import load_images
     from simple_diffusion.ema import EMA
     from simple_diffusion.evaluation.extractors import extractor_for
-    from simple_diffusion.evaluation.features import Featured, featured
+    from simple_diffusion.evaluation.features import ImageFeatures, cached_features
     from simple_diffusion.evaluation.metrics import frechet_distance, kernel_distance, precision_recall
     from simple_diffusion.model.build import ModelSpec
     from simple_diffusion.model.config import Config, fitted
@@ -132,7 +132,7 @@ def task(training: str, seed: int, steps: int, n: int, data: str) -> dict[str, d
             break
     trained = time.perf_counter() - budget.started
     extractor = extractor_for(train)
-    real = featured(train, extractor, extractor.name)
+    real = cached_features(train, extractor, extractor.name)
     some = real[permutation(len(real), 0, "ladder")[:n]].features
     scores = {}
     for entry in ENTRIES:
@@ -140,7 +140,7 @@ def task(training: str, seed: int, steps: int, n: int, data: str) -> dict[str, d
             chosen = replace(config, **entry.sampling)
             model = Model((ema.model if entry.averaged else denoiser).eval(), ModelSpec(chosen, info), steps, trained)
             labels = labels_like(images, n, seed) if labelled else None
-            fake = Featured(*extractor(generate(model, n, labels, seed)))
+            fake = ImageFeatures(*extractor(generate(model, n, labels, seed)))
             near = precision_recall(some, fake.features)
             scores[entry.name] = {
                 "FID": frechet_distance(real.moments, fake.moments),

@@ -17,7 +17,7 @@ from torch import Tensor
 from simple_diffusion.data.images import Images, to_uint8, to_unit
 from simple_diffusion.data.sources import load_images
 from simple_diffusion.evaluation.extractors import extractor_for
-from simple_diffusion.evaluation.features import NEIGHBOURS, Featured, featured
+from simple_diffusion.evaluation.features import NEIGHBORS, ImageFeatures, cached_features
 from simple_diffusion.evaluation.metrics import frechet_distance, inception_score, kernel_distance, precision_recall
 from simple_diffusion.randomness import permutation
 
@@ -57,8 +57,8 @@ def damaged(test: Images) -> Iterator[tuple[str, Images]]:
         yield f"brighter by {shift}", replace(test, pixels=(test.pixels.int() + shift).clamp(max=255).to(torch.uint8))
 
 
-def row(name: str, real: Featured, fake: Featured) -> str:
-    n = min(len(fake), NEIGHBOURS)
+def row(name: str, real: ImageFeatures, fake: ImageFeatures) -> str:
+    n = min(len(fake), NEIGHBORS)
     some_real = real.features[permutation(len(real), 0, "neighbours")[:n]]
     some_fake = fake.features[permutation(len(fake), 0, "neighbours")[:n]]
     kid, error = kernel_distance(some_real, some_fake)
@@ -78,16 +78,16 @@ def main() -> None:
     args = parser.parse_args()
     train, test = load_images("fashion-mnist"), load_images("fashion-mnist", split="test")
     extractor = extractor_for(train)
-    real = featured(train, extractor, extractor.name)
+    real = cached_features(train, extractor, extractor.name)
     print(
-        f"extractor {extractor.name}, against {len(train):,} training images; nearest neighbours among {NEIGHBOURS:,}\n"
+        f"extractor {extractor.name}, against {len(train):,} training images; nearest neighbours among {NEIGHBORS:,}\n"
     )
     print("| samples | n | FID | KID × 1000 | IS | precision | recall | density | coverage |")
     print("|---|---|---|---|---|---|---|---|---|")
     for name, images in damaged(test):
-        print(row(name, real, Featured(*extractor(images.pixels))), flush=True)
+        print(row(name, real, ImageFeatures(*extractor(images.pixels))), flush=True)
     for path in args.samples:
-        print(row(Path(path).stem, real, Featured(*extractor(load_images(path).pixels))), flush=True)
+        print(row(Path(path).stem, real, ImageFeatures(*extractor(load_images(path).pixels))), flush=True)
 
 
 if __name__ == "__main__":

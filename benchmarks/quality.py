@@ -64,7 +64,7 @@ def measured(data: str, length: str, seed: int, n: int, out: Path, options: list
     scores = scored["extractors"][0]["scores"]
     speed, flops = trained["images_per_second"], flops_an_image(run / MODEL_FILE)
     result = {score["name"]: score["value"] for score in scores if score["value"] is not None}
-    result |= {f"{score['name']}, real": score["floor"] for score in scores if score["floor"] is not None}
+    result |= {f"{score['name']}, real": score["baseline"] for score in scores if score["baseline"] is not None}
     return result | {
         "images seen": trained["images"],
         "images/s": speed,

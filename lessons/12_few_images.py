@@ -19,7 +19,7 @@ import matplotlib.pyplot as plt
 import torch
 
 import simple_diffusion as sd
-from simple_diffusion.evaluation.memorization import Copies, find_copies
+from simple_diffusion.evaluation.memorization import NearDuplicates, find_near_duplicates
 from simple_diffusion.validation import HeldOut
 
 FAST = bool(os.environ.get("FAST"))  # the tests set it: seconds instead of minutes
@@ -66,16 +66,16 @@ plain = train(sd.UNet(widths=(32, 64), blocks=(1, 2)), loss)
 # ## Near-duplicates
 #
 # A copy lies much closer to one training image than to the others. So the score of a sample is its distance to the
-# nearest training image, divided by its distance to the tenth nearest. `find_copies` calibrates a threshold on held-out
-# images: 1 % of them have a lower score. A sample below the threshold is a *near-duplicate*. A model without
+# nearest training image, divided by its distance to the tenth nearest. `find_near_duplicates` calibrates a threshold on
+# held-out images: 1 % of them have a lower score. A sample below the threshold is a *near-duplicate*. A model without
 # memorization has about 1 % of them.
 
 
 # %%
-def sample_and_score(model: sd.Denoiser, augmentations=(lambda x: x,)) -> tuple[torch.Tensor, Copies]:
+def sample_and_score(model: sd.Denoiser, augmentations=(lambda x: x,)) -> tuple[torch.Tensor, NearDuplicates]:
     x0 = sd.sample(sd.Clipped(model), (COUNT, 1, 28, 28), sd.karras_grid(model.schedule, 10))
     training = [sd.to_unit(change(few.pixels)).flatten(1) for change in augmentations]
-    return sd.to_uint8(x0), find_copies(x0.flatten(1), training, sd.to_unit(held_out.pixels).flatten(1))
+    return sd.to_uint8(x0), find_near_duplicates(x0.flatten(1), training, sd.to_unit(held_out.pixels).flatten(1))
 
 
 samples, copies = sample_and_score(plain[-1])
@@ -142,7 +142,7 @@ print("\n".join(f"{name}: {share:.0%} near-duplicates of {COUNT}, held-out loss 
 # **New code since lesson 11:** a count of near-duplicates, and augmentation with conditioning.
 #
 # ```python
-# find_copies(samples, [training_images], held_out_images).share
+# find_near_duplicates(samples, [training_images], held_out_images).share
 # net = sd.UNet(widths=(32, 64), blocks=(1, 2), augmentations=8)
 # loss = sd.augmented(loss, sd.symmetries(square=True), null=0)
 # ```

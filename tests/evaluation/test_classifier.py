@@ -304,13 +304,13 @@ def test_a_loss_that_is_not_finite_stops_it(monkeypatch):
 
 
 def test_numbers_do_not_depend_on_batching_or_count(extractor):
-    pixels = bars(600, 5).pixels
+    pixels = bars(300, 5).pixels
     whole = extractor(pixels)
-    for cut in (1, 255, 256, 300):
+    for cut in (1, 256):
         parts = [extractor(pixels[:cut]), extractor(pixels[cut:])]
         for output, *pieces in zip(whole, *parts, strict=True):
             assert torch.equal(output, torch.cat(pieces)), cut
-    order = torch.randperm(600, generator=torch.Generator().manual_seed(0))
+    order = torch.randperm(300, generator=torch.Generator().manual_seed(0))
     for output, mixed in zip(whole, extractor(pixels[order]), strict=True):
         assert output.dtype == torch.float32
         assert torch.equal(output[order], mixed)

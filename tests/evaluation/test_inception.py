@@ -13,7 +13,7 @@ from faults import fails
 from simple_diffusion.cli.main import main
 from simple_diffusion.errors import DataError, UsageError
 from simple_diffusion.evaluation import inception as ours
-from simple_diffusion.evaluation.inception import NAME, WEIGHTS, coloured, fetched, inception, verified
+from simple_diffusion.evaluation.inception import NAME, WEIGHTS, fetch, inception, to_rgb, verify
 
 KNOWN = b"weights that are known to the last byte"
 
@@ -63,15 +63,15 @@ def test_without_the_package_it_says_how_to_get_it(monkeypatch, squares, capsys)
 def test_options_that_contradict_each_other(squares, capsys):
     evaluate = ["evaluate", squares, "--data", squares]
     fails(capsys, [*evaluate, "--inception-weights", "x.pth"], 2, "--extractor inception")
-    fails(capsys, [*evaluate, "--extractor", "inception", "--extractor-seeds", "2"], 2, "one Inception")
+    fails(capsys, [*evaluate, "--extractor", "inception", "--extractor-seeds", "2"], 2, "drop --extractor-seeds")
 
 
 def test_grey_is_three_equal_channels_and_colour_is_left_alone():
     grey = torch.randint(0, 256, (4, 1, 6, 5)).to(torch.uint8)
-    assert coloured(grey).shape == (4, 3, 6, 5)
-    assert all(torch.equal(coloured(grey)[:, c : c + 1], grey) for c in range(3))
+    assert to_rgb(grey).shape == (4, 3, 6, 5)
+    assert all(torch.equal(to_rgb(grey)[:, c : c + 1], grey) for c in range(3))
     colour = torch.randint(0, 256, (4, 3, 6, 5)).to(torch.uint8)
-    assert torch.equal(coloured(colour), colour)
+    assert torch.equal(to_rgb(colour), colour)
 
 
 @pytest.mark.parametrize(
@@ -85,7 +85,7 @@ def test_grey_is_three_equal_channels_and_colour_is_left_alone():
 )
 def test_other_images_are_refused(images):
     with pytest.raises(DataError, match="inception-v3-fidelity takes uint8"):
-        coloured(images)
+        to_rgb(images)
 
 
 def test_each_image_gets_its_own_numbers_in_order(known, unpickled):
@@ -102,7 +102,9 @@ def test_the_command_prints_its_name_with_each_number(known, unpickled, squares,
     main([*map(str, argv), "--out", str(tmp_path / "scores"), "--json"])
     (result,) = json.loads(capsys.readouterr().out)["extractors"]
     assert {score["extractor"] for score in result["scores"]} == {NAME}
-    assert result["copies"]["pixels"]["near"] == result["copies"]["pixels"]["samples"] == 96  # the data itself
+    assert (
+        result["near_duplicates"]["pixels"]["count"] == result["near_duplicates"]["pixels"]["samples"] == 96
+    )  # the data itself
 
 
 @pytest.mark.parametrize("place", ["by hand", "in the cache"])
@@ -119,17 +121,17 @@ def test_other_bytes_are_never_unpickled(known, unpickled, place):
 
 
 def test_a_file_that_is_not_there(known):
-    with pytest.raises(DataError, match=r"gone\.pth can.t be read"):
-        verified(known.parent / "gone.pth")
+    with pytest.raises(DataError, match=r"gone\.pth cannot be read"):
+        verify(known.parent / "gone.pth")
 
 
 def test_weights_are_fetched_once_into_the_cache_of_torch(known, monkeypatch):
     monkeypatch.setattr(ours, "URL", known.as_uri())
-    path = fetched()
+    path = fetch()
     assert path == known.parent / "torch" / "hub" / "checkpoints" / WEIGHTS
     assert path.read_bytes() == KNOWN
     known.unlink()
-    assert fetched() == path
+    assert fetch() == path
 
 
 @pytest.mark.parametrize("failure", ["no network", "other bytes"])
@@ -140,7 +142,7 @@ def test_what_can_not_be_fetched_can_be_put_there_by_hand(known, monkeypatch, fa
     else:
         known.write_bytes(KNOWN + b"!")
     with pytest.raises(DataError, match="--inception-weights") as error:
-        fetched()
+        fetch()
     path = known.parent / "torch" / "hub" / "checkpoints" / WEIGHTS
     assert all(word in str(error.value) for word in (str(path), known.as_uri()))
     assert "\n" not in str(error.value)

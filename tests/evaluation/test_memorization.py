@@ -5,7 +5,7 @@ import torch
 
 from simple_diffusion.augmentation import identity, symmetries
 from simple_diffusion.errors import DataError
-from simple_diffusion.evaluation.memorization import find_copies, nearest
+from simple_diffusion.evaluation.memorization import find_near_duplicates, nearest
 from simple_diffusion.samplers import karras_grid
 from simple_diffusion.sampling import sample
 from simple_diffusion.schedules import Karras
@@ -47,25 +47,25 @@ def test_planted_copies_are_found_and_nothing_else(calibrated_on):
     turned = torch.rot90(train[:30].flip(-1), 1, (-2, -1)) + noise  # copies under a symmetry, slightly noised
     samples = torch.cat([honest, turned]).flatten(1)
     calibration = unseen.flatten(1) if calibrated_on == "unseen images" else None
-    found = find_copies(samples, views(train, symmetries(square=True)), calibration)
+    found = find_near_duplicates(samples, views(train, symmetries(square=True)), calibration)
     copied = found.score < found.threshold
     assert copied[100:].all()
     assert copied[:100].sum() <= 5  # 1 % is expected by chance
     assert found.nearest[100:].tolist() == list(range(30))
-    assert found.near == copied.sum() == pytest.approx(130 * found.share)
-    plain = find_copies(samples, views(train, [identity]), calibration)
+    assert found.count == copied.sum() == pytest.approx(130 * found.share)
+    plain = find_near_duplicates(samples, views(train, [identity]), calibration)
     assert (plain.score[100:] < plain.threshold).double().mean() < 0.2  # turned, they pass for new
 
 
 def test_a_training_image_that_stands_twice_is_still_copied():
     train = torch.cat([images(50, 0), images(50, 0)])
-    found = find_copies(train[:3].flatten(1), views(train, [identity]), images(100, 2).flatten(1))
+    found = find_near_duplicates(train[:3].flatten(1), views(train, [identity]), images(100, 2).flatten(1))
     assert found.share == 1
 
 
 def test_a_handful_of_training_images_is_too_few():
     with pytest.raises(DataError, match="12 training images"):
-        find_copies(torch.zeros(2, 4), [torch.zeros(11, 4)], None)
+        find_near_duplicates(torch.zeros(2, 4), [torch.zeros(11, 4)], None)
 
 
 class ByHeart:
@@ -103,5 +103,5 @@ def test_a_model_that_knows_its_images_by_heart_is_found_out_and_one_that_knows_
     train = images(200, 0)
     schedule = ByHeart.schedule
     drawn = sample(denoiser(train), (200, 1, 8, 8), karras_grid(schedule, 12))
-    found = find_copies(drawn.flatten(1), views(train, symmetries(square=True)), None)
+    found = find_near_duplicates(drawn.flatten(1), views(train, symmetries(square=True)), None)
     assert least <= found.share <= most

@@ -342,6 +342,7 @@ def test_jackknife_is_the_spread_of_the_frechet_distance_over_draws(n, width, sh
     assert low < math.sqrt(np.mean(np.square(errors))) / spread < high
 
 
+@pytest.mark.slow
 def test_intervals_of_the_frechet_distance_cover_its_expectation():
     reference = gaussian(torch.zeros(4), torch.eye(4))
     fakes = [1.2 * normal(200, 4, seed=i) + 0.5 for i in range(200)]

@@ -12,7 +12,7 @@ from faults import ends
 
 from simple_diffusion.cli.main import main
 from simple_diffusion.errors import DataError
-from simple_diffusion.evaluation.features import Featured
+from simple_diffusion.evaluation.features import ImageFeatures
 from simple_diffusion.evaluation.paired import Difference, conclusion, differences
 from simple_diffusion.model.model_file import MODEL_FILE, read, save
 from simple_diffusion.randomness import permutation
@@ -25,7 +25,7 @@ def some(n, seed, shift=0.0, noise=0.0):
     x = torch.randn(n, WIDTH, generator=torch.Generator().manual_seed(seed))
     own = torch.randn(n, WIDTH, generator=torch.Generator().manual_seed(seed + 10**6))
     x = x + noise * own + shift
-    return Featured(x, 3 * x[:, :CLASSES])
+    return ImageFeatures(x, 3 * x[:, :CLASSES])
 
 
 REAL = some(4000, 12345)
@@ -53,6 +53,7 @@ def test_damage_is_told_apart_either_way_round():
         assert conclusion(fid).startswith(f"{better} is better: its FID is lower by ")
 
 
+@pytest.mark.slow
 def test_the_interval_holds_the_expected_difference():
     """At this n; the jackknife may be wider than needed, and must not be narrower."""
     found = [differences(some(200, s), some(200, s, shift=0.15, noise=0.3), REAL, None)[0] for s in range(80)]
@@ -63,6 +64,7 @@ def test_the_interval_holds_the_expected_difference():
     assert sum(fid.margin for fid in found) / len(found) < 4 * 1.96 * torch.tensor(gaps).std()
 
 
+@pytest.mark.slow
 def test_two_draws_of_one_distribution_are_rarely_told_apart():
     found = [differences(some(200, s), some(200, s + 500), REAL, None)[0] for s in range(60)]
     assert sum(bool(fid.verdict) for fid in found) <= 7  # 5 % are 3
@@ -143,14 +145,16 @@ def test_two_samplers_of_one_model(digits_run, tmp_path, capsys):
     assert "Another seed" not in said  # it is one training
 
 
-def test_what_cannot_be_compared_is_one_sentence(digits_run, run_folder, tmp_path, capsys):
+def test_what_cannot_be_compared_is_one_sentence(squares, run_folder, tmp_path, capsys):
+    other = tmp_path / "other"
+    main(["train", f"{squares}[0]", "--steps", "1", "--out", str(other), *TINY])
     for argv, code, words in (
-        (["compare", str(digits_run)], 2, "--set sampler=heun"),
-        (["compare", str(digits_run), "--set", "sampler=x"], 2, "sampler"),
-        (["compare", str(digits_run), str(run_folder)], 3, "models of the same data"),
-        (["compare", str(digits_run), str(tmp_path / "none")], 5, "there is no model"),
-        (["compare", str(digits_run), str(digits_run), "--out", "x.jpg"], 2, "use .png"),
-        (["compare", str(digits_run), str(digits_run), "--data", "nowhere"], 3, "nowhere"),
+        (["compare", str(run_folder)], 2, "--set sampler=heun"),
+        (["compare", str(run_folder), "--set", "sampler=x"], 2, "sampler"),
+        (["compare", str(run_folder), str(other)], 3, "models of the same data"),
+        (["compare", str(run_folder), str(tmp_path / "none")], 5, "there is no model"),
+        (["compare", str(run_folder), str(run_folder), "--out", "x.jpg"], 2, "must end in .png"),
+        (["compare", str(run_folder), str(run_folder), "--data", "nowhere"], 3, "nowhere"),
     ):
         capsys.readouterr()
         assert ends(argv) == code, argv

@@ -9,15 +9,15 @@ import torch
 from faults import fails
 
 from simple_diffusion.augmentation import AUGMENTATIONS
-from simple_diffusion.cli.evaluate import searched_views
+from simple_diffusion.cli.evaluate import searched_augmentations
 from simple_diffusion.cli.main import main
 from simple_diffusion.data.images import Images
 from simple_diffusion.data.sources import load_images
 from simple_diffusion.denoising_error import error_curves
 from simple_diffusion.errors import DataError
-from simple_diffusion.evaluation.features import Featured, featured
-from simple_diffusion.evaluation.memorization import NEIGHBOUR
-from simple_diffusion.evaluation.scores import evaluate, label_score
+from simple_diffusion.evaluation.features import ImageFeatures, cached_features
+from simple_diffusion.evaluation.memorization import NEIGHBOR
+from simple_diffusion.evaluation.scores import evaluate, inception_score_of
 from simple_diffusion.model.model_file import read
 
 
@@ -61,31 +61,39 @@ def value(evaluation, name: str):
     return next(score for score in evaluation.scores if score.name == name)
 
 
-def test_honest_samples_reach_the_floor(scored):
+def test_honest_samples_reach_the_baseline(scored):
     for kind in ("FID", "KID", "IS", "precision", "recall", "coverage", "accuracy"):
         score = value(scored["honest"], kind)
-        room = 5 * score.error + 1e-9 + (score.floor if kind == "FID" else 0)
-        assert abs(score.value - score.floor) < room, kind
+        room = 5 * score.error + 1e-9 + (score.baseline if kind == "FID" else 0)
+        assert abs(score.value - score.baseline) < room, kind
 
 
 def test_each_score_sees_what_it_should(scored):
-    assert value(scored["noisy"], "FID").value > 5 * value(scored["noisy"], "FID").floor
+    assert value(scored["noisy"], "FID").value > 5 * value(scored["noisy"], "FID").baseline
     assert value(scored["noisy"], "KID").value > 10 * value(scored["noisy"], "KID").error
-    assert value(scored["noisy"], "precision").value < value(scored["noisy"], "precision").floor - 0.1
-    assert value(scored["one class"], "recall").value < value(scored["one class"], "recall").floor - 0.3
+    assert value(scored["noisy"], "precision").value < value(scored["noisy"], "precision").baseline - 0.1
+    assert value(scored["one class"], "recall").value < value(scored["one class"], "recall").baseline - 0.3
     assert value(scored["one class"], "IS").value < 1.2 < value(scored["honest"], "IS").value
     assert value(scored["mislabelled"], "accuracy").value < 0.1 < 0.9 < value(scored["honest"], "accuracy").value
     by_class = scored["mislabelled"].by_class["upright"]
     assert by_class[0].value < 0.1
-    assert by_class[1].value > 20 * by_class[1].floor
+    assert by_class[1].value > 20 * by_class[1].baseline
 
 
-def test_no_number_goes_without_its_extractor_and_count(scored):
-    text = str(scored["honest"])
-    assert "FID[bars, n=600 vs train]" in text
-    assert "real images" in text
-    for line in text.splitlines():
-        assert "±" in line or "copies" in line or "count" in line, line
+def test_the_table_has_a_value_an_interval_a_baseline_and_a_count_for_each_score(scored):
+    title, head, *lines = str(scored["honest"]).splitlines()
+    assert title == "Features of bars, compared with the training set:"
+    assert head.split() == ["score", "value", "±", "95", "%", "baseline", "n"]
+    for score, line in zip(scored["honest"].scores, lines, strict=False):
+        assert line.split()[0] == score.name
+        assert len(line) == len(head)
+        unit = 1000 if score.name == "KID" else 1
+        numbers = [float(word) for word in line.replace("x 1000", "").split()[1:4]]
+        wanted = [unit * score.value, unit * 1.96 * score.error, unit * score.baseline]
+        assert numbers == pytest.approx(wanted, abs=6e-5)
+    fid = value(scored["honest"], "FID")
+    assert str(fid).startswith("FID[bars, n=600 vs train]  ")
+    assert f"(baseline {fid.baseline:.4g})" in str(fid)
 
 
 @pytest.mark.parametrize(
@@ -107,28 +115,28 @@ def test_which_scores_of_labels_there_are_follows_from_the_logits(columns, kinds
 def test_the_inception_score_needs_ten_samples_a_class_or_a_published_split(classes, needed, monkeypatch):
     monkeypatch.setattr("simple_diffusion.evaluation.scores.SPLIT", 50)  # for 5000, to be quick
     logits = torch.randn(needed, classes, generator=torch.Generator().manual_seed(0))
-    few, enough = (Featured(logits[:n], logits[:n]) for n in (needed - 1, needed))
-    assert label_score("x", few, few).value is None
-    assert f"needs {needed} samples" in label_score("x", few, few).note
-    assert label_score("x", enough, enough).value is not None
+    few, enough = (ImageFeatures(logits[:n], logits[:n]) for n in (needed - 1, needed))
+    assert inception_score_of("x", few, few).value is None
+    assert f"needs at least {needed} samples" in inception_score_of("x", few, few).note
+    assert inception_score_of("x", enough, enough).value is not None
 
 
-def test_copies_are_searched_under_the_views_that_are_given():
+def test_near_duplicates_are_searched_under_the_given_augmentations():
     train, unseen = blobs(300, 0), blobs(300, 1)
     mirrored = replace(blobs(100, 2), pixels=torch.cat([train.pixels[:50].flip(-1), blobs(50, 2).pixels]))
     views = {name: AUGMENTATIONS[name](True) for name in AUGMENTATIONS}
     found = {
-        name: evaluate(mirrored, train, unseen, extractor, "bars", views=some).copies["pixels"]
+        name: evaluate(mirrored, train, unseen, extractor, "bars", augmentations=some).near_duplicates["pixels"]
         for name, some in views.items()
     }
-    assert found["none"].near <= 10
-    assert found["mirror"].near >= 50
-    assert found["symmetries"].near >= 50
-    result = evaluate(mirrored, train, unseen, extractor, "bars", views=views["mirror"])
-    near = found["mirror"].near
-    assert f"copies in pixels: {near} of 100 samples" in str(result)
-    assert "by chance it would be 1 %, 1 samples" in str(result).casefold()
-    assert result.as_dict()["copies"]["pixels"]["near"] == near
+    assert found["none"].count <= 10
+    assert found["mirror"].count >= 50
+    assert found["symmetries"].count >= 50
+    result = evaluate(mirrored, train, unseen, extractor, "bars", augmentations=views["mirror"])
+    near = found["mirror"].count
+    assert f"Near-duplicates of training images in pixels: {near} of 100 samples" in str(result)
+    assert "1 % expected by chance" in str(result)
+    assert result.as_dict()["near_duplicates"]["pixels"]["count"] == near
 
 
 def test_too_few_samples_give_a_sentence_and_no_number():
@@ -142,8 +150,8 @@ def test_too_few_samples_give_a_sentence_and_no_number():
     assert result.by_count is None
 
 
-def test_a_floor_of_another_count_says_so():
-    """Without unseen images the halves of the training set are the floor; of a class there is then none."""
+def test_a_baseline_of_another_count_is_noted():
+    """Without unseen images the halves of the training set are the baseline; of a class there is then none."""
     samples, train, test = blobs(600, 2), blobs(800, 0), blobs(600, 1)
     assert not any(score.note for score in evaluate(samples, train, test, extractor, "bars").scores)
     halves = evaluate(samples, train, None, extractor, "bars")
@@ -151,13 +159,13 @@ def test_a_floor_of_another_count_says_so():
         assert ("of n=400)" in score.short) == (score.name != "accuracy"), score
     for _, fid in halves.by_class.values():
         assert fid.value is not None
-        assert fid.floor is None
+        assert fid.baseline is None
 
 
-def test_among_very_few_images_no_copies_are_searched():
-    """How near the nearest is, the one of rank NEIGHBOUR tells; an image of the training set is not its own."""
-    for n, searched in ((NEIGHBOUR + 1, False), (NEIGHBOUR + 2, True)):
-        assert bool(evaluate(blobs(20, 3), blobs(n, 0), None, extractor, "bars").copies) == searched
+def test_among_very_few_images_no_near_duplicates_are_searched():
+    """How near the nearest is, the one of rank NEIGHBOR tells; an image of the training set is not its own."""
+    for n, searched in ((NEIGHBOR + 1, False), (NEIGHBOR + 2, True)):
+        assert bool(evaluate(blobs(20, 3), blobs(n, 0), None, extractor, "bars").near_duplicates) == searched
 
 
 def test_small_data_is_searched_under_all_symmetries_and_large_data_under_what_it_was_trained_on(run_folder):
@@ -165,7 +173,7 @@ def test_small_data_is_searched_under_all_symmetries_and_large_data_under_what_i
     model = read(run_folder)
     mirrored = model.changed(augment="mirror")
     for images, of, views in ((small, None, 8), (small, mirrored, 8), (large, None, 1), (large, mirrored, 2)):
-        assert len(searched_views(images, of)) == views
+        assert len(searched_augmentations(images, of)) == views
 
 
 def test_the_error_by_level_of_unseen_images_is_measured_as_that_of_the_training_images(run_folder, squares):
@@ -186,13 +194,13 @@ def test_the_cache_is_kept_by_the_datas_identity():
         calls.append(len(pixels))
         return extractor(pixels)
 
-    first = featured(train, counted, "counted")
-    again = featured(replace(train, name="other name"), counted, "counted")
+    first = cached_features(train, counted, "counted")
+    again = cached_features(replace(train, name="other name"), counted, "counted")
     assert calls == [100]
     assert torch.equal(first.features, again.features)
     changed = replace(train, pixels=train.pixels.flip(0))
-    featured(changed, counted, "counted")
-    featured(train, counted, "another extractor")
+    cached_features(changed, counted, "counted")
+    cached_features(train, counted, "another extractor")
     assert calls == [100, 100, 100]
 
 
@@ -214,7 +222,7 @@ def test_what_can_not_be_scored_is_refused(change, words):
 
 
 def test_the_command_scores_a_model_and_its_samples_alike(run_folder, squares, tmp_path, capsys, monkeypatch):
-    monkeypatch.setattr("simple_diffusion.evaluation.classifier.SEEN", 20 * 86 * 32**2)  # enough for squares
+    monkeypatch.setattr("simple_diffusion.evaluation.classifier.SEEN", 6 * 86 * 32**2)  # enough for squares
     # More than the images that the estimate of the time is made with.
     main(["evaluate", str(run_folder), "--n", "130", "--out", str(tmp_path / "of-run"), "--json"])
     of_run = json.loads(capsys.readouterr().out)
@@ -233,13 +241,14 @@ def test_the_command_scores_a_model_and_its_samples_alike(run_folder, squares, t
     of_data = json.loads(capsys.readouterr().out)
     precision = {result["what"]: result["extractors"][0]["scores"][2]["value"] for result in (of_run, of_data)}
     assert precision[str(squares)] == 1 > precision[str(run_folder)]
-    assert of_data["extractors"][0]["copies"]["pixels"]["share"] == 1
+    assert of_data["extractors"][0]["near_duplicates"]["pixels"]["share"] == 1
 
 
 @pytest.mark.parametrize("classes", [0, 5])
 def test_data_of_other_classes_than_the_models(run_folder, tmp_path, classes, capsys, monkeypatch):
     """A model of three is compared with data of none and of five, whose labels it is not shown."""
     monkeypatch.setattr("simple_diffusion.evaluation.classifier.SEEN", 2 * 86 * 32**2)
+    monkeypatch.setattr("simple_diffusion.evaluation.classifier.PRETEXT", 2 * 86 * 32**2)
     rng = np.random.default_rng(0)
     labels = {"labels": np.arange(100) % classes} if classes else {}
     np.savez(tmp_path / "other.npz", images=rng.integers(0, 255, (100, 12, 16, 3), dtype=np.uint8), **labels)
@@ -263,8 +272,8 @@ def test_some_of_the_samples_under_several_extractors(squares, tmp_path, capsys,
     assert "Over 2 extractors:" in said
     for kind in ("KID", "recall", "accuracy"):
         a, b = sorted(next(s["value"] for s in one["scores"] if s["name"] == kind) for one in result["extractors"])
-        assert f"  {kind}: {a:.4g} to {b:.4g}" in said
-    assert "  FID: " not in said  # of so few there is none
+        assert f"  {kind:<9}  {a:.4g} to {b:.4g}" in said
+    assert "\n  FID  " not in said.partition("Over 2 extractors:")[2]  # there is no FID of so few images
 
 
 def test_wrong_use(capsys, run_folder, squares, tmp_path):

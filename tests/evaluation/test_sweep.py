@@ -13,7 +13,7 @@ from simple_diffusion.cli.main import main
 from simple_diffusion.cli.sweep import float_samples, save_if_unchanged
 from simple_diffusion.data.images import to_uint8
 from simple_diffusion.errors import BusyError
-from simple_diffusion.evaluation.features import Featured, fid_of
+from simple_diffusion.evaluation.features import ImageFeatures, fid_of
 from simple_diffusion.evaluation.sweep import (
     EVERYWHERE,
     Scorer,
@@ -61,10 +61,10 @@ def test_the_cheapest_point_tied_with_the_best_is_chosen():
     """The same samples but for a little noise are as good; shifted ones are not."""
     x = torch.randn(600, 4, generator=torch.Generator().manual_seed(0))
     little = 1e-3 * torch.randn(600, 4, generator=torch.Generator().manual_seed(1))
-    real = Featured(torch.randn(4000, 4, generator=torch.Generator().manual_seed(2)), torch.zeros(4000, 1))
+    real = ImageFeatures(torch.randn(4000, 4, generator=torch.Generator().manual_seed(2)), torch.zeros(4000, 1))
     made = {}
     for nfe, features in ((5, x + 1), (10, x + little), (20, x)):
-        side = Featured(features, torch.zeros(600, 1))
+        side = ImageFeatures(features, torch.zeros(600, 1))
         made[nfe] = point(nfe, fid_of(real, side), side)
     made[20] = point(20, min(made[10].fid, made[20].fid) - 1e-9, made[20].side)
     assert cheapest_tied(list(made.values()), real) is made[10]
@@ -85,7 +85,7 @@ def images_with(settings):
 
 
 def test_a_sweep_scores_each_setting_once_and_guidance_of_1_is_the_same_in_any_interval():
-    real, labels, asked = Featured(*extractor(to_uint8(images_with({})))), torch.arange(60) % 2, []
+    real, labels, asked = ImageFeatures(*extractor(to_uint8(images_with({})))), torch.arange(60) % 2, []
 
     def sample(settings):
         asked.append(settings)
@@ -102,7 +102,7 @@ def test_a_sweep_scores_each_setting_once_and_guidance_of_1_is_the_same_in_any_i
 
 
 def test_only_deterministic_samplers_have_a_distance_to_the_reference():
-    real, grid = Featured(*extractor(to_uint8(images_with({})))), sampler_grid((4, 8))
+    real, grid = ImageFeatures(*extractor(to_uint8(images_with({})))), sampler_grid((4, 8))
     for one in sweep(images_with, grid, Scorer(extractor, real, None), images_with({"sampler_steps": 100})):
         assert (one.distance is None) == (one.settings["sampler"] not in SOLVERS)
         assert one.accuracy is None

@@ -35,7 +35,7 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
 
     from ..data.labels import labels_for
     from ..evaluation.extractors import extractor_for
-    from ..evaluation.features import Featured, featured
+    from ..evaluation.features import ImageFeatures, cached_features
     from ..evaluation.paired import check_count, conclusion, differences
     from ..system.files import write_atomic
 
@@ -47,11 +47,11 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
         say(args, f"{key}: {before} -> {after}")
 
     extractor = extractor_for(images, quiet=args.json)
-    real = featured(images, extractor, extractor.name)
+    real = cached_features(images, extractor, extractor.name)
     check_count(n, real)
     pixels_a, speed_a = timed_samples(args, "A", a, n, labels)
     pixels_b, speed_b = timed_samples(args, "B", b, n, labels)
-    of_a, of_b = (Featured(*extractor(pixels)) for pixels in (pixels_a, pixels_b))
+    of_a, of_b = (ImageFeatures(*extractor(pixels)) for pixels in (pixels_a, pixels_b))
     known = images.classes and images.class_names == a.info.class_names and of_a.logits.shape[1] == images.classes
     found = differences(of_a, of_b, real, labels if known else None)
     say(args, f"{extractor.name}, {n:,} pairs, seed {args.seed}:")

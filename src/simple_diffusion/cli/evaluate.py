@@ -119,7 +119,7 @@ def check_options(args: argparse.Namespace) -> None:
 def plan_of(args: argparse.Namespace) -> Plan:
     """Load the model or the samples, and the real images. Raises DataError where they do not fit."""
     from ..data.sources import held_out
-    from ..evaluation.features import check
+    from ..evaluation.features import check_samples
 
     model = samples = None
     what = Path(args.what)
@@ -135,7 +135,7 @@ def plan_of(args: argparse.Namespace) -> Plan:
     if model is not None and args.data is None and train.fingerprint != model.info.fingerprint:
         raise DataError(f"{source} has changed since the model was trained: name the data with --data")
     if samples is not None:
-        check(samples, train)  # before an extractor is trained, which can take minutes
+        check_samples(samples, train)  # before an extractor is trained, which can take minutes
     test = held_out(source, root=args.data_root, size=size or None, skip_bad=skip_bad)
     return Plan(
         model, samples, train, test, args.out or (what if what.is_dir() else what.with_suffix("")) / "evaluation"
@@ -207,8 +207,8 @@ def write_pictures(plan: Plan, evaluation: Any, samples: Any) -> None:
     from ..viz.grids import make_grid, png
     from ..viz.plots import plot_denoising_error
 
-    for space, copies in evaluation.copies.items():
-        picture = png(make_grid(closest_pairs(copies, samples, plan.train), 10))
+    for space, found in evaluation.near_duplicates.items():
+        picture = png(make_grid(closest_pairs(found, samples, plan.train), 10))
         write_atomic(plan.out / f"closest-in-{space}.png", picture)
     if plan.model is not None:
         own = plan.model.info.in_own_classes

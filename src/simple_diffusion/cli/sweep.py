@@ -118,7 +118,7 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
 
     from ..data.labels import labels_for
     from ..evaluation.extractors import extractor_for
-    from ..evaluation.features import featured
+    from ..evaluation.features import cached_features
     from ..evaluation.paired import check_count
     from ..evaluation.sweep import REFERENCE, Scorer, sweep
     from ..model.model_file import read
@@ -130,7 +130,7 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
     images, n = data_of(args, model, args.n)
     labels = labels_for(model.info, images, n, args.seed)
     extractor = extractor_for(images, quiet=args.json)
-    real = featured(images, extractor, extractor.name)
+    real = cached_features(images, extractor, extractor.name)
     check_count(n, real)
     known = images.class_names == model.info.class_names and extractor.classes == images.classes
     plan = plan_of(args, model, real)

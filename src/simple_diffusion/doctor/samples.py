@@ -7,7 +7,7 @@ from torch import Tensor
 
 from ..data.images import Images, to_unit
 from ..denoising_error import LEVELS, level_noise, model_error
-from ..evaluation.memorization import NEIGHBOUR, find_copies
+from ..evaluation.memorization import NEIGHBOR, find_near_duplicates
 from ..guidance import Guided
 from ..randomness import permutation
 from ..samplers import FINE, SAMPLERS, karras_grid
@@ -22,14 +22,14 @@ def memorization(patient: Patient) -> Finding:
     The bound is a fifth of the samples: twenty times the share expected by chance, and measurable with 64 samples.
     """
     train, _ = patient.split
-    if len(train) < NEIGHBOUR + 2:
+    if len(train) < NEIGHBOR + 2:
         raise Skip(f"{len(train)} images are too few to define near-duplicates")
     pixels = patient.measured_pixels
     views = [to_unit(view(pixels)).flatten(1) for view in patient.spec.augmentations]
-    found = find_copies(patient.samples.flatten(1), views, None)
+    found = find_near_duplicates(patient.samples.flatten(1), views, None)
     return Finding(
         found.share / 0.2,
-        f"{found.near} of {SAMPLES} samples are near-duplicates of a training image (at most 20%)",
+        f"{found.count} of {SAMPLES} samples are near-duplicates of a training image (at most 20%)",
         OVERFITTING_FIX,
     )
 

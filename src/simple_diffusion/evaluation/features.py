@@ -1,4 +1,4 @@
-"""Images as features of an extractor, and the scores that compare two such sets."""
+"""Features of images, cached on disk, and the scores that compare two sets of them."""
 
 from contextlib import suppress
 from dataclasses import dataclass, replace
@@ -15,13 +15,16 @@ from ..system.files import cache_folder, read_tensors, write_tensors
 from .extractors import Features, extractor_for
 from .metrics import Moments, frechet_distance, jackknife
 
-NEIGHBOURS = 5000  # most images a side for precision, recall and KID, whose cost grows with the square of the count
-GROUPS = 20  # of the jackknife of FID and the inception score; PAIR_GROUPS of the costlier ones
+NEIGHBORS = 5000
+"""Most images of each set for precision, recall and KID, whose cost grows with the square of the count."""
+GROUPS = 20
+"""Groups of the jackknife of FID and the inception score."""
 PAIR_GROUPS = 10
+"""Groups of the jackknife of precision and recall, which cost more."""
 
 
 @dataclass(frozen=True, eq=False)
-class Featured:
+class ImageFeatures:
     """Images through an extractor: features `[N, F]` and logits `[N, K]`, float32."""
 
     features: Tensor
@@ -30,42 +33,42 @@ class Featured:
     def __len__(self) -> int:
         return len(self.features)
 
-    def __getitem__(self, chosen: Tensor | slice) -> "Featured":
-        return Featured(self.features[chosen], self.logits[chosen])
+    def __getitem__(self, chosen: Tensor | slice) -> "ImageFeatures":
+        return ImageFeatures(self.features[chosen], self.logits[chosen])
 
     @cached_property
     def moments(self) -> Moments:
         return Moments.of(self.features)
 
 
-def fid_of(real: Featured, fake: Featured) -> float:
-    """FID of fakes against real images, from two of each on."""
+def fid_of(real: ImageFeatures, fake: ImageFeatures) -> float:
+    """FID of samples against real images; needs at least two of each."""
     return frechet_distance(real.moments, fake.moments)
 
 
-def fid_and_error(real: Featured, fake: Featured) -> tuple[float, float]:
-    """FID of fakes, and its standard error by the draw of the fakes."""
+def fid_and_error(real: ImageFeatures, fake: ImageFeatures) -> tuple[float, float]:
+    """(FID of samples, its standard error over samples)."""
     return fid_of(real, fake), jackknife(lambda keep: fid_of(real, fake[keep]), len(fake), GROUPS).item()
 
 
-def some(side: Featured, n: int) -> Tensor:
-    """Features of n of the images, always the same `[n, F]`."""
+def subset(side: ImageFeatures, n: int) -> Tensor:
+    """Features `[n, F]` of n of the images: a random subset, always the same."""
     return side.features[permutation(len(side), 0, "neighbours")[:n]]
 
 
-def accuracy_of(side: Featured, labels: Tensor) -> float:
-    """The share of samples in which the extractor's classifier sees the label `[N]`."""
+def accuracy_of(side: ImageFeatures, labels: Tensor) -> float:
+    """Share of samples for which the extractor's classifier predicts the label, int64 `[N]`."""
     return (side.logits.argmax(1) == labels).double().mean().item()
 
 
-def featured(images: Images, extractor: Features, name: str) -> Featured:
-    """Real images through an extractor, kept in the user's cache under the identity of both."""
+def cached_features(images: Images, extractor: Features, name: str) -> ImageFeatures:
+    """The features of real images, computed once and kept in the user's cache."""
     path = cache_folder() / "features" / f"{name}-{images.fingerprint[:16]}.safetensors"
     if path.is_file():
-        with suppress(CheckpointError):  # damaged: made anew
+        with suppress(CheckpointError):  # a damaged file is replaced
             return read_features(path, len(images))
-    made = Featured(*extractor(images.pixels))
-    with suppress(ResourceError):  # a cache that can't be written costs time alone
+    made = ImageFeatures(*extractor(images.pixels))
+    with suppress(ResourceError):  # without a cache only time is lost
         write_tensors(
             path, {"features": made.features, "logits": made.logits}, {"extractor": name, "data": images.fingerprint}
         )
@@ -75,32 +78,38 @@ def featured(images: Images, extractor: Features, name: str) -> Featured:
 def fid(pixels: Tensor, images: Images) -> float:
     """FID of pixels uint8 `[N, C, H, W]` against images, a data set, in the features of the data's own extractor.
 
-    Compare at one N only: the fewer images, the higher it is (`FrechetByCount`). `evaluate` gives its error and floor.
+    Compare values at the same N only, because FID is higher for fewer images (`FrechetByCount`). `evaluate` adds its
+    standard error and its real-data baseline.
+
     Raises DataError where the shapes differ.
     """
-    check(replace(images, pixels=pixels, labels=None, class_names=()), images)
+    check_samples(replace(images, pixels=pixels, labels=None, class_names=()), images)
     extractor = extractor_for(images)
-    return frechet_distance(featured(images, extractor, extractor.name).moments, Moments.of(extractor(pixels)[0]))
+    return frechet_distance(
+        cached_features(images, extractor, extractor.name).moments, Moments.of(extractor(pixels)[0])
+    )
 
 
-def read_features(path: Path, n: int) -> Featured:
+def read_features(path: Path, n: int) -> ImageFeatures:
     """The features of n images from a file. Raises CheckpointError unless it holds them."""
     tensors, _ = read_tensors(path)
     if set(tensors) != {"features", "logits"} or not all(
         t.dtype == torch.float32 and t.ndim == 2 and len(t) == n and t.isfinite().all() for t in tensors.values()
     ):
         raise CheckpointError(f"{path} does not hold the features of {n} images: remove it")
-    return Featured(**tensors)
+    return ImageFeatures(**tensors)
 
 
-def check(samples: Images, train: Images) -> None:
-    """Raise DataError unless the samples are of the data's shape and have labels that the data knows."""
+def check_samples(samples: Images, train: Images) -> None:
+    """Raise DataError unless the samples have the shape of the data, and only labels of its classes."""
     if samples.shape != train.shape:
         given, wanted = (" x ".join(map(str, shape)) for shape in (samples.shape, train.shape))
         raise DataError(
-            f"the samples are {given} (channels, height, width) and the data {wanted}: bring one to the other"
+            f"the samples are {given} (channels, height, width) and the data {wanted}: use samples of the data's shape"
         )
     if len(samples) < 2:
-        raise DataError("one sample has no distribution: draw more with --n")
+        raise DataError("scores need at least two samples, got one sample: generate more with --n")
     if samples.labels is not None and train.classes and samples.labels.max() >= train.classes:
-        raise DataError(f"the samples hold the label {samples.labels.max()} and the data has {train.classes} classes")
+        raise DataError(
+            f"the samples have the label {samples.labels.max()}, but the data has only {train.classes} classes"
+        )

@@ -1,6 +1,7 @@
-"""The Inception network of the published FIDs, through torch-fidelity: an extractor for those who need these numbers.
+"""The Inception network of published FIDs, from torch-fidelity.
 
-It reproduces the features of the original TensorFlow network, resizing included (Obukhov et al. 2020, torch-fidelity).
+torch-fidelity reproduces the features of the original TensorFlow network, resizing included
+(Obukhov et al. 2020).
 """
 
 import hashlib
@@ -25,9 +26,10 @@ def inception(weights: Path | None = None, device: str = "auto") -> Features:
     """uint8 `[N, C, H, W]`, C = 1 or 3 -> features float32 `[N, 2048]` and unbiased logits float32 `[N, 1008]`.
 
     weights  a file downloaded by hand; None for the one in torch's cache, downloaded (91 MiB) if it is not there
-    device   that the network runs on: a CPU takes hours for what a GPU does in minutes
+    device   that the network runs on: a CPU takes hours where a GPU takes minutes
 
-    Raises UsageError without torch-fidelity, DataError where the weights can't be had or are not the published ones.
+    Raises UsageError without torch-fidelity, DataError where the weights cannot be downloaded or are not
+    the published ones.
     """
     try:
         from torch_fidelity.feature_extractor_inceptionv3 import (  # pyrefly: ignore[missing-import]
@@ -37,20 +39,20 @@ def inception(weights: Path | None = None, device: str = "auto") -> Features:
         raise UsageError(
             f"Inception needs torch-fidelity ({error}): pip install 'simple-diffusion[fidelity]'"
         ) from error
-    # torch-fidelity unpickles the file, which may run what it holds: it only gets the bytes that are known.
-    path = str(verified(weights) if weights else fetched())
+    # torch-fidelity unpickles the file, which can run code: it only gets the published bytes.
+    path = str(verify(weights) if weights else fetch())
     net = FeatureExtractorInceptionV3(NAME, ["2048", "logits_unbiased"], feature_extractor_weights_path=path)
     where = pick_device(device)
     net = net.to(where)
 
     def features_and_logits(images: Tensor) -> tuple[Tensor, Tensor]:
-        return in_batches(lambda part: net(part.to(where)), coloured(images), BATCH)
+        return in_batches(lambda part: net(part.to(where)), to_rgb(images), BATCH)
 
     return features_and_logits
 
 
-def coloured(images: Tensor) -> Tensor:
-    """uint8 `[N, 1 or 3, H, W]` -> `[N, 3, H, W]`, grey as three equal channels. Raises DataError for other images."""
+def to_rgb(images: Tensor) -> Tensor:
+    """uint8 `[N, 1 or 3, H, W]` -> `[N, 3, H, W]`, gray as three equal channels. Raises DataError for other images."""
     if images.dtype != torch.uint8 or images.ndim != 4 or not images.numel() or images.shape[1] not in (1, 3):
         raise DataError(
             f"{NAME} takes uint8 images [N, 1 or 3, H, W], not {images.dtype} of shape {tuple(images.shape)}"
@@ -58,8 +60,8 @@ def coloured(images: Tensor) -> Tensor:
     return images.expand(-1, 3, -1, -1)
 
 
-def fetched() -> Path:
-    """The weights in torch's cache, where torch-fidelity keeps them too; downloaded if need be. Raises DataError."""
+def fetch() -> Path:
+    """The weights in torch's cache, downloaded if they are missing. Raises DataError."""
     path = Path(torch.hub.get_dir(), "checkpoints", WEIGHTS)
     if not path.exists():
         try:
@@ -67,19 +69,21 @@ def fetched() -> Path:
             torch.hub.download_url_to_file(URL, str(path), hash_prefix=SHA256)
         except (OSError, RuntimeError) as error:  # RuntimeError: of another hash
             raise DataError(
-                f"the weights of Inception can't be downloaded ({' '.join(str(error).split())}): fetch {URL} by hand "
-                f"and put it at {path} or name it with --inception-weights"
+                f"the weights of Inception cannot be downloaded ({' '.join(str(error).split())}): download {URL} "
+                f"yourself, and put it at {path} or name it with --inception-weights"
             ) from error
-    return verified(path)
+    return verify(path)
 
 
-def verified(path: Path) -> Path:
-    """The path, if it holds the published weights to the last byte. Raises DataError."""
+def verify(path: Path) -> Path:
+    """The path, if its SHA-256 is that of the published weights. Raises DataError."""
     try:
         with open(path, "rb") as file:
             found = hashlib.file_digest(file, "sha256").hexdigest()
     except OSError as error:
-        raise DataError(f"{path} can't be read ({error.strerror}): name the weights of Inception") from error
+        raise DataError(f"{path} cannot be read ({error.strerror}): name a file of Inception's weights") from error
     if found != SHA256:
-        raise DataError(f"{path} does not hold the weights of Inception, by its SHA-256: fetch {URL} again")
+        raise DataError(
+            f"{path} does not hold the published weights of Inception (other SHA-256): download {URL} again"
+        )
     return path

@@ -1,9 +1,9 @@
-"""Are the samples copies of training images? Each one's nearest neighbours, and a score calibrated on unseen images.
+"""Memorization: samples that are near-duplicates of training images, with a threshold calibrated on unseen images.
 
-A copy lies much nearer to one training image than to its neighbours. The score is that ratio: the distance to the
-nearest training image over that to the tenth nearest (Yoon et al. 2023, section 3, take the second, which an image that
-stands twice in the training set blinds). What ratio is suspicious depends on the data, so the threshold is the ratio
-that only one unseen image in a hundred falls below.
+The score of a sample is the distance to its nearest training image over the distance to the tenth nearest. A
+near-duplicate is much closer to one training image than to the others, so its score is small. (Yoon et al. 2023,
+section 3, use the second nearest, which fails where a training image occurs twice.) What is small depends on the data:
+the threshold is the score that 1 % of unseen images fall below.
 """
 
 from collections.abc import Sequence
@@ -14,16 +14,17 @@ from torch import Tensor
 
 from ..errors import DataError
 
-NEIGHBOUR = 10
+NEIGHBOR = 10
+"""Rank of the neighbor whose distance is the scale."""
 
 
 @dataclass(frozen=True)
-class Copies:
-    """How near samples lie to training images, in one space (pixels or features).
+class NearDuplicates:
+    """How close samples are to training images, in one space (pixels or features).
 
     nearest    int64 `[N]`: the nearest training image of each sample
     distance   `[N]`: root mean square distance to it
-    score      `[N]`: that distance over the one to the NEIGHBOUR-th nearest; small for a copy
+    score      `[N]`: that distance over the distance to the NEIGHBOR-th nearest, in [0, 1]
     threshold  the score that 1 % of unseen images fall below
     """
 
@@ -33,22 +34,22 @@ class Copies:
     threshold: float
 
     @property
-    def near(self) -> int:
-        """How many samples lie below the threshold."""
+    def count(self) -> int:
+        """Number of samples below the threshold."""
         return int((self.score < self.threshold).sum())
 
     @property
     def share(self) -> float:
-        """Of the samples below the threshold: 0.01 is expected of a model that copies nothing."""
-        return self.near / len(self.score)
+        """Share of samples below the threshold; 0.01 is expected of a model that memorizes nothing."""
+        return self.count / len(self.score)
 
 
 def nearest(queries: Tensor, views: Sequence[Tensor], k: int, leave_out: Tensor | None = None) -> tuple[Tensor, Tensor]:
     """Root mean square distances and indices of the k nearest rows: float and int64 `[N, k]`, ascending.
 
     queries    `[N, D]`
-    views      the training set under each augmentation, each `[M, D]`; the same row counts once, at its nearest view
-    leave_out  int64 `[N]`: a row that does not count for each query, itself for instance
+    views      the training set under each augmentation, each `[M, D]`; of a row the nearest view counts
+    leave_out  int64 `[N]`: for each query a row to leave out, such as the query itself
     """
     distances, indices = [], []
     norms = [view.square().sum(1) for view in views]
@@ -66,29 +67,31 @@ def nearest(queries: Tensor, views: Sequence[Tensor], k: int, leave_out: Tensor 
     return torch.cat(distances), torch.cat(indices)
 
 
-def find_copies(samples: Tensor, views: Sequence[Tensor], unseen: Tensor | None, limit: int = 2000) -> Copies:
-    """The nearest training image of each sample, and how many samples are suspiciously near.
+def find_near_duplicates(
+    samples: Tensor, views: Sequence[Tensor], unseen: Tensor | None, limit: int = 2000
+) -> NearDuplicates:
+    """The nearest training image of each sample, and which samples are near-duplicates of it.
 
     samples   `[N, D]` float
-    views     the training set `[M, D]` under each augmentation, the plain one first
-    unseen    `[K, D]` images that the model did not see; None leaves each training image out in turn instead
-    limit     how many unseen images calibrate the threshold
+    views     the training set `[M, D]` under each augmentation, the identity first
+    unseen    `[K, D]` images that the model was not trained on; None leaves out each training image in turn instead
+    limit     number of unseen images that calibrate the threshold
 
-    Raises DataError for fewer than 12 training images, among which near and far mean nothing.
+    Raises DataError for fewer than 12 training images.
     """
     count = len(views[0])
-    if count < NEIGHBOUR + 2:
-        raise DataError(f"a search for copies needs at least {NEIGHBOUR + 2} training images, not {count}")
-    distances, indices = nearest(samples, views, NEIGHBOUR)
+    if count < NEIGHBOR + 2:
+        raise DataError(f"a search for near-duplicates needs at least {NEIGHBOR + 2} training images, got {count}")
+    distances, indices = nearest(samples, views, NEIGHBOR)
     if unseen is None:
-        unseen_distances, _ = nearest(views[0][:limit], views, NEIGHBOUR, leave_out=torch.arange(count)[:limit])
+        unseen_distances, _ = nearest(views[0][:limit], views, NEIGHBOR, leave_out=torch.arange(count)[:limit])
     else:
-        unseen_distances, _ = nearest(unseen[:limit], views, NEIGHBOUR)
+        unseen_distances, _ = nearest(unseen[:limit], views, NEIGHBOR)
     score, unseen_score = ratio(distances), ratio(unseen_distances)
     threshold = unseen_score.quantile(0.01).item()
-    return Copies(indices[:, 0], distances[:, 0], score, threshold)
+    return NearDuplicates(indices[:, 0], distances[:, 0], score, threshold)
 
 
 def ratio(distances: Tensor) -> Tensor:
-    """The first over the last of ascending distances `[N, k]`; 0 where both are."""
+    """The first over the last of ascending distances `[N, k]`; 0 where both are 0."""
     return distances[:, 0] / distances[:, -1].clamp(min=1e-12)

@@ -11,10 +11,10 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from ..errors import DataError
-from .features import GROUPS, NEIGHBOURS, PAIR_GROUPS, Featured, accuracy_of, fid_of, some
+from .features import GROUPS, NEIGHBORS, PAIR_GROUPS, ImageFeatures, accuracy_of, fid_of, subset
 from .metrics import inception_score, jackknife, precision_recall
 
-Score = Callable[[Featured, Tensor | slice], float]
+Score = Callable[[ImageFeatures, Tensor | slice], float]
 """(samples, which of them to keep) -> a number."""
 
 EVERY = slice(None)
@@ -65,14 +65,14 @@ class Difference:
         return f"{self.name:<9}  {self.a:.4g} -> {self.b:.4g}  difference {gap}: {told}"
 
 
-def check_count(n: int, real: Featured) -> None:
+def check_count(n: int, real: ImageFeatures) -> None:
     """Raise DataError for fewer pairs than FID needs."""
     needed = 2 * real.features.shape[1]
     if min(n, len(real)) < needed:
         raise DataError(f"FID needs {needed} samples and real images, twice the extractor's features: use a larger --n")
 
 
-def differences(a: Featured, b: Featured, real: Featured, labels: Tensor | None) -> list[Difference]:
+def differences(a: ImageFeatures, b: ImageFeatures, real: ImageFeatures, labels: Tensor | None) -> list[Difference]:
     """FID first, then what the extractor allows: inception score, accuracy, precision and recall.
 
     a, b    samples through an extractor, in pairs
@@ -88,8 +88,8 @@ def differences(a: Featured, b: Featured, real: Featured, labels: Tensor | None)
         found.append(difference_of("IS", lambda side, keep: inception_score(side.logits[keep], splits=1)[0], a, b))
     if labels is not None:
         found.append(difference_of("accuracy", lambda side, keep: accuracy_of(side[keep], labels[keep]), a, b))
-    few = min(n, len(real), NEIGHBOURS)
-    reals, a_few, b_few = (some(side, few) for side in (real, a, b))
+    few = min(n, len(real), NEIGHBORS)
+    reals, a_few, b_few = (subset(side, few) for side in (real, a, b))
 
     def neighbours(fakes: Tensor) -> tuple[float, float]:
         return tuple(precision_recall(reals, fakes))[:2]
@@ -105,7 +105,7 @@ def differences(a: Featured, b: Featured, real: Featured, labels: Tensor | None)
     return found
 
 
-def difference_of(name: str, score: Score, a: Featured, b: Featured, lower: bool = False) -> Difference:
+def difference_of(name: str, score: Score, a: ImageFeatures, b: ImageFeatures, lower: bool = False) -> Difference:
     """The difference of one score of two sides that are pairs."""
     error = jackknife(lambda keep: score(b, keep) - score(a, keep), len(a), GROUPS).item()
     return Difference(name, len(a), score(a, EVERY), score(b, EVERY), error, lower)

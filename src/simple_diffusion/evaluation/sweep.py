@@ -17,7 +17,7 @@ from ..guidance import Interval
 from ..samplers import FINE, SAMPLERS
 from ..sampling import distance
 from .extractors import Features
-from .features import NEIGHBOURS, Featured, accuracy_of, fid_and_error, fid_of, some
+from .features import NEIGHBORS, ImageFeatures, accuracy_of, fid_and_error, fid_of, subset
 from .metrics import kernel_distance, precision_recall
 from .paired import difference_of
 
@@ -71,7 +71,7 @@ class SweepPoint:
     """The scores of the samples with some settings.
 
     fid, error          FID, and its standard error over samples
-    kid                 KID; this, precision and recall on at most NEIGHBOURS images
+    kid                 KID; this, precision and recall on at most NEIGHBORS images
     precision, recall   shares in [0, 1]
     accuracy            share of the samples whose requested label the classifier predicts; None without such labels
     distance            root mean square distance a pixel, in [-1, 1], to the reference solution; None for a stochastic
@@ -87,7 +87,7 @@ class SweepPoint:
     recall: float
     accuracy: float | None
     distance: float | None
-    side: Featured
+    side: ImageFeatures
 
     @property
     def nfe(self) -> int:
@@ -110,14 +110,14 @@ class Scorer:
     """
 
     extractor: Features
-    real: Featured
+    real: ImageFeatures
     labels: Tensor | None
 
     def score(self, settings: Settings, x: Tensor, reference: Tensor | None = None) -> SweepPoint:
         """Score samples x, float `[n, C, H, W]`; `reference` of the same shape is the exact solution."""
-        side = Featured(*self.extractor(to_uint8(x)))
-        n = min(len(self.real), len(side), NEIGHBOURS)
-        real, fake = some(self.real, n), some(side, n)
+        side = ImageFeatures(*self.extractor(to_uint8(x)))
+        n = min(len(self.real), len(side), NEIGHBORS)
+        real, fake = subset(self.real, n), subset(side, n)
         kid, _ = kernel_distance(real, fake)
         near = precision_recall(real, fake)
         accuracy = None if self.labels is None else accuracy_of(side, self.labels)
@@ -152,7 +152,7 @@ def pareto_front(points: Iterable[SweepPoint]) -> list[SweepPoint]:
     return front
 
 
-def cheapest_tied(points: Sequence[SweepPoint], real: Featured) -> SweepPoint:
+def cheapest_tied(points: Sequence[SweepPoint], real: ImageFeatures) -> SweepPoint:
     """The point of least NFE whose FID is statistically tied with the lowest: the 95 % interval of their paired
     difference holds 0."""
     lowest = min(points, key=lambda point: point.fid)

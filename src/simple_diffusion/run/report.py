@@ -238,7 +238,8 @@ def extractor_scores(record: dict[str, Any]) -> ExtractorScores:
     for score in record["scores"]:
         value = score["note"] if score["value"] is None else f"{score['value']:.4g}"
         interval = "" if score["error"] is None else f"± {1.96 * score['error']:.2g}"
-        baseline = "" if score["floor"] is None else f"{score['floor']:.4g}"
+        value_of_real = score.get("baseline", score.get("floor"))  # "floor" in files of version 0.1 and before
+        baseline = "" if value_of_real is None else f"{value_of_real:.4g}"
         rows.append((score["name"], value, interval, baseline, f"{score['n']:,}", score["extractor"]))
     by_class: list[tuple[str, ...]] = [
         (name, *(f"{score['name']} {score['value']:.4g}" for score in scores if score["value"] is not None))
