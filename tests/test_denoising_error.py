@@ -10,7 +10,7 @@ from simple_diffusion import Karras, Linear
 from simple_diffusion.denoising_error import LEVELS, ideal_error, linear_error, model_error
 
 
-def test_linear_error_is_the_wiener_filters():
+def test_the_linear_error_is_that_of_the_wiener_filter():
     eigenvalues = torch.tensor([0.5, 0.1, 0.01, 0.0], dtype=torch.float64)
     basis, _ = torch.linalg.qr(torch.randn(4, 4, dtype=torch.float64))
     # 8 points whose covariance is exactly that: plus and minus each axis.
@@ -21,10 +21,10 @@ def test_linear_error_is_the_wiener_filters():
         assert value == pytest.approx(sum(wiener) / 4, rel=1e-9)
 
 
-def test_memorised_error_of_two_points_is_known():
+def test_the_ideal_error_of_two_points_is_known():
     # Points at -1 and 1 on a line: the optimal denoiser is tanh(x / s^2), its error E[1 - tanh^2] under the mixture.
     train = torch.tensor([[-1.0], [1.0]])
-    error = ideal_error(train, torch.arange(20000) % 2)
+    error = ideal_error(train, torch.arange(8000) % 2)
     z = torch.linspace(-8, 8, 4001, dtype=torch.float64)
     density = (-(z**2) / 2).exp() / math.sqrt(2 * math.pi)
     for level, value in zip(LEVELS.tolist(), error.tolist(), strict=True):
@@ -41,15 +41,15 @@ def test_the_exact_denoisers_error_is_the_gaussian_curve(schedule):
     torch.testing.assert_close(error, truth, rtol=0.06, atol=0)  # 8,000 numbers: 5 standard errors
 
 
-def test_told_the_label_both_bounds_are_those_of_the_label():
+def test_conditioned_on_the_label_both_bounds_are_those_of_the_label():
     generator = torch.Generator().manual_seed(0)
     parts = [torch.randn(40, 3, generator=generator), 0.2 * torch.randn(20, 3, generator=generator) + 5]
     train, labels = torch.cat(parts), torch.tensor([0] * 40 + [1] * 20)
     expected = (40 * linear_error(parts[0]) + 20 * linear_error(parts[1])) / 60
     torch.testing.assert_close(linear_error(train, labels), expected)
-    told = ideal_error(train, torch.arange(60), labels)
+    conditional = ideal_error(train, torch.arange(60), labels)
     # At the highest level only the label's own mean is left, at the lowest each image by itself.
     spread = sum((part - part.mean(0)).double().square().sum() for part in parts) / train.numel()
-    assert told[-1].item() == pytest.approx(spread.item(), rel=0.05)
-    assert (told <= ideal_error(train, torch.arange(60)) + 1e-3).all()
-    assert told[0] < 1e-6
+    assert conditional[-1].item() == pytest.approx(spread.item(), rel=0.05)
+    assert (conditional <= ideal_error(train, torch.arange(60)) + 1e-3).all()
+    assert conditional[0] < 1e-6

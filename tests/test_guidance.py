@@ -3,7 +3,7 @@ import math
 import pytest
 import torch
 from checks import Spy, Z
-from oracles import ALL, Gaussian, Mixture, close, f64
+from oracles import Gaussian, Mixture, close, f64
 
 from simple_diffusion.guidance import AutoGuided, Guided, drop_labels
 from simple_diffusion.randomness import Draws
@@ -13,11 +13,10 @@ from simple_diffusion.schedules import Karras
 
 T, NULL = f64(0.5), 2
 COND = torch.arange(9) % 2
-every_schedule = pytest.mark.parametrize("schedule", ALL.values(), ids=ALL)
 
 
-def guided(scale, schedule=None, t=T, x=Z, cond=COND):
-    spy = Spy(Mixture(schedule or Karras()))
+def guided(scale, t=T, x=Z, cond=COND):
+    spy = Spy(Mixture(Karras()))
     return Guided(spy, scale, NULL)(x, t, cond), spy.calls
 
 
@@ -31,13 +30,12 @@ def test_both_ends_are_exact_and_cost_one_evaluation(scale, label):
     assert [len(x) for x, _, _ in calls] == [9]
 
 
-@every_schedule
 @pytest.mark.parametrize("scale", [-1.0, 0.3, 1.5, 4.0])
-def test_guidance_moves_from_the_unconditional_mean_past_the_conditional_one(schedule, scale):
-    oracle = Mixture(schedule)
+def test_guidance_moves_from_the_unconditional_mean_past_the_conditional_one(scale):
+    oracle = Mixture(Karras())
     d_null, d_cond = oracle(Z, T), oracle(Z, T, COND)
     assert not torch.allclose(d_null, d_cond, atol=0.01)
-    out, calls = guided(scale, schedule)
+    out, calls = guided(scale)
     close(out, d_null + scale * (d_cond - d_null))
     ((x, _, labels),) = calls  # both halves at once
     assert x.shape == (18, 1)
@@ -80,7 +78,7 @@ def kept(p, steps, size=8, seed=0, samples=None):
 
 
 def test_labels_are_dropped_sample_by_sample_at_their_rate():
-    n, size, p = 3000, 8, 0.2
+    n, size, p = 1500, 8, 0.2
     labels = kept(p, n)
     dropped = labels == 99
     assert torch.equal(labels[~dropped], torch.arange(size).expand(n, size)[~dropped])
@@ -150,9 +148,9 @@ def test_outside_its_interval_guidance_is_the_conditional_mean_at_one_evaluation
 # --- autoguidance ----------------------------------------------------------------------------------------------------
 
 
-def worse(schedule=None):
+def worse():
     """The same data, taken for broader than it is."""
-    return Spy(Mixture(schedule or Karras(), std=0.5))
+    return Spy(Mixture(Karras(), std=0.5))
 
 
 def test_autoguidance_of_1_is_the_model_alone():
@@ -161,11 +159,10 @@ def test_autoguidance_of_1_is_the_model_alone():
     assert (len(model.calls), len(guide.calls)) == (1, 0)
 
 
-@every_schedule
 @pytest.mark.parametrize("cond", [None, COND])
 @pytest.mark.parametrize("scale", [0.0, 0.5, 2.0, 4.0])
-def test_autoguidance_moves_from_the_guide_past_the_model(schedule, scale, cond):
-    model, guide = Mixture(schedule), worse(schedule)
+def test_autoguidance_moves_from_the_guide_past_the_model(scale, cond):
+    model, guide = Mixture(Karras()), worse()
     good, bad = model(Z, T, cond), guide.denoiser(Z, T, cond)
     assert not torch.allclose(good, bad, atol=0.01)
     close(AutoGuided(model, guide, scale)(Z, T, cond), bad + scale * (good - bad))
@@ -184,12 +181,11 @@ def test_autoguidance_acts_inside_its_interval_alone():
 
 
 def test_autoguidance_narrows_what_a_model_broadens():
-    """Two models take the deviation of N(0, 1) for 1.2 and, the guide, for 1.5: guided, samples come closer to 1."""
+    """The data are N(0, 1); the model takes the standard deviation for 1.2, and the guide for 1.5."""
     model, guide = Gaussian(Karras(), 0.0, 1.2), Gaussian(Karras(), 0.0, 1.5)
-    times = karras_grid(Karras(), 40)
-    plain, guided = (
-        sample(denoiser, (4096, 1), times).std().item() for denoiser in (model, AutoGuided(model, guide, 1.5))
-    )
+    times = karras_grid(Karras(), 20)
+    models = model, AutoGuided(model, guide, 1.5)
+    plain, guided = (sample(each, (2048, 1), times, batch=2048).std().item() for each in models)
     assert plain == pytest.approx(1.2, rel=0.05)
     assert abs(guided - 1) < 0.6 * abs(plain - 1)
 

@@ -38,10 +38,9 @@ def drawn(denoiser, sampler, n=4000, steps=60):
     return x
 
 
-@pytest.mark.parametrize("schedule", ["karras", "cosine", "flow"])
-def test_repaint_draws_the_conditional_law(schedule):
+def test_repaint_samples_the_conditional_distribution():
     """Given one pixel the other is N(rho a, (1 - rho^2) std^2). Without repetitions it falls short of that by far."""
-    denoiser = Inpainted(Pair(ALL[schedule]), torch.tensor([GIVEN, 0.0]), torch.tensor([False, True]))
+    denoiser = Inpainted(Pair(ALL["cosine"]), torch.tensor([GIVEN, 0.0]), torch.tensor([False, True]))
     away = {}
     for repeats in (1, 10):
         x = drawn(denoiser, partial(repaint, repeats=repeats))
@@ -53,10 +52,8 @@ def test_repaint_draws_the_conditional_law(schedule):
 
 
 @pytest.mark.parametrize("sampler", [*functions(samplers), repaint], ids=[*samplers.SAMPLERS, "repaint"])
-@pytest.mark.parametrize("schedule", ["karras", "cosine", "flow", "discrete"])
-def test_what_is_known_comes_out_and_what_is_not_is_drawn_as_ever(schedule, sampler):
-    """Of pixels that do not depend on each other."""
-    denoiser = Gaussian(ALL[schedule])
+def test_known_pixels_come_out_and_independent_ones_are_sampled_as_without_them(sampler):
+    denoiser = Gaussian(ALL["flow"])
     shape, times = (4, 1, 3, 3), karras_grid(denoiser.schedule, 6)
     x0, mask = normal(1, 3, 3).clamp(-1, 1).float(), torch.arange(9).view(3, 3) % 2 == 0
     *_, free = trajectory(denoiser, shape, times, sampler=sampler)

@@ -77,14 +77,21 @@ def test_noise_is_added_at_the_level_of_each_time(schedule):
 
 
 @every_schedule
-def test_levels_lie_where_their_times_lie(schedule):
-    """On any device; the one that holds no numbers stands for all."""
+def test_levels_are_on_the_device_of_their_times(schedule):
+    """The meta device stands for a GPU."""
     t = torch.empty(3, device="meta")
-    for curve in (schedule.alpha, schedule.sigma, schedule.ratio, schedule.time_of):
+    for curve in (schedule.alpha, schedule.sigma, schedule.ratio):
         assert curve(t).device == t.device
         assert curve(t).shape == t.shape
     for level in schedule.levels(torch.ones(3), torch.empty(3, 2, 2, device="meta", dtype=torch.float64)):
         assert (level.device, level.dtype, level.shape) == (t.device, torch.float64, (3, 1, 1))
+
+
+@pytest.mark.parametrize("schedule", [Karras(), Flow(), Linear()])  # two formulas, and the bisection of all others
+def test_times_are_on_the_device_of_their_levels(schedule):
+    ratio = torch.empty(3, device="meta")
+    assert schedule.time_of(ratio).device == ratio.device
+    assert schedule.time_of(ratio).shape == ratio.shape
 
 
 # --- each against its paper ------------------------------------------------------------------------------------------

@@ -67,7 +67,7 @@ def trajectory(
     """Every state of one batch of `sample`, from its noise to its images: float `[<= batch, ...]`, on `device`.
 
     The first state is the noise before the first step. The last one equals, bit for bit, the same images of `sample`.
-    The arguments are those of `sample` (denoiser, shape, times, cond, sampler, seed, batch, device), and
+    The arguments are those of `sample`, and
 
     first   number of the first image of the batch, a multiple of `batch`
     start   unit noise `[batch, ...]` to start from, instead of that of the seed
@@ -108,7 +108,7 @@ def sample_batches(
     Image i depends on (seed, i) and its label alone. For this every batch is filled up to its full size, because the
     last bits of a convolution depend on the size of the batch. On a CPU each thread computes a batch of its own.
 
-    The arguments are those of `sample` (denoiser, shape, times, cond, sampler, seed, batch, device), and
+    The arguments are those of `sample`, and
 
     firsts   number of the first image of each batch, multiples of `batch`; all batches if it is None
 
