@@ -278,13 +278,13 @@ def test_nan_in_a_file_is_refused_by_its_name(squares, pair, capsys):
     about = {"config": vars(found.config), "info": vars(found.info), "made_by": found.made_by}
     write_tensors(newest, found.tensors, {**about, "numbers": vars(found.numbers)})
     before = tree(folder)
-    fails(capsys, [*command(squares, folder), "--resume"], 5, name, "not finite")
+    fails(capsys, [*command(squares, folder), "--resume"], 5, name, "NaN or infinity")
     assert {**tree(folder), "lock": before["lock"]} == before
     model = folder / "model.safetensors"
     weights, record = read_tensors(model)
     weights["net.head.weight"].view(-1)[5] = float("inf")
     write_tensors(model, weights, {key: value for key, value in record.items() if key != "format"})
-    fails(capsys, ["sample", str(folder)], 5, "net.head.weight", "not finite")
+    fails(capsys, ["sample", str(folder)], 5, "net.head.weight", "NaN or infinity")
 
 
 # --- full disks -------------------------------------------------------------------------------------------------------

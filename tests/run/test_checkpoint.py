@@ -146,7 +146,7 @@ FOREIGN = {  # what is changed in the tensors of a good state, and what the erro
     "a name without a part": (lambda t: t.update({"plans": torch.zeros(1)}), "plans"),
     "a number that is not finite": (
         lambda t: t["average.net.head.weight"][1, 2].fill_(float("nan")),
-        "average.net.head.weight holds",
+        "average.net.head.weight contains",
     ),
     "a loss that is not finite": (lambda t: t["log.losses"].fill_(float("inf")), "log.losses"),
 }

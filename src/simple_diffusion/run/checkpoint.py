@@ -88,7 +88,7 @@ class State:
         parts: dict[str, dict[str, Tensor]] = {}
         for name, tensor in tensors.items():
             if tensor.is_floating_point() and not tensor.isfinite().all():
-                raise ValueError(f"{name} holds a number that is not finite")
+                raise ValueError(f"{name} contains NaN or infinity")
             part, _, rest = name.partition(".")
             parts.setdefault(part, {})[rest] = tensor
         self.numbers = numbers
