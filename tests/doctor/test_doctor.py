@@ -193,6 +193,7 @@ QUICK = (
 @pytest.mark.parametrize("name", QUICK)
 def test_a_mistake_that_shows_at_once_is_the_first_finding(name, tmp_path, monkeypatch):
     monkeypatch.setattr(cases, "STEPS", 3)
+    monkeypatch.setitem(cases.SMALL, "sampler_steps", "2")
     monkeypatch.setitem(SIZES, "train", 300)
     monkeypatch.setattr(cases, "small_digits", cache(cases.small_digits.__wrapped__))
     mistake = cases.MISTAKES[name]
