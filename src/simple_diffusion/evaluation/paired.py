@@ -1,7 +1,7 @@
-"""Two sets of samples of the same noise and labels: how their scores differ, and whether that is more than chance.
+"""Two sets of samples from the same noise and labels: how much their scores differ, and how significantly.
 
-The samples are pairs: image i of both begins in the same noise and is asked for the same label. What both have in
-common leaves their difference, whose interval is narrower than those of the two scores: the jackknife leaves out pairs.
+The samples are paired: image i of both sets has the same noise and label. So the interval of the difference is narrower
+than the intervals of the two scores. The jackknife leaves out pairs.
 """
 
 import math
@@ -20,7 +20,7 @@ Score = Callable[[ImageFeatures, Tensor | slice], float]
 EVERY = slice(None)
 
 MOST = 10**6
-"""Images beyond which no one would draw to tell a difference."""
+"""If a difference needs more images than this, it is too small to matter."""
 
 
 @dataclass(frozen=True)
@@ -48,14 +48,14 @@ class Difference:
 
     @property
     def verdict(self) -> str:
-        """ "A", "B", or "" where it cannot be told which is better."""
+        """ "A" or "B", the better set; "" where the difference is not significant."""
         if abs(self.b - self.a) <= self.margin:
             return ""
         return "B" if (self.b < self.a) == self.lower else "A"
 
     @property
     def needed(self) -> float:
-        """About how many images would tell a difference of this size from nothing."""
+        """About how many images make a difference of this size significant."""
         gap = abs(self.b - self.a)
         return self.n * (self.margin / gap) ** 2 if gap else math.inf
 
@@ -77,7 +77,7 @@ def differences(a: ImageFeatures, b: ImageFeatures, real: ImageFeatures, labels:
 
     a, b    samples through an extractor, in pairs
     real    the training set through the same
-    labels  int64 `[N]` that were asked for, where the extractor's logits stand for them
+    labels  int64 `[N]` that the samples are conditioned on, or None where the extractor's logits do not stand for them
 
     Raises DataError for fewer than twice as many pairs as features.
     """
@@ -106,13 +106,13 @@ def differences(a: ImageFeatures, b: ImageFeatures, real: ImageFeatures, labels:
 
 
 def difference_of(name: str, score: Score, a: ImageFeatures, b: ImageFeatures, lower: bool = False) -> Difference:
-    """The difference of one score of two sides that are pairs."""
+    """The difference of one score of two paired sets, with its standard error."""
     error = jackknife(lambda keep: score(b, keep) - score(a, keep), len(a), GROUPS).item()
     return Difference(name, len(a), score(a, EVERY), score(b, EVERY), error, lower)
 
 
 def conclusion(fid: Difference) -> str:
-    """The answer to "did it help?" in a sentence, by FID."""
+    """Which set is better by FID, in a sentence."""
     gap = f"{abs(fid.b - fid.a):.3g} ± {fid.margin:.2g}"
     if fid.verdict:
         return f"{fid.verdict} is better: its FID is lower by {gap}"
