@@ -78,9 +78,9 @@ def run(notebook: NotebookNode, seconds: int = 1200) -> NotebookNode:
 
 
 def smaller(picture: str) -> str:
-    """Reduce a PNG in base64 to 64 colors, or to 32 if it is still large. Plots and gray images need no more."""
+    """Reduce a PNG in base64 to 64 colors, or to 32 or 16 if it is still large. Plots and gray images need no more."""
     image, content = Image.open(io.BytesIO(base64.b64decode(picture))).convert("RGB"), b""
-    for colors in (64, 32):
+    for colors in (64, 32, 16):
         buffer = io.BytesIO()
         image.quantize(colors).save(buffer, "PNG", optimize=True)
         content = buffer.getvalue()
