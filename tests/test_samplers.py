@@ -20,7 +20,6 @@ from checks import (
 from oracles import ALL, Gaussian, Mixture, close, f64, normal
 
 from simple_diffusion import samplers, sampling
-from simple_diffusion.cli import options
 from simple_diffusion.denoiser import Denoiser
 from simple_diffusion.networks.unet import UNet
 from simple_diffusion.randomness import Draws
@@ -33,7 +32,6 @@ every_sampler = pytest.mark.parametrize("sampler", functions(samplers), ids=samp
 
 def test_every_sampler_states_its_order():
     assert ORDERS.keys() | STOCHASTIC.keys() | PARTLY.keys() == samplers.SAMPLERS.keys()
-    assert ORDERS.keys() == {name for name, info in samplers.SAMPLERS.items() if info.solves_ode}
     assert set(STOCHASTIC.values()) == EXACT_FOR.keys() == samplers.VARIANCES.keys()
 
 
@@ -82,10 +80,6 @@ def test_nfe_is_the_number_of_calls_of_the_denoiser(info, steps):
     spy = Spy(Gaussian(Karras()))
     list(info.function(spy, Z, samplers.karras_grid(Karras(), steps)))
     assert len(spy.calls) == info.nfe(steps)
-
-
-def test_the_command_line_offers_every_sampler():
-    assert set(options.SAMPLERS) == samplers.SAMPLERS.keys()
 
 
 @every_sampler

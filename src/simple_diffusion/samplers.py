@@ -224,15 +224,20 @@ class SamplerInfo:
 
     function       the sampler
     nfe_per_step   evaluations of the network in a step; the last step of every sampler takes one
-    solves_ode     whether it is deterministic: the same noise gives the same image, and more steps bring that image
-                   closer to the exact solution. The other samplers add noise in every step.
+    order          of convergence to the solution of the ODE; None for a stochastic sampler, which adds noise in each
+                   step
     usual_steps    number of steps that is enough for most models
     """
 
     function: Sampler
     nfe_per_step: int = 1
-    solves_ode: bool = False
+    order: int | None = None
     usual_steps: int = 20
+
+    @property
+    def solves_ode(self) -> bool:
+        """Whether it is deterministic: the same noise gives the same image."""
+        return self.order is not None
 
     def nfe(self, steps: int) -> int:
         """Number of function evaluations (NFE): how often n steps evaluate the network for an image."""
@@ -242,9 +247,9 @@ class SamplerInfo:
 SAMPLERS: dict[str, SamplerInfo] = {
     "ddpm": SamplerInfo(ddpm, usual_steps=250),
     "ddpm-beta": SamplerInfo(partial(ddpm, variance="beta"), usual_steps=500),
-    "ddim": SamplerInfo(ddim, solves_ode=True, usual_steps=50),
-    "heun": SamplerInfo(heun, nfe_per_step=2, solves_ode=True),
-    "dpmpp": SamplerInfo(dpmpp, solves_ode=True),
+    "ddim": SamplerInfo(ddim, order=1, usual_steps=50),
+    "heun": SamplerInfo(heun, nfe_per_step=2, order=2),
+    "dpmpp": SamplerInfo(dpmpp, order=2),
     "dpmpp-sde": SamplerInfo(partial(dpmpp, eta=0.6)),
 }
 """Samplers by name."""

@@ -175,7 +175,6 @@ OF_SAMPLING: dict[str, tuple[str, list[str]]] = {
     "--guidance": ("101", ["from 0 to 100"]),
     "--autoguidance": ("-1", ["from 0 to 100"]),
     "--steps": ("10001", ["from 1 to 10,000"]),
-    "--sampler": ("dpm", [*SAMPLERS]),
     "--seed": ("-1", ["from 0 to 9,223,372,036,854,775,807"]),
 }
 COUNT = {"--n": ("1", ["from 2 to 1,000,000"]), "--seed": ("x", ["from 0 to"])}
@@ -277,7 +276,7 @@ REFUSED = {
 }
 """Type of an option -> texts that it refuses."""
 
-ELSEWHERE = {"--label", "--data"}  # any word; what it may be lies in the model, or in the data
+ELSEWHERE = {"--label", "--data", "--sampler"}  # any word; what it may be lies in the model, or in the data
 NEEDED = {"train": ["nowhere.npz"], "sample": MODEL, "evaluate": MODEL, "data": ["nowhere.npz"], "schedules": []}
 
 
@@ -360,6 +359,7 @@ def test_misuse(capsys, words):
         *((f"--label={text}", ["no label", "0, 1, 2"]) for text in ("nonsense", "3", "", "0,", "٣")),
         ("--augmentation=1", ["--augmentation", "got 1"]),
         ("--autoguidance=2", ["snapshot"]),
+        ("--sampler=dpm", ["sampler", *SAMPLERS, "dpm"]),
         ("--n=1000000 --out=x.png", ["268,435,456", ".npz"]),
         ("--n=1000000 --out=x.webp", ["16,383", ".png"]),
     ],

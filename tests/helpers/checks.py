@@ -14,7 +14,7 @@ from oracles import Gaussian, Mixture, close, f64, mixture_flow, normal
 from simple_diffusion import samplers as real_samplers
 from simple_diffusion.schedules import Discrete, Karras
 
-ORDERS = {"ddim": 1, "heun": 2, "dpmpp": 2}  # solvers of the ODE, and how their error falls with the step
+ORDERS = {name: info.order for name, info in real_samplers.SAMPLERS.items() if info.order}  # deterministic samplers
 STOCHASTIC = {"ddpm": "posterior", "ddpm-beta": "beta"}  # ancestral samplers, and the variance of their steps
 PARTLY = {"dpmpp-sde": 0.6}  # solvers with a share of the ancestral noise
 EXACT_FOR = {"posterior": 0.0, "beta": 1.0}  # the deviation of the data for which a step is exact

@@ -41,8 +41,9 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
     from ..doctor.examine import examine
     from ..doctor.patient import attach, load_patient
 
+    settings = sampling_settings(args)
     patient = load_patient(args.model, args.device, args.precision)
-    patient = replace(patient, spec=patient.spec.changed(**sampling_settings(args)), seed=args.seed)
+    patient = replace(patient, spec=patient.spec.changed(**settings), seed=args.seed)
     source = args.data or patient.info.name
     size, skip_bad = read_as(args, patient.config)
     images = test = None

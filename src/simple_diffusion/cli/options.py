@@ -122,10 +122,6 @@ def device_option(sub: Parser) -> None:
     sub.add_argument("--device", default="auto", choices=devices, help="where to compute (default auto)")
 
 
-SAMPLERS = ("ddpm", "ddpm-beta", "ddim", "heun", "dpmpp", "dpmpp-sde")
-"""The names in `samplers.SAMPLERS`, which would import torch. A test compares the two."""
-
-
 def sampling_options(sub: Parser) -> None:
     sub.add_argument(
         "--guidance", type=scale, metavar="SCALE", help="classifier-free guidance: 0 ignores labels, 1 is none"
@@ -134,7 +130,7 @@ def sampling_options(sub: Parser) -> None:
         "--autoguidance", type=scale, metavar="SCALE", help="guidance by an early snapshot of the run: 1 is none"
     )
     sub.add_argument("--steps", type=whole(1, 10000), metavar="N", help="number of sampler steps")
-    sub.add_argument("--sampler", choices=SAMPLERS, help="sampler (default the model's)")
+    sub.add_argument("--sampler", metavar="NAME", help="ddpm, ddim, heun, dpmpp, ... (default the model's)")
     sub.add_argument("--seed", type=seed, default=0, metavar="N", help="seed of the noise (default 0)")
 
 
@@ -228,17 +224,22 @@ def open_model(args: argparse.Namespace):
     from ..model.model_file import read
     from ..model.posthoc_ema import posthoc_model
 
+    settings = sampling_settings(args)
     model = read(args.model, args.device, args.precision)
     if args.ema is not None:
         model = posthoc_model(args.model, model, args.ema)
-    return model.changed(**sampling_settings(args))
+    return model.changed(**settings)
 
 
 def sampling_settings(args: argparse.Namespace) -> dict[str, Any]:
-    """The settings that `sampling_options` change."""
+    """The settings that `sampling_options` change. Raises UsageError, before a model is read, for a wrong one."""
+    from ..model.config import Config
+
     given = {"guidance": args.guidance, "sampler_steps": args.steps, "sampler": args.sampler}
     given["autoguidance"] = args.autoguidance
-    return {key: value for key, value in given.items() if value is not None}
+    settings = {key: value for key, value in given.items() if value is not None}
+    Config(**{key: value for key, value in settings.items() if key != "autoguidance"})  # which needs a snapshot
+    return settings
 
 
 def sampling_text(model, n: int) -> str:

@@ -12,9 +12,7 @@ from ..data.info import DataInfo
 from ..denoiser import Clipped, Denoiser, PosteriorMean
 from ..guidance import EVERYWHERE, AutoGuided, Guided, drop_labels
 from ..losses import CRITERIA, Density, LogNormal, Loss, MinSNR, Weight, denoising_loss, on_steps, uniform
-from ..networks.annotated import AnnotatedUNet, dim_mults_of
-from ..networks.double_conv import DoubleConvUNet, base_channels_of
-from ..networks.unet import UNet
+from ..networks.registry import NETWORKS
 from ..samplers import GRIDS, SAMPLERS, Sampler
 from ..system.device import PRECISIONS
 from ..targets import TARGETS
@@ -59,21 +57,16 @@ class ModelSpec:
 
     def network(self) -> nn.Module:
         """The untrained network, initialized by torch's global generator."""
-        config, info, widths = self.config, self.info, self.config.widths
-        shared = {"augmentations": self.augment_labels, "dropout": config.dropout}
-        if config.network == "annotated":
-            mults = dim_mults_of(widths)
-            return AnnotatedUNet(widths[0], dim_mults=mults, channels=info.channels, classes=info.classes, **shared)
-        if config.network == "double-conv":
-            return DoubleConvUNet(
-                info.channels,
-                base_channels=base_channels_of(widths),
-                n_scaling=len(widths),
-                n_bottleneck=config.blocks[-1],
-                num_classes=info.classes,
-                **shared,
-            )
-        return UNet(info.channels, info.classes, widths, config.blocks, config.patch, **shared)
+        config, info = self.config, self.info
+        return NETWORKS[config.network].build(
+            info.channels,
+            info.classes,
+            config.widths,
+            config.blocks,
+            config.patch,
+            augmentations=self.augment_labels,
+            dropout=config.dropout,
+        )
 
     def denoiser(self) -> Denoiser:
         """The untrained denoiser, initialized by torch's global generator."""

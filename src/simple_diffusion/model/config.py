@@ -10,8 +10,7 @@ import torch
 from ..augmentation import AUGMENTATIONS
 from ..errors import UsageError
 from ..losses import CRITERIA
-from ..networks.annotated import dim_mults_of
-from ..networks.double_conv import base_channels_of
+from ..networks.registry import NETWORKS
 from ..optimizers import OPTIMIZERS
 from ..samplers import GRIDS, SAMPLERS
 from ..schedules import BETAS, SCHEDULES, Discrete, Schedule
@@ -22,9 +21,6 @@ from .migrate import RENAMED, RENAMED_TARGETS
 
 DENSITIES = ("lognormal", "uniform", "steps")
 WEIGHTS = ("none", "min-snr")
-NETWORKS = ("unet", "annotated", "double-conv")
-WIDTHS_OF = {"annotated": dim_mults_of, "double-conv": base_channels_of}
-"""How a network takes its widths, where it does not take all. Raises ValueError for other widths."""
 
 MAX_WEIGHTS = 2 * 10**9
 """Largest number of weights of a network. With the optimizer and the averaged weights it takes 40 GB."""
@@ -156,13 +152,15 @@ class Config:
             raise UsageError(
                 f"widths and blocks must have one number for each level, got {self.widths} and {self.blocks}"
             )
-        if self.least_weights > MAX_WEIGHTS:
+        network = NETWORKS[self.network]
+        weights = network.least_weights(self.widths, self.blocks)
+        if weights > MAX_WEIGHTS:
             raise UsageError(
-                f"widths {self.widths} and blocks {self.blocks} give {self.least_weights / 1e9:,.0f} billion weights, "
+                f"widths {self.widths} and blocks {self.blocks} give {weights / 1e9:,.0f} billion weights, "
                 f"and the limit is {MAX_WEIGHTS / 1e9:g} billion: use smaller numbers"
             )
         try:
-            WIDTHS_OF.get(self.network, tuple)(self.widths)
+            network.check(self.widths)
         except ValueError as error:
             raise UsageError(str(error)) from error
 
@@ -190,14 +188,6 @@ class Config:
             )
         if self.autoguidance != 1 and not self.snapshot:
             raise UsageError("autoguidance needs an early snapshot of the weights: train with snapshot=0.1")
-
-    @property
-    def least_weights(self) -> int:
-        """A lower bound of the number of weights, from the blocks alone, so that nothing has to be built."""
-        if self.network == "double-conv":  # the bottleneck doubles its width with every second block
-            return 9 * (self.widths[-1] * 2 ** (self.blocks[-1] // 2)) ** 2
-        blocks = self.blocks if self.network == "unet" else (4,) * len(self.widths)
-        return 18 * sum(width**2 * n for width, n in zip(self.widths, blocks, strict=True))
 
 
 def _check(name: str, value: Any, default: Any, rule: Any) -> None:
