@@ -78,9 +78,9 @@ def sample_and_score(model: sd.Denoiser, augmentations=(lambda x: x,)) -> tuple[
     return sd.to_uint8(x0), find_near_duplicates(x0.flatten(1), training, sd.to_unit(held_out.pixels).flatten(1))
 
 
-samples, copies = sample_and_score(plain[-1])
-lowest = copies.score.argsort()[:16]
-nearest = few.pixels[copies.nearest[lowest]]
+samples, near = sample_and_score(plain[-1])
+lowest = near.score.argsort()[:16]
+nearest = few.pixels[near.nearest[lowest]]
 show({"lowest scores": samples[lowest], "nearest training image": nearest, "first samples": samples})
 
 # %% [markdown]
