@@ -504,7 +504,7 @@ def test_arrays_that_lie_are_refused(tmp_path, case, ending):
 def test_a_page_under_the_name_of_an_array_is_not_called_code(tmp_path):
     path = tmp_path / "x.npz"
     path.write_bytes(b"<html>404</html>")
-    assert "does not begin as .npy and .npz do" in refused(DataError, load_array, path)
+    assert "it is not a .npy or .npz file" in refused(DataError, load_array, path)
 
 
 def test_an_idx_file_of_zeros_is_refused(tmp_path):

@@ -192,7 +192,7 @@ def test_nothing_to_go_on_with_is_no_fresh_start(squares, tmp_path, capsys, monk
     monkeypatch.chdir(tmp_path)
     (tmp_path / "empty").mkdir()
     for folder in ("empty", "nowhere"):
-        fails(capsys, [*command(squares, Path(folder)), "--resume"], 5, folder, "without --resume")
+        fails(capsys, [*command(squares, Path(folder)), "--resume"], 5, folder, "--resume")
     fails(capsys, ["train", str(squares), "--steps", "1", "--resume"], 2, "--out")
     assert [str(path) for path in Path().rglob("*")] == ["empty"]
 

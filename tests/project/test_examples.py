@@ -11,7 +11,13 @@ from PIL import Image
 EXAMPLES = sorted((Path(__file__).parents[2] / "examples").glob("*.py"))
 
 
-@pytest.mark.parametrize("example", EXAMPLES, ids=[example.stem for example in EXAMPLES])
+@pytest.mark.parametrize(
+    "example",
+    [
+        pytest.param(path, id=path.stem, marks=[] if path.stem == "own_data_set" else pytest.mark.slow)
+        for path in EXAMPLES
+    ],
+)
 def test_an_example_runs_and_saves_a_picture(example, tmp_path):
     assert len(example.read_text().splitlines()) <= 40
     env = os.environ | {"OMP_NUM_THREADS": "1"}

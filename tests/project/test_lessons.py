@@ -28,7 +28,9 @@ def test_the_lessons_are_numbered_without_a_gap():
 
 
 @pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")  # matplotlib with tensors
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize(
+    "name", [name if name[:2] in ("01", "03") else pytest.param(name, marks=pytest.mark.slow) for name in NAMES]
+)
 def test_a_lesson_runs_as_a_script(name, monkeypatch, capsys):
     """With FAST and a few hundred digits this takes seconds. The last output is the measured result."""
     figures = []
