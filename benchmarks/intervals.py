@@ -1,11 +1,11 @@
-"""What several seeds say of a mean."""
+"""Confidence intervals of a mean over several seeds."""
 
 from statistics import mean, stdev
 
 T95 = {2: 12.71, 3: 4.30, 4: 3.18, 5: 2.78, 6: 2.57, 7: 2.45, 8: 2.36}
-"""Two-sided 95 % quantile of Student's t for the mean of so many values."""
+"""Number of values -> two-sided 95 % quantile of Student's t for their mean."""
 
 
 def interval(values: list[float]) -> tuple[float, float]:
-    """(mean, half the 95 % interval of the mean) by Student's t, for 2 to 8 values."""
+    """(mean, half the width of its 95 % confidence interval) by Student's t, for 2 to 8 values."""
     return mean(values), T95[len(values)] * stdev(values) / len(values) ** 0.5

@@ -1,8 +1,8 @@
-"""What each metric sees: the Fashion-MNIST test set, damaged in five ways and rising strength, and samples of models.
+"""Sensitivity of each metric: the Fashion-MNIST test set with five kinds of damage, and samples of models.
 
     python benchmarks/metrics.py [samples.npz ...]
 
-Prints the table of docs/evaluation.md: every set against the training set, through the shipped extractor.
+Prints the table of docs/evaluation.md. Every set is compared with the training set, with the shipped extractor.
 """
 
 import argparse
@@ -36,7 +36,7 @@ def blurred(pixels: Tensor, sigma: float) -> Tensor:
 
 
 def damaged(test: Images) -> Iterator[tuple[str, Images]]:
-    """The test set as it is, and damaged."""
+    """The test set, unchanged and with each kind of damage."""
     assert test.labels is not None
     yield "test set", test
     for sigma in (0.4, 0.7, 1.5):
@@ -44,7 +44,7 @@ def damaged(test: Images) -> Iterator[tuple[str, Images]]:
     for deviation in (5, 15, 40):
         noise = deviation * torch.randn(test.pixels.shape, generator=torch.Generator().manual_seed(0))
         yield (
-            f"noise, deviation {deviation}",
+            f"noise, standard deviation {deviation}",
             replace(test, pixels=(test.pixels + noise).round().clamp(0, 255).to(torch.uint8)),
         )
     for missing in (1, 3, 6):
@@ -58,6 +58,7 @@ def damaged(test: Images) -> Iterator[tuple[str, Images]]:
 
 
 def row(name: str, real: ImageFeatures, fake: ImageFeatures) -> str:
+    """One row of the table."""
     n = min(len(fake), NEIGHBORS)
     some_real = real.features[permutation(len(real), 0, "neighbours")[:n]]
     some_fake = fake.features[permutation(len(fake), 0, "neighbours")[:n]]
@@ -80,7 +81,7 @@ def main() -> None:
     extractor = extractor_for(train)
     real = cached_features(train, extractor, extractor.name)
     print(
-        f"extractor {extractor.name}, against {len(train):,} training images; nearest neighbours among {NEIGHBORS:,}\n"
+        f"extractor {extractor.name}, against {len(train):,} training images; nearest neighbors among {NEIGHBORS:,}\n"
     )
     print("| samples | n | FID | KID × 1000 | IS | precision | recall | density | coverage |")
     print("|---|---|---|---|---|---|---|---|---|")

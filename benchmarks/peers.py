@@ -1,6 +1,7 @@
-"""What other packages from PyPI make of the same minutes on the same machine: images, to be scored by one evaluation.
+"""Train other packages from PyPI for the same time on the same machine, and save samples for the same evaluation.
 
-Their packages get an environment of their own; torchvision, which they import and nothing here uses, is stood in for:
+Install the packages in a separate environment. They import torchvision but do not use it here, so it is replaced by an
+empty module:
 
     python3 -m venv peers
     peers/bin/pip install torch matplotlib einops accelerate ema-pytorch importlib-metadata regex requests scipy
@@ -8,10 +9,10 @@ Their packages get an environment of their own; torchvision, which they import a
     peers/bin/python benchmarks/peers.py --data path/to/fashion-mnist --for 10min --out peers-10min
     simple-diffusion evaluate peers-10min/smalldiffusion.npz --data fashion-mnist
 
-Each peer is trained twice: as it is published, and at a small setting, with a learning rate, batch, target and sampler
-of its own that suit some minutes. All get the images in memory, as tensors, which spares them decoding. They draw
-without labels for at most --draw seconds, from averaged weights where they publish that. speed.json keeps speed and
-count of each: compare FID at one count only.
+Each package is trained twice: with its published settings, and with a smaller network and a learning rate, batch size,
+target and sampler that suit a few minutes. All get the images as tensors in memory, so none has to decode them. They
+sample without labels for at most --draw seconds, with EMA weights if the package uses EMA. speed.json contains the
+speed and the number of samples of each. Compare FID at the same number of samples only.
 """
 
 import argparse
@@ -29,13 +30,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
-Draw = Callable[[int], Tensor]
-"""n -> images `[n, 1, H, W]` in [-1, 1]."""
+Sample = Callable[[int], Tensor]
+"""n -> n samples `[n, 1, H, W]` in [-1, 1]."""
 
 
 @contextmanager
 def torchvision() -> Iterator[None]:
-    """While a peer is imported: a torchvision whose every name is there and does nothing."""
+    """Replace torchvision by a module with functions of any name that do nothing, to import a package."""
 
     class Nothing(types.ModuleType):
         def __getattr__(self, name: str):
@@ -51,7 +52,7 @@ def torchvision() -> Iterator[None]:
 
 
 class Clock:
-    """Batches for so many seconds; the last one may take longer."""
+    """Yield batches for a number of seconds; the last one may take longer."""
 
     def __init__(self, images: Tensor, seconds: float, batch: int, mirrored: bool = True):
         self.images, self.seconds, self.batch, self.mirrored = images, seconds, batch, mirrored
@@ -68,8 +69,8 @@ class Clock:
             self.took = time.perf_counter() - began
 
 
-def smalldiffusion(clock: Clock, **shape: int) -> Draw:
-    """Its recipe for Fashion-MNIST: DiT, DDPM's levels, AdamW at 1e-3, EMA 0.99, 20 steps with gamma 1.6."""
+def smalldiffusion(clock: Clock, **shape: int) -> Sample:
+    """Its settings for Fashion-MNIST: DiT, noise levels of DDPM, AdamW at 1e-3, EMA 0.99, 20 steps with gamma 1.6."""
     with torchvision():
         import smalldiffusion as sd
     from ema_pytorch import EMA
@@ -81,15 +82,15 @@ def smalldiffusion(clock: Clock, **shape: int) -> Draw:
         ema.update()
     average = ema.ema_model.eval()
 
-    def draw(n: int) -> Tensor:
+    def sample(n: int) -> Tensor:
         *_, x0 = sd.samples(average, schedule.sample_sigmas(20), gam=1.6, batchsize=n)
         return x0
 
-    return draw
+    return sample
 
 
-def lucidrains(clock: Clock, dim: int, dim_mults: tuple[int, ...], lr: float, objective: str, steps: int) -> Draw:
-    """denoising-diffusion-pytorch: its U-Net, its loop (Adam, clipping at 1, EMA 0.995 each tenth step), its DDIM."""
+def lucidrains(clock: Clock, dim: int, dim_mults: tuple[int, ...], lr: float, objective: str, steps: int) -> Sample:
+    """denoising-diffusion-pytorch: its U-Net, loop (Adam, clipping at 1, EMA 0.995 every 10 steps) and DDIM."""
     with torchvision():
         from denoising_diffusion_pytorch import GaussianDiffusion, Unet
     from ema_pytorch import EMA
@@ -99,7 +100,7 @@ def lucidrains(clock: Clock, dim: int, dim_mults: tuple[int, ...], lr: float, ob
     optimizer = torch.optim.Adam(diffusion.parameters(), lr=lr, betas=(0.9, 0.99))
     ema = EMA(diffusion, beta=0.995, update_every=10)
     for x in clock:
-        loss = diffusion(torch.nn.functional.pad(x, (2, 2, 2, 2), value=-1) / 2 + 0.5)  # 28 does not halve three times
+        loss = diffusion(torch.nn.functional.pad(x, (2, 2, 2, 2), value=-1) / 2 + 0.5)  # 28 is not divisible by 8
         loss.backward()
         torch.nn.utils.clip_grad_norm_(diffusion.parameters(), 1.0)
         optimizer.step()
@@ -109,8 +110,8 @@ def lucidrains(clock: Clock, dim: int, dim_mults: tuple[int, ...], lr: float, ob
     return lambda n: average.sample(batch_size=n)[..., 2:-2, 2:-2] * 2 - 1
 
 
-def diffusers(clock: Clock, widths: tuple[int, ...], blocks: int, lr: float, warmup: int, steps: int) -> Draw:
-    """Its example `train_unconditional.py`: UNet2DModel with attention at the last but one level, DDPM, AdamW, EMA."""
+def diffusers(clock: Clock, widths: tuple[int, ...], blocks: int, lr: float, warmup: int, steps: int) -> Sample:
+    """Its example `train_unconditional.py`: UNet2DModel with attention at the second-lowest level, DDPM, AdamW, EMA."""
     from diffusers import DDPMScheduler, DPMSolverMultistepScheduler, UNet2DModel
     from diffusers.training_utils import EMAModel
 
@@ -143,17 +144,17 @@ def diffusers(clock: Clock, widths: tuple[int, ...], blocks: int, lr: float, war
     ema.copy_to(model.parameters())
     model.eval()
 
-    def draw(n: int) -> Tensor:
+    def sample(n: int) -> Tensor:
         x = torch.randn(n, 1, 32, 32)
         solver.set_timesteps(steps)
         for t in solver.timesteps:
             x = solver.step(model(x, t).sample, t, x).prev_sample
         return x[..., 2:-2, 2:-2]
 
-    return draw
+    return sample
 
 
-PEERS: dict[str, tuple[int, Callable[[Clock], Draw]]] = {  # name -> (batch, peer)
+PEERS: dict[str, tuple[int, Callable[[Clock], Sample]]] = {  # name -> (batch size, training function)
     "smalldiffusion": (1024, lambda c: smalldiffusion(c, patch_size=2, depth=6, head_dim=32, num_heads=6)),
     "smalldiffusion-small": (64, lambda c: smalldiffusion(c, patch_size=4, depth=6, head_dim=32, num_heads=4)),
     "lucidrains": (64, lambda c: lucidrains(c, 64, (1, 2, 4, 8), 8e-5, "pred_noise", 250)),
@@ -172,11 +173,11 @@ def seconds_of(text: str) -> float:
 
 
 @torch.no_grad()
-def drawn(draw: Draw, n: int, seconds: float, batch: int = 100) -> Tensor:
-    """Up to n images, as many as so many seconds allow, and one batch at least: uint8."""
+def sampled(sample: Sample, n: int, seconds: float, batch: int = 100) -> Tensor:
+    """As many samples as the time allows, at least one batch and at most n: uint8."""
     began, parts = time.perf_counter(), []
     while len(parts) * batch < n and (not parts or time.perf_counter() - began < seconds):
-        parts.append(((draw(batch).clamp(-1, 1) + 1) * 127.5).round().byte())
+        parts.append(((sample(batch).clamp(-1, 1) + 1) * 127.5).round().byte())
     return torch.cat(parts)[:n]
 
 
@@ -184,8 +185,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path, required=True, help="folder with train-images-idx3-ubyte.gz")
     parser.add_argument("--for", dest="seconds", type=seconds_of, default=600.0, metavar="TIME")
-    parser.add_argument("--draw", type=float, default=300.0, metavar="SECONDS", help="most that drawing may take")
-    parser.add_argument("--n", type=int, default=10000, help="images to draw")
+    parser.add_argument("--draw", type=float, default=300.0, metavar="SECONDS", help="time limit of sampling")
+    parser.add_argument("--n", type=int, default=10000, help="number of images to sample")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--peers", nargs="+", default=list(PEERS), choices=list(PEERS))
     parser.add_argument("--out", type=Path, default=Path("peers-out"))
@@ -200,9 +201,9 @@ def main() -> None:
         torch.manual_seed(args.seed)
         batch, peer = PEERS[name]
         clock = Clock(images, args.seconds, batch)
-        draw = peer(clock)
+        sample = peer(clock)
         began = time.perf_counter()
-        samples = drawn(draw, args.n, args.draw)
+        samples = sampled(sample, args.n, args.draw)
         speed = len(samples) / (time.perf_counter() - began)
         np.savez(args.out / f"{name}.npz", images=samples.permute(0, 2, 3, 1).numpy())
         done[name] = {

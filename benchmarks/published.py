@@ -1,11 +1,11 @@
-"""A model in the measure in which the predecessor's scores were published: its classifier, its counts, its sizes.
+"""Score a model as the predecessor's scores were computed: with its classifier, sample counts and image size.
 
     python benchmarks/published.py RUN [--guidance 1.5 1] [--seeds 3]
 
-The predecessor's classifier is trained anew, by its recipe, once a seed: Fashion-MNIST resized to 32 x 32, Adam at
-3e-4, batches of 128, three passes. Then 5,120 samples stand against the 60,000 training images: Frechet distance of its
-192 features, inception score of its logits in one split. Published there: FID 2.642, IS 5.959. The rows of test images
-say how well real ones do.
+The predecessor's classifier is trained once per seed with its published settings: Fashion-MNIST resized to 32 x 32,
+Adam at 3e-4, batches of 128, three epochs. Then 5,120 samples are compared with the 60,000 training images: Frechet
+distance of the 192 features, Inception score of the logits in one split. The predecessor published FID 2.642 and
+IS 5.959. The rows of test images are the real-data baseline.
 """
 
 import argparse
@@ -28,7 +28,7 @@ N = 5120
 
 
 def classifier(images: Images, seed: int, epochs: int = 3, batch: int = 128) -> Classifier:
-    """The predecessor's network, trained by its recipe."""
+    """The predecessor's network, trained with its settings."""
     torch.manual_seed(seed)
     net = Classifier()  # the same 345,194 weights
     optimizer = torch.optim.Adam(net.parameters(), lr=3e-4)
@@ -46,7 +46,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("run", type=Path)
     parser.add_argument("--guidance", type=float, nargs="+", default=[1.5, 1.0])
-    parser.add_argument("--seeds", type=int, default=3, help="classifiers")
+    parser.add_argument("--seeds", type=int, default=3, help="number of classifiers")
     args = parser.parse_args()
     train, test = load_images("fashion-mnist"), held_out("fashion-mnist")
     assert test is not None

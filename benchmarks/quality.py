@@ -1,11 +1,11 @@
-"""What so many minutes on this machine are worth: train, draw, score, over several seeds; one row of a table.
+"""Quality for a training time on this machine: train, sample and score over several seeds. Prints one table row.
 
     python benchmarks/quality.py --for 10min --seeds 3 --out quality
     python benchmarks/quality.py --for 10min --seeds 3 --out wider -- --set widths=64,128
 
-What follows `--` goes to `simple-diffusion train`. Everything runs as the commands that a user types, one after the
-other; give the machine nothing else to do. OUT keeps the runs and scores.json: seeds that are done are not done again.
-Intervals are 95 % over the seeds (Student's t).
+Options after `--` are passed to `simple-diffusion train`. The commands run one after the other, as a user would type
+them. Run nothing else on the machine. OUT contains the runs and scores.json; finished seeds are not repeated. Intervals
+are 95 % confidence intervals over the seeds (Student's t).
 """
 
 import argparse
@@ -41,7 +41,7 @@ def command(*words: str) -> dict[str, Any]:
 
 
 def flops_an_image(model_file: Path) -> float:
-    """FLOP of training on one image, forward and backward."""
+    """FLOPs of training on one image, forward and backward."""
     model = read(model_file)
     info, config = model.info, model.config
     pixels = torch.randint(0, 256, (2 * config.batch, *info.shape), dtype=torch.uint8)
@@ -54,9 +54,9 @@ def flops_an_image(model_file: Path) -> float:
 def measured(data: str, length: str, seed: int, n: int, out: Path, options: list[str]) -> dict[str, float]:
     """Train and score one model."""
     run = out / f"seed-{seed}"
-    shutil.rmtree(run, ignore_errors=True)  # of a benchmark that was stopped
+    shutil.rmtree(run, ignore_errors=True)  # left by a benchmark that was stopped
     cpu = torch.device("cpu")
-    dtype = PRECISIONS[pick_precision("auto", cpu)]  # what is trained in
+    dtype = PRECISIONS[pick_precision("auto", cpu)]  # precision of training
     peaks = [matmul_speed(dtype, cpu)]
     trained = command("train", data, "--for", length, "--seed", str(seed), "--out", str(run), *options)
     peaks.append(matmul_speed(dtype, cpu))
@@ -76,7 +76,7 @@ def measured(data: str, length: str, seed: int, n: int, out: Path, options: list
 
 
 def row(results: list[dict[str, float]]) -> dict[str, str]:
-    """Each figure: its mean over the seeds, and half its interval where there are several."""
+    """The mean of each result over the seeds, with half the width of its interval if there are several seeds."""
     cells = {}
     for name in results[0]:
         values = [result[name] for result in results]
@@ -91,9 +91,9 @@ def main() -> None:
     parser.add_argument("--data", default="fashion-mnist")
     parser.add_argument("--for", dest="length", default="10min", metavar="TIME")
     parser.add_argument("--seeds", type=int, default=3, choices=[1, *T95])
-    parser.add_argument("--n", type=int, default=10000, help="images drawn and scored")
+    parser.add_argument("--n", type=int, default=10000, help="number of images to sample and score")
     parser.add_argument("--out", type=Path, default=Path("quality"))
-    parser.add_argument("options", nargs="*", help="of `train`, after --")
+    parser.add_argument("options", nargs="*", help="options of `train`, after --")
     args = parser.parse_args()
     args.out.mkdir(parents=True, exist_ok=True)
     commit = subprocess.run(["git", "describe", "--always", "--dirty"], capture_output=True, text=True).stdout.strip()
@@ -106,7 +106,7 @@ def main() -> None:
     }
     done: dict[str, Any] = json.loads(record.read_text()) if record.is_file() else {"setup": setup, "seeds": {}}
     if done["setup"] != setup:
-        raise SystemExit(f"{record} is of {done['setup']}, not of {setup}: give another --out, or remove it")
+        raise SystemExit(f"{record} has the setup {done['setup']}, not {setup}: give another --out, or remove it")
     for seed in map(str, range(args.seeds)):
         if seed not in done["seeds"]:
             done["seeds"][seed] = measured(args.data, args.length, int(seed), args.n, args.out, args.options)
