@@ -18,7 +18,7 @@ Decay = Callable[[int], float]
 def power_exponent(length: float) -> float:
     """The exponent g of the averaging profile (g + 1) t^g on [0, 1] whose standard deviation is `length`.
 
-    Raises ValueError for a length outside (0, 0.28): no profile has it.
+    Raises ValueError for a length outside (0, 0.28), which no profile has.
     """
     # The largest root of length^2 = (g + 1) / ((g + 2)^2 (g + 3)).
     if not 0 < length < 0.28:
@@ -27,7 +27,7 @@ def power_exponent(length: float) -> float:
 
 
 def power_decay(length: float = 0.05) -> Decay:
-    """The power-function EMA (Karras et al. 2024, eq. 121-127): it averages over a fixed fraction of the run so far.
+    """The power-function EMA (Karras et al. 2024, eq. 121-127), which averages over a fixed fraction of the run so far.
 
     length   EMA length: standard deviation of the averaging profile relative to the length of the run, in (0, 0.28)
 
@@ -54,16 +54,16 @@ def overlap(one: Profile, other: Profile) -> float:
 
 
 def mixture(kept: Sequence[Profile], wanted: Profile) -> tuple[list[float], float]:
-    """Post-hoc EMA: an average of another length, as a mixture of saved ones (Karras et al. 2024, algorithm 3).
+    """Post-hoc EMA: an EMA of another length, as a mixture of saved ones (Karras et al. 2024, algorithm 3).
 
-    It is the least-squares fit of the profiles, in float64. Unlike in the paper the coefficients add up to 1, so that
-    weights that did not change in training are not changed by the mixture.
+    The mixture is the least-squares fit of the profiles, in float64. Unlike in the paper, the coefficients add up to 1,
+    so that the mixture does not change weights that are constant during training.
 
     kept     (length, number of updates) of each saved average, all different
     wanted   the profile to approximate, of any length in (0, 0.28)
 
-    Returns (the coefficient of each average, the distance of the profiles of mixture and `wanted`, relative to the norm
-    of `wanted`). Raises ValueError for another length.
+    Returns (the coefficient of each average, the distance between the profile of the mixture and `wanted`, relative to
+    the norm of `wanted`). Raises ValueError for another length.
     """
     n = len(kept)
     system, right = np.ones((n + 1, n + 1)), np.ones(n + 1)  # the last row: the coefficients add up to 1
@@ -77,10 +77,10 @@ def mixture(kept: Sequence[Profile], wanted: Profile) -> tuple[list[float], floa
 
 
 def constant_decay(decay: float = 0.999, warmup: int = 0) -> Decay:
-    """A constant decay, after a ramp that lets the first updates be forgotten: min(decay, (m - 1) / (m + 9)).
+    """A constant decay after a ramp that gives the first updates little weight: min(decay, (m - 1) / (m + 9)).
 
     decay    fraction of the average that is kept at an update, in [0, 1)
-    warmup   number of updates in which the weights are copied; m = n - warmup counts the updates from the last of them
+    warmup   number of updates that copy the weights; m = n - warmup counts the updates after them
     """
 
     def at(n: int) -> float:

@@ -1,4 +1,4 @@
-"""`simple-diffusion report`: a training run on one page, with measurements that take about a minute."""
+"""`simple-diffusion report`: write a one-page report of a training run. The measurements take about a minute."""
 
 import argparse
 import json
@@ -11,11 +11,11 @@ from ..errors import BusyError, CheckpointError, DataError, SimpleDiffusionError
 from .options import command, data_options, device_options, load, path, read_as, say
 
 TRAJECTORIES = 4
-"""Images of the denoising trajectory, each of another class."""
+"""Number of denoising trajectories; each is of another class."""
 
 
 def add(commands: Any) -> None:
-    sub = command(commands, "report", run, "one page about a run: samples, loss, scores, data and settings")
+    sub = command(commands, "report", run, "write a one-page report of a run: samples, loss, scores, data and settings")
     sub.add_argument("run_folder", type=path, metavar="RUN", help="a run folder of `train`")
     data_options(sub)
     device_options(sub)
@@ -24,7 +24,7 @@ def add(commands: Any) -> None:
 def run(args: argparse.Namespace) -> dict[str, Any]:
     folder: Path = args.run_folder
     if not folder.is_dir():
-        raise CheckpointError(f"there is no run in {folder}: name a run folder of `train`")
+        raise CheckpointError(f"there is no run in {folder}: give a run folder of `train`")
 
     from ..denoising_error import error_curves
     from ..model.build import ModelSpec
@@ -60,7 +60,7 @@ def is_training(folder: Path) -> bool:
 
 
 def fraction_done(model: Any, live: bool) -> float:
-    """How much of its run the model has behind it, in [0, 1]; 1 for a run that ended early by `patience`."""
+    """Fraction of the run that is done, in [0, 1]; 1 for a run that ended early by `patience`."""
     from ..run.budget import MOST_RESERVE
 
     config = model.training_config
@@ -72,7 +72,7 @@ def fraction_done(model: Any, live: bool) -> float:
 
 
 def trajectory_png(model: Any) -> bytes:
-    """A few denoising trajectories as a PNG file's content."""
+    """A few denoising trajectories as the content of a PNG file."""
     import torch
 
     from .sample import trajectory_file
@@ -83,7 +83,7 @@ def trajectory_png(model: Any) -> bytes:
 
 
 def load_data(args: argparse.Namespace, model: Any) -> tuple[Any, Any]:
-    """(training images, unseen images) of the model; None for those that are not available."""
+    """(training images, held-out images) of the model; None for those that are not available."""
     from ..data.sources import held_out
 
     config = model.training_config
