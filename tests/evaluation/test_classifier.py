@@ -444,7 +444,7 @@ def test_a_cache_that_cannot_be_written_costs_the_file_and_not_the_training(quic
 
     monkeypatch.setattr(extractors, "write_tensors", full)
     assert extractor_for(bars(40, 0), cache=tmp_path).classes == 3
-    assert "not kept" in capsys.readouterr().err
+    assert "not saved" in capsys.readouterr().err
 
 
 def test_the_default_cache_is_the_users(quick, tmp_path, monkeypatch):

@@ -1,4 +1,4 @@
-"""Training of the classifier: on the training set alone, a part of which is held out to say when to stop."""
+"""Train the classifier on the training set. A part of it is held out for early stopping."""
 
 import math
 import time
@@ -21,24 +21,26 @@ from ..system.device import PRECISIONS, pick_device, pick_precision
 from ..training import warmup_linear
 from ..validation import keep_out
 
-BATCH = 256  # most images an update, and images inferred at once
-SEEN = 430_000 * 32**2  # pixels that a training looks at if nobody says how many: minutes on two cores
+BATCH = 256  # images per batch of inference, and the largest batch of training
+SEEN = 430_000 * 32**2  # pixels that a training run processes by default: a few minutes on two cores
 PRETEXT = 40_000 * 32**2
-"""The same where there are no classes: a minute or two. On 500 photographs of 32 x 32 after 4, 11, 22 and 36 thousand
-images the held-out accuracy is 25, 32, 32 and 32 %: no more can be learnt of so few. The features gain to the end: KID
-sees noise of deviation 20 at 1, 3, 4 and 6 of its standard errors."""
+"""The same for data without classes: one or two minutes. On 500 photographs of 32 x 32 pixels, the held-out accuracy is
+25, 32, 32 and 32 % after 4, 11, 22 and 36 thousand images, so it stops improving early. The features improve further:
+KID detects noise of standard deviation 20 at 1, 3, 4 and 6 times its standard error."""
 PEAK = 4e-3  # learning rate
-SHIFT = 2  # most pixels that an image is moved by, each way
+SHIFT = 2  # largest random shift of an image in pixels, in each direction
 SYMMETRIES = 8  # of the square
 
 
 @dataclass(frozen=True)
 class Report:
-    """How a training went.
+    """The result of a training run.
 
-    epoch     the pass after which the weights were kept, of `epochs` that were made
-    loss      cross-entropy on the held-out part, in nats; `accuracy` the share it has right
-    seconds   by the clock
+    epoch     the epoch after which the returned weights were saved
+    epochs    number of epochs that were run
+    loss      cross-entropy on the held-out part, in nats
+    accuracy  share of the held-out part that is classified correctly
+    seconds   wall-clock time
     """
 
     epoch: int
@@ -58,20 +60,20 @@ def train_classifier(
     device: str = "auto",
     precision: str = "auto",
 ) -> tuple[Classifier, Report]:
-    """The classifier of a training set, in eval mode on the CPU, with the best weights of all passes.
+    """Train a classifier. Returns it in eval mode on the CPU, with the weights of the lowest validation loss.
 
-    Data without classes to tell apart trains on which of the 8 symmetries of a square each image was given; of
-    many images on a random part, so that each is seen in every symmetry.
+    For data with fewer than two classes, the task is to predict which of the 8 symmetries of the square was applied to
+    an image. A large data set is then reduced to a random subset, so that each image occurs in all symmetries.
 
-    seed        of the weights, the split, the order and the shifts
-    epochs      passes over the data; None for as many as take minutes on two cores
-    patience    passes without a lower validation loss after which it stops; None for a third of all
-    validation  share of the images held out, in (0, 1)
+    seed        for the initial weights, the split, the order and the shifts
+    epochs      passes over the data; None for a number that takes a few minutes on two cores
+    patience    stop after this many epochs without a lower validation loss; None for a third of `epochs`
+    validation  fraction of the images that is held out, in (0, 1)
     device      "auto", "cpu", "cuda" or "mps"
     precision   "auto", "fp32" or "bf16"
 
-    Raises DataError for fewer than 20 images, DivergedError where the loss is not finite, UsageError for a device that
-    is not there.
+    Raises DataError for fewer than 20 images, DivergedError if the loss is not finite, UsageError for a device that is
+    not available.
     """
     began = time.perf_counter()
     size, layers = (32, 4) if max(images.shape[1:]) <= 32 else (64, 5)
@@ -109,17 +111,18 @@ def train_classifier(
 
 
 def split(images: Images, share: float, seed: int) -> tuple[Images, Images]:
-    """(the rest, a random `share`) of the images. Raises DataError where either would be too small to use."""
+    """Split the images into (the rest, a random `share`). Raises DataError if either would be too small to use."""
     held_out = round(share * len(images))
     if len(images) < 20 or not 1 <= held_out <= len(images) - 2:
-        raise DataError(f"{images.name} has {len(images)} images: a classifier needs 20, some of them to check itself")
+        raise DataError(f"{images.name} has {len(images)} images: a classifier needs 20, some of them for validation")
     return keep_out(images, share, seed, "classifier validation")
 
 
 def pretext(images: Images, size: int) -> Images:
-    """Each image, size x size, in all 8 symmetries of the square, labelled by which: i < 4 quarter turns, 4.. flipped.
+    """A pretext task (Gidaris et al. 2018): each image, size x size, in all 8 symmetries of the square.
 
-    To tell them apart a network must know what things look like: a pretext task (Gidaris et al. 2018).
+    The label i is the symmetry: i quarter turns if i < 4, otherwise a horizontal flip and i - 4 quarter turns. A
+    network that predicts it must recognize the content of the images.
     """
     pixels = torch.cat([to_uint8(sized(part, size)) for part in images.pixels.split(BATCH)])
     turned = torch.cat([view(pixels) for view in symmetries(square=True)])
@@ -136,7 +139,7 @@ def sized(pixels: Tensor, size: int) -> Tensor:
 
 
 def shifted(x: Tensor, shifts: Tensor) -> Tensor:
-    """x `[B, C, H, W]`, image b moved by shifts `[B, 2]` pixels down and right; its edge is repeated."""
+    """x `[B, C, H, W]` with image b shifted by shifts[b] (`[B, 2]`) pixels down and right. Edge pixels are repeated."""
     height, width = x.shape[2:]
     rows = (torch.arange(height) - shifts[:, :1]).clamp(0, height - 1).to(x.device)  # [B, H]
     columns = (torch.arange(width) - shifts[:, 1:]).clamp(0, width - 1).to(x.device)
@@ -145,12 +148,12 @@ def shifted(x: Tensor, shifts: Tensor) -> Tensor:
 
 
 def passes(net: Classifier, images: Images, epochs: int, seed: int, dtype: torch.dtype) -> Iterator[int]:
-    """Train, and yield the number of each pass after it. The rate rises over a fifth of them all, then falls to 0."""
+    """Train, and yield the number of each finished epoch. The learning rate rises for a fifth of them, then falls."""
     optimizer, device, n = adamw(net), next(net.parameters()).device, len(images)
     size = net.architecture["size"]
     pixels, labels = images.pixels.to(device), labels_of(images).to(device)
-    # Of few images a batch takes fewer, for the sake of more updates. The sizes in an epoch differ by 1 at most, so
-    # that none is too small for BatchNorm.
+    # Small data gets smaller batches, and therefore more updates. The batch sizes in an epoch differ by at most 1, so
+    # that no batch is too small for BatchNorm.
     updates = -(-n // min(max(n // 16, 16), BATCH))
     for epoch in range(epochs):
         net.train()
@@ -181,9 +184,9 @@ def infer(net: Classifier, pixels: Tensor) -> tuple[Tensor, Tensor]:
 
 @torch.no_grad()
 def in_batches(net: Callable[[Tensor], tuple[Tensor, Tensor]], pixels: Tensor, batch: int) -> tuple[Tensor, Tensor]:
-    """`net` of all pixels, on the CPU: features float32 `[N, F]` and logits float32 `[N, K]`.
+    """Apply `net` to all pixels. Returns features float32 `[N, F]` and logits float32 `[N, K]` on the CPU.
 
-    Batches of one size, the last one padded: an image's numbers do not depend on how many come with it.
+    All batches have the same size (the last one is padded), so the result for an image does not depend on N.
     """
     outputs = []
     for part in tqdm(pixels.split(batch), desc="features", unit=" batches", disable=None, leave=False, delay=5):
@@ -194,14 +197,14 @@ def in_batches(net: Callable[[Tensor], tuple[Tensor, Tensor]], pixels: Tensor, b
 
 
 def score(net: Classifier, images: Images) -> tuple[float, float]:
-    """(cross-entropy in nats, share that is right) on labelled images."""
+    """(cross-entropy in nats, accuracy) on labeled images."""
     labels = labels_of(images)
     _, logits = infer(net, images.pixels)
     return F.cross_entropy(logits, labels).item(), (logits.argmax(1) == labels).double().mean().item()
 
 
 def accuracy(net: Classifier, images: Images) -> float:
-    """Share of the labelled images, such as a test set, whose class the classifier `net` names: a number in [0, 1].
+    """Accuracy of the classifier `net` on labeled images, such as a test set: a number in [0, 1].
 
     Raises DataError for images without labels.
     """
@@ -209,7 +212,7 @@ def accuracy(net: Classifier, images: Images) -> float:
 
 
 def labels_of(images: Images) -> Tensor:
-    """The labels `[N]`. Raises DataError where there are none."""
+    """The labels `[N]`. Raises DataError if the images have none."""
     if images.labels is None:
-        raise DataError(f"{images.name} has no labels, and a classifier is judged by them")
+        raise DataError(f"{images.name} has no labels, and the accuracy of a classifier needs them")
     return images.labels

@@ -1,7 +1,8 @@
-"""Reference extractors: the classifier that turns images into the features and logits that metrics are computed from.
+"""Reference extractors: classifiers that compute the features and logits of images, from which metrics are computed.
 
-A metric's value belongs to its extractor, so each has a name: that of weights shipped in `weights/`, made once by
-`simple-diffusion classifier`, or one that holds the fingerprint of the data it was trained on at first use.
+Values of a metric are comparable only for the same extractor, so each extractor has a name. Some are shipped in
+`weights/`, made by `simple-diffusion classifier`. Others are trained at first use; their names contain the fingerprint
+of the training data.
 """
 
 import shlex
@@ -19,26 +20,26 @@ from ..networks.classifier import Classifier
 from ..system.files import cache_folder, damaged, from_json, load_weights, read_tensors, write_tensors
 from .classifier import accuracy, infer, train_classifier
 
-VERSION = 1  # of the training; one that changes what it yields is another version
+VERSION = 1  # of the training code; increase it with any change of the resulting weights
 SHIPPED = Path(__file__).parent / "weights"
 
 Features = Callable[[Tensor], tuple[Tensor, Tensor]]
-"""uint8 images `[N, C, H, W]` -> features float32 `[N, F]`, logits float32 `[N, K]`: what metrics are computed from.
+"""uint8 images `[N, C, H, W]` -> features float32 `[N, F]` and logits float32 `[N, K]`.
 
-K is the number of classes that the logits stand for, 0 if they stand for none.
+K is the number of classes, or 0 if the extractor was trained without classes.
 """
 
 
 @dataclass(frozen=True)
 class ExtractorInfo:
-    """What is known of an extractor: it stands in its file beside the weights.
+    """The record of an extractor, stored in its file with the weights.
 
-    name                 that numbers are printed with
+    name                 name of the extractor, printed with every score
     data, fingerprint    of the training set
-    classes              that the logits stand for, 0 where they would tell symmetries apart
-    validation_accuracy  on the part of the training set that was held out
+    classes              number of classes of the logits, 0 if the extractor was trained on symmetries
+    validation_accuracy  on the held-out part of the training set
     test_accuracy        on the test set, None if there was none
-    command              that makes the same
+    command              command that trains the same extractor
     """
 
     name: str
@@ -58,12 +59,13 @@ class ExtractorInfo:
 class Extractor:
     """uint8 `[N, C, H, W]`, any N, H and W -> features float32 `[N, F]` and logits float32 `[N, classes]`.
 
-    Runs on the CPU in float32 and in batches of one size, so that numbers of different machines and counts compare.
+    It runs on the CPU in float32 and in batches of a fixed size, so that results do not depend on N and are comparable
+    between machines.
 
-    record   what is known of it, its name among that
+    record   name, training data and accuracy
     net      the trained classifier
 
-    Raises DataError for images of another kind.
+    Raises DataError for images of another dtype, shape or number of channels.
     """
 
     record: ExtractorInfo
@@ -71,29 +73,29 @@ class Extractor:
 
     @property
     def name(self) -> str:
-        """What numbers are printed with."""
+        """Name of the extractor, printed with every score."""
         return self.record.name
 
     @property
     def classes(self) -> int:
-        """Number of classes that the logits stand for, 0 if they stand for none."""
+        """Number of classes of the logits, 0 if the extractor was trained without classes."""
         return self.record.classes
 
     @property
     def channels(self) -> int:
-        """Of the images that it takes: 1 or 3."""
+        """Number of channels of the images: 1 or 3."""
         return self.record.architecture["channels"]
 
     def __call__(self, images: Tensor) -> tuple[Tensor, Tensor]:
-        """Raises DataError for what is not uint8 `[N, C, H, W]` with N > 0 and the channels of the training data."""
+        """Raises DataError unless `images` are uint8 `[N, C, H, W]`, N > 0, with the channels of the training data."""
         if images.dtype != torch.uint8 or images.ndim != 4 or not images.numel():
             raise DataError(
                 f"{self.name} takes uint8 images [N, C, H, W], not {images.dtype} of shape {tuple(images.shape)}"
             )
         if images.shape[1] != self.channels:
-            raise DataError(f"{self.name} knows images of {self.channels} channels, not of {images.shape[1]}")
+            raise DataError(f"{self.name} takes images of {self.channels} channels, not of {images.shape[1]}")
         features, logits = infer(self.net, images)
-        return features, logits[:, : self.classes]  # none where they tell symmetries apart
+        return features, logits[:, : self.classes]  # none if it was trained on symmetries
 
 
 def extractor_for(
@@ -102,13 +104,13 @@ def extractor_for(
     """The reference extractor of a training set: shipped, cached, or trained now and cached.
 
     images  the training set, uint8 `[N, C, H, W]`
-    seed    of the training; another one than 0 is never shipped
-    device  that a training runs on
-    cache   folder of the extractors trained here, by default in the user's cache
-    quiet   do not say on stderr what takes minutes
+    seed    for the training; shipped extractors have seed 0
+    device  device for the training
+    cache   folder of cached extractors, by default in the user's cache
+    quiet   print no messages to stderr
 
-    Where it trains, raises DataError for fewer than 20 images, DivergedError for a loss that is not finite, UsageError
-    for a device that is not there.
+    If it trains, it raises DataError for fewer than 20 images, DivergedError for a loss that is not finite, UsageError
+    for a device that is not available.
     """
 
     def say(text: str) -> None:
@@ -127,17 +129,17 @@ def extractor_for(
             say(f"{path} was trained on other data and is replaced.")
         except CheckpointError as error:
             say(f"{error}; it is replaced.")
-    say(f"Training the extractor {name} on {len(images):,} images: minutes on two cores, once, then kept in {path}.")
+    say(f"Training the extractor {name} on {len(images):,} images: a few minutes on two cores, once. Saved as {path}.")
     made = make_extractor(images, name, seed=seed, device=device)
     try:
         save_extractor(path, made)
     except ResourceError as error:
-        say(f"{error}; the extractor is used this time and not kept.")
+        say(f"{error}; the extractor is used now but not saved.")
     return made
 
 
 def shipped(images: Images) -> Extractor | None:
-    """The extractor in the package for this data: the same by its loader's name or, from any file, by fingerprint."""
+    """The shipped extractor for this data, which matches by name or by fingerprint; None if there is none."""
     for path in sorted(SHIPPED.glob("*.safetensors")):
         found = read_extractor(path)
         if images.name == found.record.data or images.fingerprint == found.record.fingerprint:
@@ -146,7 +148,7 @@ def shipped(images: Images) -> Extractor | None:
 
 
 def name_of(images: Images, seed: int) -> str:
-    """`<data>-cnn-1-<fingerprint>`, or `<data>-symmetry-1-...` where there are no classes to tell apart."""
+    """`<data>-cnn-1-<fingerprint>`, or `<data>-symmetry-1-...` for data with fewer than two classes."""
     task = "cnn" if images.classes > 1 else "symmetry"
     return f"{images.stem}-{task}-{VERSION}-{images.fingerprint[:8]}" + (f"-seed{seed}" if seed else "")
 
@@ -160,7 +162,10 @@ def make_extractor(
     epochs: int | None = None,
     device: str = "auto",
 ) -> Extractor:
-    """Train an extractor on a training set; `test` is looked at once, when all is done. Raises DataError."""
+    """Train an extractor on a training set. `test` is used once, after training, to measure the accuracy.
+
+    Raises DataError as `train_classifier` does.
+    """
     net, report = train_classifier(images, seed=seed, epochs=epochs, device=device)
     words = ["simple-diffusion", "classifier", images.name, "--seed", str(seed)]
     record = ExtractorInfo(
@@ -180,20 +185,20 @@ def make_extractor(
 
 
 def save_extractor(path: Path, extractor: Extractor) -> None:
-    """Write weights and record to one file, whole or not at all. Raises ResourceError."""
+    """Write weights and record to one file, atomically. Raises ResourceError."""
     write_tensors(path, extractor.net.state_dict(), {"extractor": asdict(extractor.record)})
 
 
 def read_extractor(path: Path) -> Extractor:
-    """The extractor in a file. Raises CheckpointError, naming the path, if there is none."""
+    """Read the extractor in a file. Raises CheckpointError with the path if there is none or it is damaged."""
     tensors, about = read_tensors(path)
     try:
         record = from_json(ExtractorInfo, about["extractor"])
         if record.classes not in (0, record.architecture["classes"]):
-            raise ValueError(f"its logits do not stand for {record.classes} classes")
-        if Path(record.name).name != record.name or not record.name.strip("."):  # names of files begin with it
-            raise ValueError(f"{record.name!r} is no name")
-        with torch.device("meta"):  # shapes are compared before a byte is spent on them
+            raise ValueError(f"its logits are not those of {record.classes} classes")
+        if Path(record.name).name != record.name or not record.name.strip("."):  # file names begin with it
+            raise ValueError(f"{record.name!r} is not a valid name")
+        with torch.device("meta"):  # compare shapes before memory is allocated
             net = Classifier(**record.architecture)
         load_weights(net, tensors)
     except (KeyError, TypeError, ValueError, RuntimeError) as error:

@@ -1,7 +1,8 @@
-"""How far samples are from data, as functions of features alone: nothing here knows of images or files.
+"""Metrics of the distance between samples and data, as functions of their features.
 
-Features are `[N, D]` and logits `[N, K]`, of any float type and device; the arithmetic is float64 on the CPU. DataError
-where samples are too few, not finite, or of another width. A value belongs to its extractor and its N: print all three.
+Features are `[N, D]` and logits `[N, K]`, of any float type and device. The computation is in float64 on the CPU. The
+functions raise DataError if there are too few samples, if they are not finite, or if D differs. A value depends on the
+extractor and on N, so print it with both.
 """
 
 import math
@@ -17,15 +18,15 @@ from torch import Tensor
 from ..errors import DataError, UsageError
 from ..randomness import permutation
 
-BLOCK = 2**23  # most entries of a pairwise matrix held at once: 64 MiB
-TIE = 1e-12  # relative room for the rounding of a squared distance, which must not part equal points
+BLOCK = 2**23  # entries of a pairwise matrix in memory at once, at most: 64 MiB
+TIE = 1e-12  # relative tolerance of squared distances, so that rounding does not separate equal points
 
-Numbers = float | tuple[float, ...]  # what a statistic returns
+Numbers = float | tuple[float, ...]  # return value of a statistic
 
 
 @dataclass(frozen=True, eq=False)
 class Moments:
-    """Count, mean and scatter of features. Those of a union are the sum, whatever the batches, ranks or order:
+    """Count, mean and scatter of features. The moments of a union of batches are their sum:
 
         total = functools.reduce(operator.add, map(Moments.of, batches))
 
@@ -47,7 +48,7 @@ class Moments:
         return cls(len(x), mean, x.T @ x)
 
     def __add__(self, other: "Moments") -> "Moments":
-        """Chan, Golub & LeVeque 1983: deviations are added, never raw squares, so a large mean costs no digits."""
+        """Chan, Golub & LeVeque 1983: deviations, not raw squares, are added, so a large mean loses no digits."""
         _same_width(self.mean, other.mean)
         count = self.count + other.count
         shift = other.mean - self.mean
@@ -58,7 +59,7 @@ class Moments:
     def cov(self) -> Tensor:
         """Unbiased covariance `[D, D]`; DataError for fewer than 2 samples."""
         if self.count < 2:
-            raise DataError(f"a covariance needs at least 2 samples and was given {self.count}")
+            raise DataError(f"a covariance needs at least 2 samples, got {self.count}")
         return self.scatter / (self.count - 1)
 
     @cached_property
@@ -73,9 +74,9 @@ def frechet_distance(a: Moments, b: Moments) -> float:
 
     a, b   moments of features `[N, D]` and `[M, D]`, in either order
 
-    The eigenvalues of (Sa Sb)^½ are the singular values of Sa^½ Sb^½, which exist for every covariance: with fewer
-    samples than features the value is finite, and of a set to itself 0 to rounding. Its expectation falls with the
-    count: compare values at one count only, or see `frechet_by_count`.
+    The eigenvalues of (Sa Sb)^½ are the singular values of Sa^½ Sb^½, which exist for singular covariances too. The
+    distance of a set to itself is 0 up to rounding. The expectation decreases with the number of samples, so compare
+    values at the same number only, or use `frechet_by_count`.
 
     Raises DataError for two widths D, or one sample.
     """
@@ -88,9 +89,9 @@ def frechet_distance(a: Moments, b: Moments) -> float:
 class FrechetByCount(NamedTuple):
     """The Fréchet distance as a function of the number of samples.
 
-    counts   fakes behind each value: n/4, n/2, n
+    counts   number of fakes for each value: n/4, n/2, n
     values   the distance at each count, in squared feature units
-    limit    extrapolation to infinitely many; unclamped, so around 0 where the distributions agree
+    limit    extrapolation to infinitely many samples; not clamped, so it scatters around 0 for equal distributions
     """
 
     counts: tuple[int, ...]
@@ -102,13 +103,13 @@ def frechet_by_count(real: Tensor, fake: Tensor, seed: int = 0) -> FrechetByCoun
     """FID at n/4, n/2 and n and, by the least-squares line in 1/n, at infinity (Chong & Forsyth 2020).
 
     real, fake   features `[N, D]` and `[M, D]`, at least 8 of each
-    seed         of the order in which they are split
+    seed         for the random order in which they are split
 
-    Both sets are thinned by the same share, where the paper thins the fakes alone, so that the bias of a finite real
-    set goes too. Each value is the mean over the disjoint parts of a random order: every sample counts at every n, and
-    the noise the values share leaves the slope alone. The line holds while n/4 is several times D.
+    Both sets are reduced by the same factor (the paper reduces the fakes only), which also removes the bias of a finite
+    real set. Each value is the mean over disjoint parts of a random order. So every sample is used at every n, and
+    noise that the values share does not change the slope. The linear relation holds if n/4 is several times D.
 
-    Raises DataError for fewer, for two widths D, or numbers not finite.
+    Raises DataError for fewer samples, for different D, or for numbers that are not finite.
     """
     _checked_pair(real, fake, 8, "the Fréchet distance at n/4")
     reals, fakes = (
@@ -127,12 +128,12 @@ def inception_score(logits: Tensor, splits: int = 10) -> tuple[float, float]:
     """exp E KL(p(y|x) ‖ p(y)), 1 to K: mean and standard deviation over splits (Salimans et al. 2016, section 4).
 
     logits   `[N, K]`, one for each of K classes
-    splits   parts of the samples, each with a score of its own
+    splits   number of parts of the samples; the score is computed for each
 
-    The splits are contiguous and differ in size by 1 at most: give the samples in random order. The deviation is of the
-    splits themselves (divisor `splits`, as in the paper's code), not the error of their mean.
+    The splits are contiguous and differ in size by at most 1, so the samples must be in random order. The standard
+    deviation is that of the splits (divisor `splits`, as in the paper's code), not the standard error of their mean.
 
-    Raises UsageError for less than one split, DataError for fewer samples than splits.
+    Raises UsageError for fewer than one split, DataError for fewer samples than splits.
     """
     if splits < 1:
         raise UsageError(f"splits must be at least 1, not {splits}")
@@ -152,17 +153,18 @@ def kernel_distance(real: Tensor, fake: Tensor) -> tuple[float, float]:
 
     real, fake   features `[N, D]` and `[M, D]`, at least 2 of each; the value has no unit and may fall below 0
 
-    Over all pairs, not random subsets. The error is of the draw of both sets, by the influence of each sample (the
-    jackknife of a U-statistic): right to first order where the distributions differ, √2 too wide where they agree.
+    The estimate uses all pairs, not random subsets. The standard error covers the sampling of both sets and is computed
+    from the influence of each sample (the jackknife of a U-statistic). It is correct to first order for different
+    distributions, and √2 times too large for equal ones.
 
-    Raises DataError for fewer, for two widths D, or numbers not finite.
+    Raises DataError for fewer samples, for different D, or for numbers that are not finite.
     """
     real, fake = _checked_pair(real, fake, 2, "KID")
     real_real, _ = _kernel_sums(real, real)
     fake_fake, _ = _kernel_sums(fake, fake)
     real_fake, fake_real = _kernel_sums(real, fake)
     n, m = len(real), len(fake)
-    # Of each sample: mean kernel with the others of its own set, less that with the other set.
+    # For each sample: the mean kernel with the others of its own set, minus that with the other set.
     of_real = (real_real - _self_kernel(real)) / (n - 1) - real_fake / m
     of_fake = (fake_fake - _self_kernel(fake)) / (m - 1) - fake_real / n
     error = 2 * (of_real.var() / n + of_fake.var() / m).sqrt()
@@ -184,12 +186,12 @@ def _self_kernel(x: Tensor) -> Tensor:
 
 
 class PrecisionRecall(NamedTuple):
-    """Fidelity and variety of samples, apart. Each is 1 at best; density alone can exceed it.
+    """Fidelity and diversity of samples, measured separately. The best value is 1; only density can exceed it.
 
-    precision   share of fakes inside the reals' balls
-    recall      share of reals inside the fakes' balls
-    density     number of reals' balls that a fake lies in, over k
-    coverage    share of reals with a fake in their ball
+    precision   share of fakes inside at least one ball of the reals
+    recall      share of reals inside at least one ball of the fakes
+    density     mean number of balls of reals that contain a fake, divided by k
+    coverage    share of reals whose ball contains a fake
     """
 
     precision: float
@@ -202,12 +204,13 @@ def precision_recall(real: Tensor, fake: Tensor, k: int = 3) -> PrecisionRecall:
     """Precision and recall (Kynkäänniemi et al. 2019, eq. 1-2), density and coverage (Naeem et al. 2020, section 3).
 
     real, fake   features `[N, D]` and `[M, D]`, more than k of each
-    k            rank of the neighbour that a ball reaches to
+    k            number of nearest neighbors that a ball contains
 
-    The ball of a sample reaches to its k-th nearest other sample of its own set, the surface included. The papers take
-    k = 3 for the first two and k = 5 for the others. All four depend on N: compare at one count only.
+    The radius of a sample's ball is the distance to its k-th nearest other sample of the same set; the surface belongs
+    to the ball. The papers use k = 3 for the first two and k = 5 for the others. All four depend on N, so compare
+    values at the same N only.
 
-    Raises UsageError for k below 1, DataError for too few samples or two widths D.
+    Raises UsageError for k below 1, DataError for too few samples or different D.
     """
     if k < 1:
         raise UsageError(f"k must be at least 1, not {k}")
@@ -230,52 +233,52 @@ def _squared_radii(x: Tensor, k: int) -> Tensor:
 
 
 def _squared_distances(x: Tensor, y: Tensor) -> Iterator[Tensor]:
-    """|x|² + |y|² - 2 x·y in blocks of rows; ten times the speed of summed differences, and rounded within TIE."""
+    """|x|² + |y|² - 2 x·y in blocks of rows: ten times as fast as summed differences, with rounding below TIE."""
     norms = y.square().sum(1)
     for block in _blocks(x, y):
         yield torch.addmm(norms, block, y.T, alpha=-2).add_(block.square().sum(1, keepdim=True))
 
 
 def jackknife(statistic: Callable[[Tensor], Numbers], n: int, groups: int = 50, seed: int = 0) -> Tensor:
-    """Standard error of a statistic of n samples: float64, shaped as the statistic (Efron & Stein 1981).
+    """Standard error of a statistic of n samples: float64, shape of the statistic (Efron & Stein 1981).
 
-    statistic   (int64 indices `[<= n]` of the samples to keep) -> one number or several, such as
+    statistic   (int64 indices `[<= n]` of the samples to keep) -> one or several numbers, such as
                 `lambda keep: frechet_distance(real, Moments.of(fake[keep]))`
-    n           samples in all
-    groups      random groups, each left out once: that many calls of the statistic
-    seed        of the groups
+    n           total number of samples
+    groups      number of random groups; each is left out once, with one call of the statistic
+    seed        for the random groups
 
-    95 % of the intervals value ± 1.96 errors hold the statistic's expectation at this n, or more than 95 %: the error
-    is up to √2 too wide for a distance between equal distributions, and 1.6 for `recall`.
+    At least 95 % of the intervals value ± 1.96 errors contain the statistic's expectation at this n. The error is up to
+    √2 times too large for a distance between equal distributions, and up to 1.6 times for `recall`.
 
-    No bootstrap, because FID is biased in n: the duplicates of a bootstrap lower the effective n, so its percentiles
-    lie above the value itself, and while n is a few times D its spread is up to three times that of FID.
+    The bootstrap is not used because FID is biased in n. The duplicates of a bootstrap reduce the effective n, so its
+    percentiles lie above the value. If n is only a few times D, its spread is up to three times that of FID.
 
     Raises UsageError for fewer than 2 groups, DataError for fewer samples than groups.
     """
     if groups < 2:
         raise UsageError(f"groups must be at least 2, not {groups}")
     if n < groups:
-        raise DataError(f"a jackknife in {groups} groups needs at least {groups} samples and was given {n}")
+        raise DataError(f"a jackknife in {groups} groups needs at least {groups} samples, got {n}")
     parts = permutation(n, seed, "jackknife").tensor_split(groups)
     values = [statistic(torch.cat(parts[:g] + parts[g + 1 :])) for g in range(groups)]
     return torch.tensor(values, dtype=torch.float64).std(0, correction=0) * math.sqrt(groups - 1)
 
 
 def _blocks(x: Tensor, y: Tensor) -> tuple[Tensor, ...]:
-    """x in blocks of rows, such that a block against y stays within BLOCK."""
+    """x in blocks of rows, so that the matrix of a block and y has at most BLOCK entries."""
     return x.split(max(1, BLOCK // len(y)))
 
 
 def _checked(x: Tensor, least: int, what: str) -> Tensor:
     """x as float64 on the CPU; DataError unless it is `[N, D]`, N >= least, and finite."""
     if x.ndim != 2:
-        raise DataError(f"{what} needs one row of features a sample and was given the shape {tuple(x.shape)}")
+        raise DataError(f"{what} needs features of shape [N, D], got {list(x.shape)}")
     if len(x) < least:
-        raise DataError(f"{what} needs at least {least} samples and was given {len(x)}")
+        raise DataError(f"{what} needs at least {least} samples, got {len(x)}")
     x = x.detach().cpu().double()
     if not (finite := x.isfinite().all(1)).all():
-        raise DataError(f"{what} needs finite features, and {(~finite).sum()} of {len(x)} samples hold NaN or infinity")
+        raise DataError(f"{what} needs finite features: {(~finite).sum()} of {len(x)} samples contain NaN or infinity")
     return x
 
 
