@@ -65,6 +65,18 @@ def test_a_run_by_the_clock_ends_on_time_with_the_rate_at_zero(squares, tmp_path
     assert f"steps={clock.steps}" in (tmp_path / "run" / "config.toml").read_text()
 
 
+def test_the_length_of_a_run_includes_its_last_report(squares, tmp_path, monkeypatch):
+    clock = Clock(monkeypatch, lambda now: 0.1)
+
+    def slow_report(*args, **kwargs):
+        clock.now += 7
+
+    monkeypatch.setattr(run, "write_report", slow_report)
+    config = fitted(Config(seconds=0.0, steps=2, **TINY), torch.device("cpu"))
+    result = run.train_run(config, load_images(str(squares)), tmp_path / "run", torch.device("cpu"), 0.0, quiet=True)
+    assert result.seconds == clock.now
+
+
 def test_warmup_linear():
     assert warmup_linear(0.0) == 0
     assert warmup_linear(0.03) == pytest.approx(1)

@@ -49,8 +49,9 @@ def updates(
 ) -> Iterator[Step]:
     """The endless steps start + 1, start + 2, ... of a run, without its clock and its files.
 
-    lr    number of the step -> learning rate
-    bad   how many of the last steps before `start` were not finite
+    lr        number of the step -> learning rate
+    start     number of steps that are already done
+    skipped   number of consecutive steps just before `start` that were skipped
     """
     config, device = spec.config, next(denoiser.parameters()).device
     capture: Capture = uncaptured

@@ -309,16 +309,17 @@ class Trainer:
     def finish(self) -> Result:
         """Save the state that the run has reached, and with `patience` the weights of the lowest held-out loss."""
         config, numbers, held_out = self.config, self.numbers, self.state.held_out
-        images, speed = numbers.n * config.batch, self.since_start.speed(numbers.n, self.budget.elapsed)
+        speed = self.since_start.speed(numbers.n, self.budget.elapsed)
         loss = torch.cat(self.state.losses).mean().item() if self.state.losses else self.loss
         write_checkpoint(self.folder, self.spec, self.state, self.budget)
         if held_out is not None and held_out.weights is not None and config.patience:
             self.state.ema.model.load_state_dict(held_out.weights)
         picture = self.save_model(with_picture=not self.signal_of_any())  # all processes sample, or none
         signal = self.signal_of_any()  # it may have arrived in the meantime
-        gave_up, seconds = self.out_of_patience(), self.budget.elapsed
+        gave_up = self.out_of_patience()
         on_rank0(lambda: write_atomic(self.folder / "config.toml", config_toml(config, self.steps_to_repeat())))
         self.report(live=False)
+        images, seconds = numbers.n * config.batch, self.budget.elapsed
         return Result(self.folder, numbers.n, images, seconds, loss, speed, signal, picture, numbers.best, gave_up)
 
 
