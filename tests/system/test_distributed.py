@@ -318,7 +318,7 @@ def test_an_error_in_one_process_ends_the_other(squares, tmp_path):
     codes, outputs = together(tmp_path, command(training(squares, tmp_path / "run"), spoil))
     assert codes == [6, 3], outputs
     assert "rank 1 of this run failed" in outputs[0]
-    assert outputs[1].strip() == "simple-diffusion (process 1): no such data here"
+    assert outputs[1].strip() == "simple-diffusion (rank 1): no such data here"
 
 
 def no_large_files():

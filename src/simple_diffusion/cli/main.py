@@ -109,8 +109,8 @@ def main(argv: list[str] | None = None) -> None:
     except SimpleDiffusionError as error:
         if "--debug" in argv:
             raise
-        process = "" if FIRST else f" (process {os.environ['RANK']})"
-        print(f"simple-diffusion{process}: {error}", file=sys.stderr)
+        rank = "" if FIRST else f" (rank {os.environ['RANK']})"
+        print(f"simple-diffusion{rank}: {error}", file=sys.stderr)
         raise SystemExit(error.exit_code) from None
     except KeyboardInterrupt:
         print("simple-diffusion: stopped", file=sys.stderr)
