@@ -102,6 +102,19 @@ def test_the_package_alone_does_not_import_torch():
     subprocess.run([sys.executable, "-c", code], check=True)
 
 
+def test_modules_are_attributes_of_the_package_and_are_imported_on_first_use():
+    code = """
+import pkgutil, sys, simple_diffusion as sd
+assert sd.errors.UsageError.exit_code == 2
+assert "torch" not in sys.modules
+assert sd.samplers.SAMPLERS
+assert "simple_diffusion.play" not in sys.modules
+for _, name, _ in pkgutil.iter_modules(sd.__path__):
+    assert name == "__main__" or getattr(sd, name).__name__ == f"simple_diffusion.{name}"
+"""
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
 def test_no_call_runs_data_as_code():
     forbidden = ("import pickle", "torch.load(", "eval(", "exec(", "shell=True", "nan_to_num", "allow_pickle=True")
     for module in MODULES:
