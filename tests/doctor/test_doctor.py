@@ -138,6 +138,14 @@ def test_labels_of_other_classes_are_not_shown_to_the_model(patient, squares):
     assert "overfitting" not in result.skipped
 
 
+def test_data_that_cannot_be_split_is_a_reason_to_skip(patient):
+    """A run with held-out images, examined with too few images to hold any out."""
+    few = replace(patient.spec, config=replace(patient.config, held_out=0.01))
+    result = examine(replace(patient, spec=few, images=patient.images[:9]))
+    assert "0.01 of 9 images can't be held out" in result.skipped["overfitting"]
+    assert "pixel range" in result.passed | result.findings
+
+
 def test_the_checkpoint_of_another_network_is_not_used(patient):
     other = replace(patient, images=None, spec=patient.spec.changed(widths=(8, 24)))
     assert examine(other).skipped["slow EMA"] == "the checkpoint belongs to another network"

@@ -9,7 +9,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 from ..errors import SimpleDiffusionError
-from .patient import Finding, Patient
+from .patient import Finding, Patient, Skip
 from .samples import guidance_too_strong, labels_ignored, memorization, shifted_means, too_few_steps
 from .settings import changed_data, pixel_range, terminal_snr, untrained_guidance, untrained_levels
 from .weights import bad_ema, learning_rate, non_finite, overfitting, slow_ema, too_little_training
@@ -73,10 +73,9 @@ def examine(patient: Patient) -> Examination:
     measured: dict[str, Finding] = {}
     skipped: dict[str, str] = {}
     for name, diagnosis in DIAGNOSES.items():
-        if missing := next(filter(None, map(patient.missing, diagnosis.needs)), None):
-            skipped[name] = missing
-            continue
         try:
+            if missing := next(filter(None, map(patient.missing, diagnosis.needs)), None):
+                raise Skip(missing)
             finding = measured[name] = diagnosis.measure(patient)
         except SimpleDiffusionError as error:
             skipped[name] = str(error)
