@@ -33,6 +33,7 @@ WORDS = {
 ALLOWED = {
     "CHANGELOG.md": {r"\brac(e|es|ed|ing)\b", r"\btell_augment\b|\blr_shape\b"},  # old names are listed there
     "src/simple_diffusion/model/migrate.py": {r"\btell_augment\b|\blr_shape\b"},
+    "src/simple_diffusion/run/report.py": {r"\bby heart\b"},  # a name in files of version 0.1
     "src/simple_diffusion/cli/sweep.py": {r"\brac(e|es|ed|ing)\b"},  # the alias of a release
     "src/simple_diffusion/cli/main.py": {r"\brac(e|es|ed|ing)\b"},
     "src/simple_diffusion/cli/options.py": {r"\brac(e|es|ed|ing)\b"},

@@ -195,6 +195,17 @@ def test_report_adds_a_trajectory_and_errors_by_noise_level_and_shows_scores(run
     assert "Denoising trajectory" in Page(run).text
 
 
+def test_the_errors_that_version_0_1_measured_are_shown(run):
+    """Their data may no longer be available, so that they cannot be measured again."""
+    errors = {"mean and covariance only": [2, 3], "model, training images": [1, 2], "training set by heart": [0.5, 1]}
+    (run / "levels.json").write_text(json.dumps({"levels": [0.1, 1], "errors": errors}))
+    write_report(run, read(run).spec, "x")
+    page = Page(run)
+    for words in ("linear denoiser (upper bound)", "model, training images", "ideal denoiser (lower bound)"):
+        assert words in page.text
+    assert page.tags.count("svg") == 4
+
+
 def test_a_damaged_file_is_replaced_by_the_command_that_makes_it(run):
     spec = read(run).spec
     (run / "evaluation").mkdir()

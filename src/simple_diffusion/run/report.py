@@ -12,7 +12,7 @@ import json
 import shlex
 from collections.abc import Sequence
 from contextlib import suppress
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +31,11 @@ FILE = "report.html"
 TRAJECTORY_FILES = ("trajectory.png", "film.png")
 """Names of the denoising trajectory, today's first: runs of earlier versions have the second."""
 LEVELS_FILE = "levels.json"
+BOUNDS_OF_0_1 = {
+    "mean and covariance only": ErrorCurve("linear denoiser", [], "upper bound"),
+    "training set by heart": ErrorCurve("ideal denoiser", [], "lower bound"),
+}
+"""The bounds in levels.json of version 0.1, by their names there."""
 REFRESH = 10
 """Seconds after which a browser reloads the page of a run that still trains."""
 DAMAGED = (KeyError, TypeError, ValueError, AttributeError)
@@ -205,10 +210,20 @@ def loss_plots(rows: list[dict[str, float]], levels: Sequence[ErrorCurve]) -> li
 def error_plot(folder: Path) -> Plot | None:
     """The error of the model at each noise level, with its bounds; None if levels.json is missing or damaged."""
     try:
-        lines = [line_of(ErrorCurve(**curve)) for curve in read_json(folder / LEVELS_FILE)["curves"]]
+        lines = [line_of(curve) for curve in curves_in(read_json(folder / LEVELS_FILE))]
         return plot(lines, "Mean squared error per pixel", "noise level σ/α", log_x=True, log_y=True)
     except DAMAGED:
         return None
+
+
+def curves_in(record: dict[str, Any]) -> list[ErrorCurve]:
+    """The curves in levels.json, also in its form of version 0.1. Raises what `DAMAGED` lists."""
+    if "errors" not in record:
+        return [ErrorCurve(**curve) for curve in record["curves"]]
+    return [
+        replace(BOUNDS_OF_0_1.get(name, ErrorCurve(name, [])), points=list(zip(record["levels"], errors, strict=True)))
+        for name, errors in record["errors"].items()
+    ]
 
 
 def line_of(curve: ErrorCurve) -> Line:
