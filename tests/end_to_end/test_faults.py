@@ -279,7 +279,7 @@ def test_nan_in_a_file_is_refused_by_its_name(squares, pair, capsys):
     write_tensors(newest, found.tensors, {**about, "numbers": vars(found.numbers)})
     before = tree(folder)
     fails(capsys, [*command(squares, folder), "--resume"], 5, name, "NaN or infinity")
-    assert {**tree(folder), "lock": before["lock"]} == before
+    assert {**tree(folder), "lock.txt": before["lock.txt"]} == before
     model = folder / "model.safetensors"
     weights, record = read_tensors(model)
     weights["net.head.weight"].view(-1)[5] = float("inf")
@@ -368,7 +368,7 @@ def test_a_disk_without_room_is_refused_before_the_first_step(squares, tmp_path,
     monkeypatch.setattr(shutil, "disk_usage", lambda path: usage(10**6, 10**6 - 10**5, 10**5))
     monkeypatch.setattr("simple_diffusion.run.steps.train", None)  # no step is made
     fails(capsys, command(squares, tmp_path / "run"), 6, "needs", "room", "free the disk")
-    assert list(tree(tmp_path / "run")) == ["lock"]
+    assert list(tree(tmp_path / "run")) == ["lock", "lock.txt"]
 
 
 def test_the_room_asked_for_is_enough(squares, tmp_path, unbroken):

@@ -181,6 +181,14 @@ def test_the_lock_of_a_dead_process_is_taken_over(tmp_path):
             pass
 
 
+def test_a_lock_without_the_name_of_its_process_is_respected(tmp_path):
+    holder = FileLock(tmp_path / "lock")
+    holder.acquire()
+    with pytest.raises(BusyError, match="in use by another process"), hold(tmp_path):
+        pass
+    holder.release()
+
+
 def test_a_process_that_releases_the_folder_before_its_name_is_read(tmp_path, monkeypatch):
     holder = FileLock(tmp_path / "lock")
     holder.acquire()

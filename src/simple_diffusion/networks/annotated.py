@@ -224,6 +224,7 @@ class AnnotatedUNet(nn.Module):
             with torch.no_grad():
                 inputs = torch.cat([x, estimate], 1)[rows], noise_level[rows], None if cond is None else cond[rows]
                 estimate[rows] = self.once(*inputs)[:, : self.channels].to(x.dtype)
+            torch.clear_autocast_cache()  # up to torch 2.6 it keeps the casts of weights without their gradients
         return self.once(torch.cat([x, estimate], 1), noise_level, cond)
 
     def once(self, x: Tensor, noise_level: Tensor, cond: Tensor | None) -> Tensor:

@@ -14,13 +14,15 @@ from filelock import FileLock, Timeout
 
 from ..errors import BusyError, ResourceError, UsageError, reason
 
-LOCK = "lock"
+LOCK, HOLDER = "lock", "lock.txt"
+"""The file that is locked, and the name of the process that holds it. They are two files, because some versions of
+filelock empty the file that they lock, and Windows does not let others read it."""
 
 
 def refuse_taken(folder: Path) -> None:
     """Raise UsageError if the folder is taken: if it holds any file but a lock and unfinished files."""
     if folder.is_dir():
-        taken = any(p.name != LOCK and p.suffix != ".tmp" and not p.is_dir() for p in folder.rglob("*"))
+        taken = any(p.name not in (LOCK, HOLDER) and p.suffix != ".tmp" and not p.is_dir() for p in folder.rglob("*"))
     else:
         taken = folder.exists()
     if taken:
@@ -44,8 +46,8 @@ def refuse_held(folder: Path) -> None:
                 pass
     except Timeout:
         try:
-            holder = path.read_text() or "another process"
-        except OSError:  # pragma: no cover (Windows does not let others read it)
+            holder = (folder / HOLDER).read_text()
+        except OSError:
             holder = "another process"
         raise BusyError(f"{folder} is in use by {holder}: wait for it, stop it, or choose another --out") from None
     except OSError as error:
@@ -63,7 +65,7 @@ def hold(folder: Path) -> Iterator[None]:
         folder.mkdir(parents=True, exist_ok=True)
         lock.acquire()
         now = datetime.now().astimezone()
-        (folder / LOCK).write_text(f"process {os.getpid()} on {socket.gethostname()} since {now:%Y-%m-%d %H:%M}")
+        (folder / HOLDER).write_text(f"process {os.getpid()} on {socket.gethostname()} since {now:%Y-%m-%d %H:%M}")
     except Timeout:
         refuse_held(folder)
         raise BusyError(f"{folder} was in use a moment ago: try again") from None

@@ -9,7 +9,7 @@ FOLDER/
   model.safetensors    averaged weights and configuration, for `sample`; written with each picture and at every stop
   samples/             grids of samples from the same noise, made during training
   report.html          all of this on one page; written with each picture
-  lock                 the process that uses the folder
+  lock, lock.txt       the lock of the folder, and the process that uses it
 """
 
 import math
