@@ -17,7 +17,7 @@ every_std = pytest.mark.parametrize("std", [1.0, 0.5])
 @every_schedule
 @every_target
 @every_std
-def test_a_perfect_network_gives_back_the_image(schedule, target, std):
+def test_a_perfect_network_returns_the_image(schedule, target, std):
     net = Affine()
     denoiser = Denoiser(net, schedule, target, std)
     alpha, sigma, a, b = denoiser.coefficients(TIMES, X0)
@@ -29,7 +29,7 @@ def test_a_perfect_network_gives_back_the_image(schedule, target, std):
 @every_schedule
 @every_target
 @every_std
-def test_the_best_network_is_the_posterior_mean(schedule, target, std):
+def test_the_optimal_network_gives_the_posterior_mean(schedule, target, std):
     oracle = Gaussian(schedule, mean=0.3, std=0.2)
     denoiser = Denoiser(Bayes(target, Gaussian(WIDE, 0.3 / std, 0.2 / std)), schedule, target, std)
     x = oracle.at(EPS, TIMES)
@@ -62,7 +62,7 @@ def test_noise_level_is_a_quarter_of_the_log_of_the_noise_to_signal_ratio(schedu
 
 @every_schedule
 @every_std
-def test_velocity_is_what_the_input_does_not_tell(schedule, std):
+def test_velocity_is_orthogonal_to_the_input(schedule, std):
     """Unit variance, and orthogonal to the input: the other axis of the circle that z0 and eps span."""
     alpha, sigma, a, b = Denoiser(Affine(), schedule, v, std).coefficients(TIMES, X0)
     close(a**2 + b**2, torch.ones_like(a))
@@ -70,7 +70,7 @@ def test_velocity_is_what_the_input_does_not_tell(schedule, std):
     assert (b > 0).all()
 
 
-def test_velocity_is_that_of_salimans_and_ho():
+def test_velocity_agrees_with_salimans_and_ho():
     for name in VARIANCE_PRESERVING:
         alpha, sigma = ALL[name].levels(TIMES, X0)
         a, b = v(alpha, sigma)
@@ -127,7 +127,7 @@ def test_a_single_time_serves_the_batch_and_labels_reach_the_network():
     assert net.seen[2] is None
 
 
-def test_images_and_rows_meet_their_own_time():
+def test_each_image_and_row_uses_its_own_time():
     denoiser = Denoiser(Affine(gain=0.3), Cosine(), v)
     x = normal(4, 2, 3, 5)
     whole = denoiser(x, TIMES[:4])
@@ -156,7 +156,7 @@ def test_network_computes_in_its_dtype_and_the_rest_in_the_images():
     torch.testing.assert_close(rough, exact, rtol=0, atol=0.05)
 
 
-def test_clipped_keeps_to_the_range_of_images():
+def test_clipped_limits_predictions_to_the_range_of_images():
     oracle = Gaussian(Cosine(), mean=0.7, std=0.4)
     clipped, x = Clipped(oracle), f64(-3, 0.5, 0.7, 5)[:, None]
     assert clipped.schedule is oracle.schedule

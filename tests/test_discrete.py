@@ -46,7 +46,7 @@ LEAST = {"linear": 21, "quadratic": 21, "sigmoid": 20}  # 1000/T times the last 
 
 
 @every_table
-def test_too_short_a_table_names_the_least_that_works(name):
+def test_the_error_for_a_short_table_names_the_shortest_length_that_works(name):
     least, kind = LEAST.get(name, 2), name.partition("-")[0]
     for T in (-1, 0, 1, least - 1):
         with pytest.raises(ValueError, match=f"^the {kind} table of betas needs at least {least} steps, got {T}$"):
@@ -91,7 +91,7 @@ def test_levels_and_steps_are_exact(name, T):
 
 @pytest.mark.parametrize(("name", "T"), [*((name, 50) for name in BETAS), ("linear", 200)])
 @every_sampler
-def test_ancestral_sampling_has_the_law_of_theory(name, sampler, T):
+def test_ancestral_sampling_has_the_theoretical_mean_and_variance(name, sampler, T):
     """Mean and variance carried along all T steps, for data N(0.7, 0.4^2), from the betas alone."""
     betas = BETAS[name](T).numpy()
     abar = np.concatenate([[1], np.cumprod(1 - betas)])
@@ -110,7 +110,7 @@ def test_ancestral_sampling_has_the_law_of_theory(name, sampler, T):
 
 
 @every_sampler
-def test_each_variance_is_exact_for_its_own_data_and_bounds_all_others(sampler):
+def test_each_variance_is_exact_for_one_data_variance_and_a_bound_for_others(sampler):
     """Unit noise stays unit noise under beta, to the last step; between the two data the law errs by its own side."""
     variance, T = STOCHASTIC[sampler], 100
     schedule = Discrete(BETAS["linear"](T))

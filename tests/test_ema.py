@@ -38,7 +38,7 @@ def profile(decay, n):
 @pytest.mark.parametrize(
     "decay", [power_decay(), power_decay(0.2), constant_decay(), constant_decay(0.9), constant_decay(0.9, 40)]
 )
-def test_first_update_copies_and_the_average_is_that_of_its_profile(decay):
+def test_the_first_update_copies_and_the_average_follows_its_profile(decay):
     values = torch.randn(300, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
     kept = follow(values, decay)
     assert kept[0] == values[0]
@@ -71,7 +71,7 @@ def test_updates_of_the_warmup_are_copies_and_the_ramp_starts_after_them(warmup)
 
 
 @pytest.mark.parametrize("width", [0.01, 0.05, 0.1, 0.2, 0.279])
-def test_width_is_the_deviation_of_the_profile_relative_to_the_run(width):
+def test_length_is_the_standard_deviation_of_the_profile_relative_to_the_run(width):
     n = 20_000
     weights, place = profile(power_decay(width), n), torch.arange(1, n + 1, dtype=torch.float64) / n
     mean = (weights * place).sum()
@@ -87,13 +87,13 @@ def test_power_average_of_a_ramp_is_its_integral():
 
 
 @pytest.mark.parametrize("width", [0, -0.1, 0.28, 1, math.nan])
-def test_power_decay_refuses_widths_that_no_profile_has(width):
+def test_power_decay_refuses_lengths_that_no_profile_has(width):
     with pytest.raises(ValueError, match="EMA length must lie"):
         power_decay(width)
 
 
 @pytest.mark.parametrize("decay", [power_decay(), constant_decay()])
-def test_weights_that_stand_still_stay_bitwise(decay):
+def test_constant_weights_have_a_bit_exact_average(decay):
     fast = model(0.1, 1e-30, -3e5, 1 / 3)
     ema = EMA(fast, decay)
     for n in range(1, 200):
@@ -101,7 +101,7 @@ def test_weights_that_stand_still_stay_bitwise(decay):
     assert torch.equal(ema.model.weight, fast.weight)
 
 
-def test_buffers_are_copied_and_the_copy_is_no_part_of_training():
+def test_buffers_are_copied_and_the_average_is_not_trained():
     fast = nn.Sequential(model(1.0), nn.Dropout())
     ema = EMA(fast)
     fast[0].count += 7
@@ -118,7 +118,7 @@ def test_buffers_are_copied_and_the_copy_is_no_part_of_training():
     close(ema.model[0].weight, torch.ones(1, dtype=torch.float64))  # shares no memory with the model
 
 
-def test_a_snapshot_stays_as_it_was():
+def test_later_updates_do_not_change_a_snapshot():
     fast = nn.Sequential(model(1.0))
     ema = EMA(fast, constant_decay(0.9))
     ema.update(fast, 1)
@@ -158,7 +158,7 @@ def test_the_overlap_of_two_profiles_is_their_sum_over_the_updates(one, other):
 
 
 @pytest.mark.parametrize("width", [0.04, 0.07, 0.08, 0.13, 0.16])
-def test_a_mixture_is_the_average_that_was_not_kept(width):
+def test_a_mixture_approximates_an_average_that_was_not_saved(width):
     """Its profile, summed up from those of the averages, is as far from the wanted one as it says."""
     n = KEPT[-1][1]
     shares, off = mixture(KEPT, (width, n))
@@ -174,19 +174,19 @@ def test_a_mixture_is_the_average_that_was_not_kept(width):
 
 
 @pytest.mark.parametrize("wanted", [KEPT[-1], KEPT[-2], KEPT[3]])
-def test_an_average_that_was_kept_is_itself(wanted):
+def test_a_mixture_reproduces_a_saved_average(wanted):
     shares, off = mixture(KEPT, wanted)
     assert off < 1e-6
     for share, one in zip(shares, KEPT, strict=True):
         assert share == pytest.approx(float(one == wanted), abs=1e-6)
 
 
-def test_a_mixture_says_how_far_it_is_from_what_cannot_be_had():
+def test_a_mixture_reports_a_large_distance_from_an_unreachable_profile():
     assert mixture(KEPT, (0.02, 4000))[1] > 0.3
     assert mixture(KEPT[:1], (0.1, 4000))[1] > 0.9  # nothing is left but the first fifth
 
 
 @pytest.mark.parametrize("width", [0.03, 0.1, 0.25])
-def test_the_exponent_is_that_of_the_width(width):
+def test_the_exponent_agrees_with_the_length(width):
     g = power_exponent(width)
     assert (g + 1) / ((g + 2) ** 2 * (g + 3)) == pytest.approx(width**2, rel=1e-9)

@@ -24,7 +24,7 @@ def guided(scale, t=T, x=Z, cond=COND):
 
 
 @pytest.mark.parametrize(("scale", "label"), [(1.0, COND), (1, COND), (0.0, torch.full((9,), NULL)), (0, None)])
-def test_both_ends_are_exact_and_cost_one_evaluation(scale, label):
+def test_scales_0_and_1_are_exact_with_one_evaluation(scale, label):
     out, calls = guided(scale)
     assert torch.equal(out, Mixture(Karras())(Z, T, label))
     assert [len(x) for x, _, _ in calls] == [9]
@@ -59,7 +59,7 @@ def test_guidance_takes_a_time_for_each_image_or_one_for_all(scale):
         close(guided(scale, t=one)[0], guided(scale, t=t[3].expand(9))[0])
 
 
-def test_guidance_asks_for_labels_and_keeps_the_schedule():
+def test_guidance_requires_labels_and_keeps_the_schedule():
     oracle = Mixture(Karras())
     assert Guided(oracle, 2.0, NULL).schedule is oracle.schedule
     with pytest.raises(ValueError, match="label"):
@@ -88,7 +88,7 @@ def test_labels_are_dropped_sample_by_sample_at_their_rate():
     assert (dropped.double().T.corrcoef() - torch.eye(size)).abs().max() < 5 / math.sqrt(n)
 
 
-def test_dropping_is_a_function_of_the_draws():
+def test_dropping_depends_on_the_random_numbers_only():
     whole = kept(0.5, 50)
     assert torch.equal(whole, kept(0.5, 50))
     assert torch.equal(whole[:, [6, 1]], kept(0.5, 50, samples=[6, 1]))
@@ -97,11 +97,11 @@ def test_dropping_is_a_function_of_the_draws():
 
 
 @pytest.mark.parametrize(("p", "share"), [(0.0, 0), (1.0, 1)])
-def test_never_and_always_are_exact(p, share):
+def test_probabilities_0_and_1_drop_no_label_and_every_label(p, share):
     assert ((kept(p, 200) == 99).double() == share).all()
 
 
-def test_the_loss_is_called_with_everything_else_as_it_was():
+def test_dropping_labels_changes_no_other_argument_of_the_loss():
     def loss(*args):
         return args
 
@@ -180,7 +180,7 @@ def test_autoguidance_acts_inside_its_interval_alone():
     assert not guide.calls
 
 
-def test_autoguidance_narrows_what_a_model_broadens():
+def test_autoguidance_corrects_a_model_with_too_large_a_variance():
     """The data are N(0, 1); the model takes the standard deviation for 1.2, and the guide for 1.5."""
     model, guide = Gaussian(Karras(), 0.0, 1.2), Gaussian(Karras(), 0.0, 1.5)
     times = karras_grid(Karras(), 20)
@@ -190,7 +190,7 @@ def test_autoguidance_narrows_what_a_model_broadens():
     assert abs(guided - 1) < 0.6 * abs(plain - 1)
 
 
-def test_guidance_by_label_and_by_a_guide_go_together():
+def test_guidance_by_label_and_autoguidance_combine():
     model, guide = Mixture(Karras()), worse()
     both = Guided(AutoGuided(model, guide, 2.0), 1.5, NULL)(Z, T, COND)
     null, label = (2 * model(Z, T, cond) - guide.denoiser(Z, T, cond) for cond in (None, COND))

@@ -52,7 +52,7 @@ def test_repaint_samples_the_conditional_distribution():
 
 
 @pytest.mark.parametrize("sampler", [*functions(samplers), repaint], ids=[*samplers.SAMPLERS, "repaint"])
-def test_known_pixels_come_out_and_independent_ones_are_sampled_as_without_them(sampler):
+def test_known_pixels_are_kept_and_do_not_change_independent_ones(sampler):
     denoiser = Gaussian(ALL["flow"])
     shape, times = (4, 1, 3, 3), karras_grid(denoiser.schedule, 6)
     x0, mask = normal(1, 3, 3).clamp(-1, 1).float(), torch.arange(9).view(3, 3) % 2 == 0
@@ -62,7 +62,7 @@ def test_known_pixels_come_out_and_independent_ones_are_sampled_as_without_them(
     torch.testing.assert_close(x[:, :, ~mask], x0[:, ~mask].expand(4, 1, 4), rtol=0, atol=1e-6)
 
 
-def test_the_known_part_is_at_its_level_all_the_way():
+def test_the_known_part_has_the_noise_level_of_each_step():
     """With the noise that it began with, by a solver."""
     denoiser = Gaussian(ALL["cosine"])
     times, x0 = karras_grid(denoiser.schedule, 5), torch.full((1, 2, 2), 0.3)
@@ -78,14 +78,14 @@ def test_the_known_part_is_at_its_level_all_the_way():
     assert level[0] > 0
 
 
-def test_repaint_once_is_ddim_with_fresh_noise():
+def test_repaint_without_repeats_is_stochastic_ddim():
     denoiser = Gaussian(ALL["cosine"])
     once = drawn(denoiser, partial(repaint, repeats=1), 5, 7)
     assert torch.equal(once, drawn(denoiser, partial(ddim, eta=1.0), 5, 7))
     assert not torch.equal(once, drawn(denoiser, partial(repaint, repeats=2), 5, 7))
 
 
-def test_repaint_comes_to_the_law_of_the_data_as_steps_grow_finer():
+def test_repaint_converges_to_the_data_distribution_with_more_steps():
     """Going back and forth between two levels keeps what the levels are; coarse steps narrow it, as in `ddpm`."""
     short = {}
     for steps in (30, 240):
@@ -96,7 +96,7 @@ def test_repaint_comes_to_the_law_of_the_data_as_steps_grow_finer():
     assert short[240] < short[30] / 4
 
 
-def test_between_two_noises_all_are_as_long():
+def test_slerp_keeps_the_norm():
     one, other = normal(1, 30, 30, seed=1).float(), normal(1, 30, 30, seed=2).float()
     way = slerp(one, other, torch.linspace(0, 1, 9).tolist())
     assert torch.equal(way[0], one)
@@ -108,6 +108,6 @@ def test_between_two_noises_all_are_as_long():
     torch.testing.assert_close(angles, angles.mean().expand(8), rtol=0.05, atol=0)  # in even steps
 
 
-def test_between_a_noise_and_itself():
+def test_slerp_of_equal_noises_is_that_noise():
     one = normal(1, 3, 3).float()
     assert torch.equal(slerp(one, one, [0, 0.5, 1]), one.expand(3, 1, 3, 3))

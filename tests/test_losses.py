@@ -127,7 +127,7 @@ def test_weight_1_gives_the_error_of_the_x0_prediction(schedule, target):
 
 @every_schedule
 @pytest.mark.parametrize("times", [LogNormal(), LogNormal(0.0, 1.0)])
-def test_log_normal_has_the_quantiles_of_its_name(schedule, times):
+def test_log_normal_has_log_normal_quantiles(schedule, times):
     u = torch.linspace(0.002, 0.998, 999, dtype=torch.float64)
     want = torch.from_numpy(norm.ppf(u.numpy(), times.mean, times.std))
     close(schedule.ratio(times(u, schedule)).log(), want, 1e-9)

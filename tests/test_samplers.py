@@ -35,7 +35,7 @@ def test_every_sampler_states_its_order():
     assert set(STOCHASTIC.values()) == EXACT_FOR.keys() == samplers.VARIANCES.keys()
 
 
-def test_ddpm_refuses_a_variance_that_it_does_not_know():
+def test_ddpm_refuses_an_unknown_variance():
     with pytest.raises(ValueError, match="must be one of posterior, beta, got 'learned'"):
         next(samplers.ddpm(Gaussian(Linear()), Z, f64(1.0), variance="learned"))
 
@@ -63,7 +63,7 @@ def test_one_step_is_the_posterior_mean(sampler):
 
 
 @pytest.mark.parametrize("name", samplers.SAMPLERS)
-def test_solvers_draw_no_noise_and_the_others_do(name):
+def test_only_stochastic_samplers_use_noise(name):
     drawn = []
 
     def noise(step, x):
@@ -83,13 +83,13 @@ def test_nfe_is_the_number_of_calls_of_the_denoiser(info, steps):
 
 
 @every_sampler
-def test_the_denoiser_hears_times_of_the_kind_of_its_images(sampler):
+def test_the_denoiser_gets_times_with_the_dtype_of_the_images(sampler):
     spy = Spy(Gaussian(Linear()))
     list(sampler(spy, torch.zeros(2, 3, device="meta"), samplers.uniform_grid(Linear(), 3)))
     assert {(t.dtype, t.device.type) for _, t, _ in spy.calls} == {(torch.float32, "meta")}
 
 
-def test_default_noise_is_fresh():
+def test_default_noise_differs_between_calls():
     torch.manual_seed(0)
     a, b = samplers.unit_noise(0, torch.zeros(10_000)), samplers.unit_noise(0, torch.zeros(10_000))
     assert abs((a * b).mean()) < 0.05
@@ -120,7 +120,7 @@ def test_ancestral_sampling_by_monte_carlo(sampler):
 
 @pytest.mark.parametrize("cond", [None, torch.arange(70) % 4], ids=["bare", "labelled"])
 @pytest.mark.parametrize("sampler", [samplers.ddpm, samplers.dpmpp])
-def test_images_are_bitwise_the_same_in_any_number(sampler, cond):
+def test_images_are_bit_exact_for_any_number_of_samples(sampler, cond):
     torch.manual_seed(0)
     net = UNet(1, classes=3, widths=(32, 32), blocks=(1, 1))
     for p in net.parameters():
@@ -138,14 +138,14 @@ def test_images_are_bitwise_the_same_in_any_number(sampler, cond):
     assert not whole.requires_grad
 
 
-def test_samples_come_batch_by_batch():
+def test_samples_are_yielded_in_batches():
     times = samplers.uniform_grid(Linear(), 3)
     parts = list(sampling.sample_batches(Gaussian(Linear()), (10, 2), times, batch=4))
     assert [len(part) for part in parts] == [4, 4, 2]
     assert torch.equal(torch.cat(parts), sampling.sample(Gaussian(Linear()), (10, 2), times, batch=4))
 
 
-def test_the_number_of_cores_does_not_show_and_is_left_as_it_was():
+def test_samples_do_not_depend_on_the_number_of_cores():
     torch.manual_seed(0)
     net = UNet(1, 0, widths=(8, 16), blocks=(1, 1))
     torch.nn.init.normal_(net.head.weight, std=0.1)
@@ -173,7 +173,7 @@ def test_the_number_of_cores_does_not_show_and_is_left_as_it_was():
     assert threads == {1}
 
 
-def test_a_part_of_the_batches_is_drawn_as_in_the_whole():
+def test_a_subset_of_the_batches_has_the_same_samples():
     denoiser, times = Gaussian(Linear()), samplers.uniform_grid(Linear(), 3)
     whole = sampling.sample(denoiser, (10, 2), times, batch=4)
     last, first = sampling.sample_batches(denoiser, (10, 2), times, batch=4, firsts=[8, 0])
@@ -181,7 +181,7 @@ def test_a_part_of_the_batches_is_drawn_as_in_the_whole():
     assert torch.equal(first, whole[:4])
 
 
-def test_draws_are_those_of_their_seed_step_and_purpose():
+def test_noise_depends_on_seed_step_and_purpose():
     """By name: other names would be other images for every seed that was ever written down."""
     heard = []
 
@@ -197,7 +197,7 @@ def test_draws_are_those_of_their_seed_step_and_purpose():
 
 
 @pytest.mark.parametrize("device", ["cpu", "meta"])
-def test_each_core_draws_a_batch_of_its_own_and_another_device_draws_one_by_one(device):
+def test_batches_run_in_parallel_on_cores_and_in_sequence_on_another_device(device):
     """Two batches meet in the denoiser, or never do; the device that holds no numbers stands for a GPU."""
     before, meeting, here = torch.get_num_threads(), Barrier(2), set()
 
@@ -228,6 +228,6 @@ def test_an_error_in_a_batch_reaches_the_caller():
 
 
 @pytest.mark.parametrize("labels", [3, 5])
-def test_one_label_an_image(labels):
+def test_each_image_needs_a_label(labels):
     with pytest.raises(ValueError, match=f"4 images need 4 labels, not {labels}"):
         sampling.sample(Mixture(Karras()), (4, 1), f64(1, 0.5), torch.zeros(labels, dtype=torch.long))

@@ -55,7 +55,7 @@ def test_time_of_inverts_ratio(schedule, time_of):
 
 
 @every_schedule
-def test_levels_belong_to_their_images(schedule):
+def test_each_image_has_its_own_noise_level(schedule):
     x, t = torch.zeros(5, 2, 3, 4, dtype=torch.float64), torch.linspace(0.1, 0.9, 5)
     alpha, sigma = schedule.levels(t, x)
     for b in range(5):
@@ -125,7 +125,7 @@ def test_signal_falls_at_the_rate_beta(name, ends):
 
 
 @pytest.mark.parametrize("s", [0.008, 0.1])
-def test_cosine_is_that_of_nichol_and_dhariwal(s):
+def test_cosine_agrees_with_nichol_and_dhariwal(s):
     def f(t):
         return torch.cos((t + s) / (1 + s) * math.pi / 2) ** 2
 
@@ -157,7 +157,7 @@ def test_table_holds_exactly_at_its_steps(betas):
     close(schedule.sigma(n / len(betas)), (1 - abar).sqrt())
 
 
-def test_between_steps_log_ratio_runs_straight():
+def test_log_ratio_is_linear_between_steps():
     schedule, n = Discrete(BETAS[:10]), torch.arange(0, 10, dtype=torch.float64)
     left, middle, right = (schedule.ratio((n + k) / 10).log() for k in (0, 0.25, 1))
     close(middle, left + (right - left) / 4)

@@ -82,7 +82,7 @@ def test_default_optimizer_is_adamw_without_decay():
     assert (group["lr"], group["betas"], group["weight_decay"], group["eps"]) == (3e-3, (0.9, 0.99), 0.0, 1e-8)
 
 
-def test_the_caller_may_stop_and_the_model_is_in_training_mode():
+def test_the_caller_can_stop_and_the_model_is_in_training_mode():
     model, batches = Line().eval(), iter(points(10))
     assert len(list(islice(train(model, batches, adamw(model), loss=square, lr=lambda n: 0.1), 3))) == 3
     assert model.training
@@ -128,7 +128,7 @@ def test_a_gradient_that_is_not_finite_with_a_finite_loss_stops_too():
 # --- the learning rate -----------------------------------------------------------------------------------------------
 
 
-def test_warmup_rises_to_1_and_falls_to_0_in_straight_lines():
+def test_warmup_linear_rises_to_1_and_falls_to_0_linearly():
     assert [warmup_linear(p, 0.2) for p in (0.0, 0.2, 1.0)] == [0.0, 1.0, 0.0]
     for p, want in ((0.05, 0.25), (0.1, 0.5), (0.4, 0.75), (0.6, 0.5), (0.9, 0.125)):
         assert warmup_linear(p, 0.2) == pytest.approx(want)

@@ -49,7 +49,7 @@ def scripted_loss(denoiser, x0, cond, draws):
     return denoiser.value.detach().expand(len(x0))
 
 
-def test_the_lowest_loss_keeps_its_weights():
+def test_the_weights_of_the_lowest_loss_are_kept():
     held_out, denoiser = HeldOut(numbered(5), scripted_loss, seed=0), Scripted()
     for progress, value in ((0.1, 3.0), (0.2, 1.0), (0.3, 2.0)):
         denoiser.value.data.fill_(value)

@@ -319,7 +319,7 @@ def test_an_empty_or_missing_folder_is_refused(tmp_path):
 
 
 @pytest.mark.parametrize(("mode", "named"), [(0o000, "pets/cats"), (0o444, "pets/cats/1.png"), (0o300, "pets/cats")])
-def test_a_folder_that_nobody_may_read_is_named(tmp_path, monkeypatch, mode, named):
+def test_the_error_for_an_unreadable_folder_has_its_name(tmp_path, monkeypatch, mode, named):
     """Without the permission to list it, or to open its files."""
     save(tmp_path / "pets" / "cats" / "1.png", np.zeros((4, 4), np.uint8))
     tmp_path.chmod(0o755)
@@ -348,7 +348,7 @@ def test_five_hundred_photographs():
 
 
 @pytest.mark.parametrize(("channels", "first"), [(None, True), (1, False), (3, True), (3, False)])
-def test_every_layout_of_an_array_is_the_same_images(tmp_path, channels, first):
+def test_every_layout_of_an_array_gives_the_same_images(tmp_path, channels, first):
     truth = noise(5, channels or 1, 6, 7)
     array = truth[:, 0] if channels is None else truth if first else truth.transpose(0, 2, 3, 1)
     np.save(tmp_path / "x.npy", array)
@@ -364,7 +364,7 @@ def test_the_last_axis_is_preferred_as_channels(tmp_path):
     assert torch.equal(load_array(tmp_path / "x.npy").pixels, torch.from_numpy(array).permute(0, 3, 1, 2))
 
 
-def test_floats_become_the_bytes_that_they_were(tmp_path):
+def test_floats_are_converted_back_to_the_same_bytes(tmp_path):
     levels = np.arange(256).reshape(1, 16, 16)
     for scaled, dtype in ((levels / 255, "f2"), (levels / 255, "f8"), (levels / 127.5 - 1, ">f4")):
         np.save(tmp_path / "x.npy", scaled.astype(dtype))
@@ -436,7 +436,7 @@ def test_an_npz_with_several_arrays_must_name_one_images(tmp_path):
 
 
 @pytest.mark.parametrize("name", ["x.npy", "x.npz"])
-def test_no_damage_to_an_array_file_escapes_as_another_error(tmp_path, name):
+def test_every_damaged_array_file_raises_a_data_error(tmp_path, name):
     path = tmp_path / name
     if name == "x.npy":
         np.save(path, noise(2, 8, 8))

@@ -146,6 +146,6 @@ def test_the_whole_set_is_balanced_inside_the_border_and_without_duplicates():
     assert len({image.tobytes() for images in (train, test) for image in images.pixels.numpy()}) == 70_000
 
 
-def test_an_unknown_split_is_refused_in_one_sentence():
+def test_an_unknown_split_gives_one_message():
     with pytest.raises(DataError, match=r"^`split` of digits must be train or test, got 'valid'$"):
         digits("valid")

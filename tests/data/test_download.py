@@ -113,7 +113,7 @@ def test_a_file_arrives_whole_and_alone(server, path):
     assert server.asked == [("/good", None)]
 
 
-def test_a_cut_download_goes_on_where_it_ended(server, path):
+def test_an_interrupted_download_resumes(server, path):
     server.routes["/x"] = send(CONTENT, cut=100_000)
     with pytest.raises(DataError, match=r"file\.gz .*200000 bytes before the end.*folder.*--data-root"):
         download([server.url("/x")], path, SHA256)
@@ -125,7 +125,7 @@ def test_a_cut_download_goes_on_where_it_ended(server, path):
     assert server.asked == [("/x", None), ("/x", "bytes=100000-")]
 
 
-def test_the_next_mirror_goes_on_with_what_the_last_one_sent(server, path, monkeypatch):
+def test_the_next_mirror_resumes_the_download(server, path, monkeypatch):
     monkeypatch.setattr(module, "TIMEOUT", 1.0)  # of the stalled mirror
     server.routes |= {"/cut": send(CONTENT, cut=70_000), "/stalled": send(CONTENT, cut=150_000, stall=True)}
     server.routes["/good"] = send(CONTENT)
@@ -136,7 +136,7 @@ def test_the_next_mirror_goes_on_with_what_the_last_one_sent(server, path, monke
     assert 70_000 < int(third.removeprefix("bytes=").rstrip("-")) <= 150_000
 
 
-def test_a_server_that_cannot_resume_starts_anew(server, path, part):
+def test_a_download_restarts_if_the_server_cannot_resume(server, path, part):
     part.write_bytes(CONTENT[:1000])
     server.routes["/x"] = send(CONTENT, resumes=False)
     download([server.url("/x")], path, SHA256)
@@ -144,7 +144,7 @@ def test_a_server_that_cannot_resume_starts_anew(server, path, part):
     assert server.asked == [("/x", "bytes=1000-")]
 
 
-def test_a_part_that_is_whole_needs_only_its_name(server, path, part):
+def test_a_complete_partial_file_is_only_renamed(server, path, part):
     part.write_bytes(CONTENT)
     server.routes["/x"] = send(CONTENT)
     download([server.url("/x")], path, SHA256)
@@ -161,7 +161,7 @@ def test_a_file_with_a_wrong_checksum_is_deleted(server, path, wrong):
     assert done(path)
 
 
-def test_a_wrong_part_is_deleted(server, path, part):
+def test_a_partial_file_with_wrong_content_is_deleted(server, path, part):
     part.write_bytes(b"?" * 1000)
     server.routes["/x"] = send(CONTENT)
     download([server.url("/x"), server.url("/x")], path, SHA256)
@@ -169,7 +169,7 @@ def test_a_wrong_part_is_deleted(server, path, part):
     assert server.asked == [("/x", "bytes=1000-"), ("/x", None)]
 
 
-def test_a_server_that_never_stops_is_stopped(server, path, monkeypatch):
+def test_a_download_larger_than_expected_is_stopped(server, path, monkeypatch):
     monkeypatch.setattr(module, "MAX_BYTES", 200_000)
 
     def endless(handler: Handler):
@@ -183,7 +183,7 @@ def test_a_server_that_never_stops_is_stopped(server, path, monkeypatch):
     assert list(path.parent.iterdir()) == []
 
 
-def test_a_server_that_sends_single_bytes_is_given_up(server, path, monkeypatch):
+def test_a_slow_server_is_abandoned(server, path, monkeypatch):
     def drips(handler: Handler):
         handler.head(200, Content_Length=len(CONTENT))
         for i in range(200):  # 0.05 s of silence each: no timeout tells
@@ -234,7 +234,7 @@ LIES = {
 }
 
 
-def test_a_wrong_response_is_never_taken_for_the_file(server, path, part):
+def test_a_wrong_response_is_not_accepted_as_the_file(server, path, part):
     server.routes["/good"] = send(CONTENT)
     for number, (lie, route) in enumerate(LIES.items()):
         path.unlink(missing_ok=True)

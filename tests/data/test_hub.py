@@ -187,7 +187,7 @@ def test_rows_that_lack_something_are_named(tmp_path):
         load_images(f"hub:{tmp_path}/image[cat]")
 
 
-def test_what_holds_no_images_is_refused(tmp_path):
+def test_data_without_images_are_refused(tmp_path):
     datasets.Dataset.from_dict({"text": ["a"], "n": [1]}).to_parquet(tmp_path / "text" / "train.parquet")
     parquet(tmp_path / "other", [png(noise(4, 4))], [0], "test")
     (tmp_path / "empty").mkdir()
@@ -209,7 +209,7 @@ def test_what_holds_no_images_is_refused(tmp_path):
     assert not (tmp_path / "ran").exists()
 
 
-def test_a_folder_with_brackets_in_its_name_is_no_class_of_another(pets):
+def test_a_folder_with_brackets_in_its_name_is_read_as_a_folder(pets):
     pets.rename(pets.with_name("pets[fish]"))
     parquet(pets, [png(noise(4, 4))], [2])
     with pytest.raises(DataError, match=r"the path of 'hub:.*pets\[fish\]' contains .*rename the folder"):
@@ -268,7 +268,7 @@ def test_a_data_set_that_does_not_exist_is_named(server):
     assert server.asked == ["/api/datasets/owner/nothing"]
 
 
-def test_a_data_set_that_is_there_and_holds_nothing_is_refused(server):
+def test_an_empty_data_set_is_refused(server):
     def reply(handler):
         about = b'{"id": "owner/empty", "sha": "' + b"0" * 40 + b'", "siblings": [], "private": false, "tags": []}'
         handler.send_response(200 if handler.path.startswith("/api/datasets/owner/empty") else 404)
@@ -286,7 +286,7 @@ def test_a_data_set_that_is_there_and_holds_nothing_is_refused(server):
     assert len(server.asked) > 1  # it was there, so it was asked for more
 
 
-def test_without_an_answer_one_request_is_made_and_no_more(server, monkeypatch):
+def test_without_an_answer_only_one_request_is_made(server, monkeypatch):
     over = threading.Event()
     server.reply = lambda handler: over.wait()
     monkeypatch.setattr(hub, "TIMEOUT", 1.0)

@@ -569,7 +569,7 @@ def test_skip_bad_keeps_every_image_with_its_label(tmp_path):
     assert load_folder(tmp_path, size=1, classes="c,a", skip_bad=True).labels.tolist() == [1, 0]
 
 
-def test_skip_bad_does_not_go_on_without_images_or_without_a_class(tmp_path):
+def test_skip_bad_is_an_error_if_a_class_has_no_images_left(tmp_path):
     put_classes(tmp_path, a=("empty.png", "page.jpg"), b=("one.png",))
     with pytest.raises(DataError, match=r"no image of class 'a' of .* can be read"):
         load_folder(tmp_path, skip_bad=True)
@@ -657,7 +657,7 @@ def test_data_and_classifier_with_skip_bad(corpus, tmp_path, capsys, monkeypatch
     assert f"it would train on {len(GOOD)}" in capsys.readouterr().err
 
 
-def test_a_run_that_left_nothing_out_says_nothing(tmp_path, capsys):
+def test_a_run_without_bad_files_prints_no_note(tmp_path, capsys):
     data = put_classes(tmp_path / "data", a=("rgba.png",), b=("one.png",))
     main(["train", str(data), "--skip-bad", "--steps", "1", "--out", str(tmp_path / "run"), *TINY])
     out, err = capsys.readouterr()

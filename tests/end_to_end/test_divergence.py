@@ -108,7 +108,7 @@ def unbroken(photos, tmp_path_factory) -> Path:
 
 
 @SPOILED
-def test_the_first_one_ends_the_run_and_is_named(photos, tmp_path, monkeypatch, capsys, good, unbroken, spoil, what):
+def test_the_first_non_finite_step_ends_the_run(photos, tmp_path, monkeypatch, capsys, good, unbroken, spoil, what):
     folder = tmp_path / "run"
     with monkeypatch.context() as patch:
         spoiled(patch, range(6, 7), spoil)
@@ -128,7 +128,7 @@ def test_the_first_one_ends_the_run_and_is_named(photos, tmp_path, monkeypatch, 
 
 
 @SPOILED
-def test_so_many_in_a_row_are_left_out_and_change_nothing(photos, tmp_path, monkeypatch, capsys, good, spoil, what):
+def test_steps_up_to_max_skipped_are_skipped_without_effect(photos, tmp_path, monkeypatch, capsys, good, spoil, what):
     folder, more = tmp_path / "run", "--set=max_skipped=2"
     spoiled(monkeypatch, range(6, 8), spoil)
     capsys.readouterr()
@@ -144,7 +144,7 @@ def test_so_many_in_a_row_are_left_out_and_change_nothing(photos, tmp_path, monk
     assert not torch.equal(latest(folder).tensors["model.net.head.weight"], before.tensors["model.net.head.weight"])
 
 
-def test_one_more_ends_the_run(photos, tmp_path, monkeypatch, capsys):
+def test_one_skip_more_than_max_skipped_ends_the_run(photos, tmp_path, monkeypatch, capsys):
     folder = tmp_path / "run"
     spoiled(monkeypatch, range(3, 9), loss_of(0, math.nan))
     with after_step(2, lambda: None):
@@ -153,7 +153,7 @@ def test_one_more_ends_the_run(photos, tmp_path, monkeypatch, capsys):
     assert_equal(read(folder).denoiser.state_dict(), read(tmp_path / "good").denoiser.state_dict())
 
 
-def test_good_steps_between_begin_the_count_anew(photos, tmp_path, monkeypatch):
+def test_a_finite_step_resets_the_count_of_skipped_steps(photos, tmp_path, monkeypatch):
     spoiled(monkeypatch, [2, 3, 5, 6, 8, 9], loss_of(0, math.nan))
     assert ends(command(photos, tmp_path / "run", "--set=max_skipped=2")) == 0
     assert all(p.isfinite().all() for p in read(tmp_path / "run").denoiser.parameters())

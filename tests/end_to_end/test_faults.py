@@ -90,7 +90,7 @@ def events(argv: list[str], out: Path) -> list[tuple[str, str]]:
     return seen
 
 
-def test_kill_at_events_of_a_save(squares, tmp_path, unbroken):
+def test_a_run_survives_kill_at_the_events_of_a_save(squares, tmp_path, unbroken):
     """Here where the kind of event changes, every second time; in the slow test below at every event of a run."""
     seen = events(command(squares, tmp_path), tmp_path / "counted")
     first = seen.index(("open", "step-00000002.safetensors.tmp")) - 1  # the log's fsync before it
@@ -105,7 +105,7 @@ def test_kill_at_events_of_a_save(squares, tmp_path, unbroken):
         goes_on(command(squares, folder), folder, unbroken)
 
 
-def test_kill_before_there_is_a_checkpoint(squares, tmp_path, unbroken):
+def test_a_run_survives_kill_before_the_first_checkpoint(squares, tmp_path, unbroken):
     for number in (1, 9):
         folder = tmp_path / str(number)
         assert killed_at(number, command(squares, folder)) == -signal.SIGKILL
@@ -113,7 +113,7 @@ def test_kill_before_there_is_a_checkpoint(squares, tmp_path, unbroken):
 
 
 @pytest.mark.slow
-def test_kill_at_every_event_of_a_run(squares, tmp_path, unbroken):
+def test_a_run_survives_kill_at_every_event(squares, tmp_path, unbroken):
     number, how = 1, -signal.SIGKILL
     while how == -signal.SIGKILL:
         folder = tmp_path / str(number)
@@ -126,7 +126,7 @@ def test_kill_at_every_event_of_a_run(squares, tmp_path, unbroken):
 
 
 @pytest.mark.slow
-def test_kill_at_25_random_times(squares, tmp_path, unbroken):
+def test_a_run_survives_kill_at_25_random_times(squares, tmp_path, unbroken):
     """By an alarm clock, within the time that the run takes here: whatever the process is doing then."""
     begun = time.perf_counter()
     assert forked(lambda: ends(command(squares, tmp_path / "timed"))) == 0
@@ -151,7 +151,7 @@ def test_kill_at_25_random_times(squares, tmp_path, unbroken):
     assert killed > 5
 
 
-def test_parts_of_a_killed_picture_are_removed_and_those_of_others_are_not(squares, tmp_path, unbroken):
+def test_only_temporary_files_of_the_killed_run_are_removed(squares, tmp_path, unbroken):
     folder = tmp_path / "run"
     stopped_after(2, command(squares, folder))
     for part in ("samples/step-00000001.png.tmp", "checkpoints/step-00000009.safetensors.tmp", "log.csv.tmp"):
@@ -184,7 +184,7 @@ def assert_goes_back(newest: Path, before: Path) -> None:
     assert "\n" not in remark
 
 
-def test_100_flipped_bits_are_found(pair):
+def test_100_flipped_bits_are_detected(pair):
     newest, before = pair
     whole, places = newest.read_bytes(), random.Random(0)
     header = 8 + int.from_bytes(whole[:8], "little")
@@ -199,7 +199,7 @@ def test_100_flipped_bits_are_found(pair):
     assert latest(newest.parent.parent).path == newest
 
 
-def test_50_cuts_are_found(pair):
+def test_50_truncated_files_are_detected(pair):
     newest, before = pair
     whole = newest.read_bytes()
     lengths = [0, 1, 7, 8, 9, *(len(whole) * i // 44 for i in range(1, 44)), len(whole) - 1, len(whole) + 1]
@@ -209,7 +209,7 @@ def test_50_cuts_are_found(pair):
     assert len(lengths) == 50
 
 
-def test_good_files_raise_no_false_alarm(pair, tmp_path):
+def test_intact_files_give_no_false_alarm(pair, tmp_path):
     found = latest(pair[0].parent.parent)
     for number in range(20):
         generator = torch.Generator().manual_seed(number)
@@ -230,7 +230,7 @@ ODD = {
 @pytest.mark.parametrize(
     "make", [pytest.param(make, id=name, marks=[pytest.mark.slow] * ("link" in name)) for name, make in ODD.items()]
 )
-def test_what_is_no_checkpoint_is_passed_over_and_then_removed(squares, unbroken, tmp_path, capsys, make):
+def test_a_file_that_is_not_a_checkpoint_is_skipped_and_later_removed(squares, unbroken, tmp_path, capsys, make):
     """Two of them, so that the newest two names are both bad: what is saved next must not be taken for the oldest."""
     folder = tmp_path / "run"
     stopped_after(1, command(squares, folder))
@@ -249,7 +249,7 @@ def test_what_is_no_checkpoint_is_passed_over_and_then_removed(squares, unbroken
     assert_same_run(folder, unbroken)
 
 
-def test_a_checkpoint_that_cannot_be_opened_is_passed_over(pair, monkeypatch):
+def test_a_checkpoint_that_cannot_be_opened_is_skipped(pair, monkeypatch):
     newest, before = pair
 
     def opened(path, *args, **kwargs):
@@ -261,7 +261,7 @@ def test_a_checkpoint_that_cannot_be_opened_is_passed_over(pair, monkeypatch):
     assert_goes_back(newest, before)
 
 
-def test_no_checkpoint_that_is_whole(squares, pair, capsys):
+def test_a_run_without_an_intact_checkpoint_is_refused(squares, pair, capsys):
     for path in pair:
         path.write_bytes(path.read_bytes()[:-1])
     folder = pair[0].parent.parent
@@ -270,7 +270,7 @@ def test_no_checkpoint_that_is_whole(squares, pair, capsys):
     assert tree(folder) == before
 
 
-def test_nan_in_a_file_is_refused_by_its_name(squares, pair, capsys):
+def test_the_error_for_nan_names_the_tensor(squares, pair, capsys):
     newest, _ = pair
     folder, found = newest.parent.parent, latest(newest.parent.parent)
     name = "model.net.head.weight"
@@ -324,7 +324,7 @@ SAME_LINES = {  # as another case
         for name, where in FULL.items()
     ],
 )
-def test_a_full_disk_is_one_sentence_and_what_was_saved_is_still_there(squares, tmp_path, unbroken, capsys, where):
+def test_a_full_disk_gives_one_message_and_saved_files_remain(squares, tmp_path, unbroken, capsys, where):
     folder = tmp_path / "run"
     with watched(full(*where)):
         fails(capsys, command(squares, folder), 6, str(folder), "No space left", "free the disk")
@@ -335,7 +335,7 @@ def test_a_full_disk_is_one_sentence_and_what_was_saved_is_still_there(squares, 
     assert_same_run(folder, unbroken)
 
 
-def test_a_disk_that_is_full_from_the_first_byte(squares, tmp_path, unbroken, capsys):
+def test_a_disk_that_is_full_from_the_first_byte_gives_one_message(squares, tmp_path, unbroken, capsys):
     folder = tmp_path / "run"
     with watched(full("write", ".tmp")):
         fails(capsys, command(squares, folder), 6, str(folder), "No space left")
@@ -344,7 +344,7 @@ def test_a_disk_that_is_full_from_the_first_byte(squares, tmp_path, unbroken, ca
 
 
 @pytest.mark.parametrize("bytes_", [pytest.param(10_000, marks=pytest.mark.slow), 60_000])
-def test_a_limit_of_the_system_on_a_file_is_one_sentence_too(squares, tmp_path, unbroken, bytes_):
+def test_a_limit_on_the_file_size_gives_one_message(squares, tmp_path, unbroken, bytes_):
     """A real short write: the kernel takes a part, and then no more."""
     folder = tmp_path / "run"
     stopped_after(1, command(squares, folder))
@@ -363,7 +363,7 @@ def test_a_limit_of_the_system_on_a_file_is_one_sentence_too(squares, tmp_path, 
     goes_on(command(squares, folder), folder, unbroken)
 
 
-def test_a_disk_without_room_is_refused_before_the_first_step(squares, tmp_path, capsys, monkeypatch):
+def test_too_little_disk_space_is_an_error_before_the_first_step(squares, tmp_path, capsys, monkeypatch):
     usage = namedtuple("usage", "total used free")
     monkeypatch.setattr(shutil, "disk_usage", lambda path: usage(10**6, 10**6 - 10**5, 10**5))
     monkeypatch.setattr("simple_diffusion.run.steps.train", None)  # no step is made
@@ -371,7 +371,7 @@ def test_a_disk_without_room_is_refused_before_the_first_step(squares, tmp_path,
     assert list(tree(tmp_path / "run")) == ["lock", "lock.txt"]
 
 
-def test_the_room_asked_for_is_enough(squares, tmp_path, unbroken):
+def test_the_required_disk_space_is_enough(squares, tmp_path, unbroken):
     """What a run keeps, and one checkpoint more, in the optimiser that takes the most."""
     asked = []
 

@@ -153,7 +153,7 @@ def fuzz(folder: Path, n: int, seed: int) -> dict[str, list[int]]:
 
 
 @pytest.mark.parametrize("n", [2_000, pytest.param(100_000, marks=pytest.mark.slow)])
-def test_a_damaged_file_is_read_or_refused_in_one_sentence(tmp_path, n):
+def test_a_damaged_file_is_read_or_refused_with_one_message(tmp_path, n):
     counts = fuzz(tmp_path, n, seed=n)
     for read, refused in counts.values():
         assert read > n / 1000  # the damage is not so great that nothing gets past the first check

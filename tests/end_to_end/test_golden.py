@@ -20,7 +20,7 @@ from simple_diffusion.run.checkpoint import latest
 GOLDEN = Path(__file__).parent / "golden"
 
 
-def test_a_model_file_of_format_2_draws_its_images():
+def test_a_model_file_of_format_2_generates_the_same_images():
     """digits.safetensors and its four images were made by version 0.1.0, on a CPU with torch 2.13, by
 
     simple-diffusion train digits --steps 30 --set widths=8,16 --set blocks=1,1 --precision fp32 --out run
@@ -58,7 +58,7 @@ main(["sample", "run", "--n", "5", "--out", "samples.npz"])
 """
 
 
-def test_two_cold_starts_come_to_the_same_bits(tmp_path):
+def test_two_new_processes_give_bit_exact_results(tmp_path):
     """With other hashes of strings, and files that were made, and are listed, in another order."""
     pixels = np.random.default_rng(0).integers(0, 255, (30, 8, 8, 3), np.uint8)
     for seed, order in (("0", range(30)), ("1", range(29, -1, -1))):
@@ -101,7 +101,7 @@ for row in table:
 
 @pytest.mark.slow
 @pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="memory and threads are read from /proc")
-def test_a_long_run_takes_no_more_memory_files_and_threads(squares, tmp_path):
+def test_memory_files_and_threads_stay_constant_in_a_long_run(squares, tmp_path):
     """10,000 steps with a save a second, pictures, and a held-out loss."""
     settings = ["save_seconds=1", "held_out=0.1", "snapshot=0.1", "widths=8,8", "patch=4", "batch=8"]
     command = [sys.executable, "-c", SOAK, "train", str(squares), "--steps", "10000", "--out", str(tmp_path / "run")]

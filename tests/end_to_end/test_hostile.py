@@ -46,7 +46,7 @@ def no_canary(tmp_path, monkeypatch):
     assert not Path("canary").exists()
 
 
-def test_the_canary_sings():
+def test_the_canary_detects_executed_code():
     pickle.loads(pickle.dumps(Bomb()))
     assert Path("canary").is_dir()
     Path("canary").rmdir()
@@ -219,7 +219,7 @@ ALL_READERS = ("empty", "a tensor twice", "a record that is a list")  # they sha
     [(checkpoint.read, case) for case in FILES] + [(read, case) for read in READERS[1:] for case in ALL_READERS],
     ids=lambda part: getattr(part, "__name__", part),
 )
-def test_model_files_that_lie_are_refused(good, tmp_path, read, case):
+def test_manipulated_model_files_are_refused(good, tmp_path, read, case):
     path = tmp_path / "bad.safetensors"
     path.write_bytes(FILES[case](apart(good[read])))
     refused(CheckpointError, read, path)
@@ -227,7 +227,7 @@ def test_model_files_that_lie_are_refused(good, tmp_path, read, case):
 
 @of_weights
 @pytest.mark.parametrize("case", WEIGHTS)
-def test_weights_that_are_none_of_the_network_are_refused(good, tmp_path, read, case):
+def test_weights_that_do_not_fit_the_network_are_refused(good, tmp_path, read, case):
     path = tmp_path / "bad.safetensors"
     path.write_bytes(WEIGHTS[case](apart(good[read])))
     refused(CheckpointError, read, path)
@@ -300,7 +300,7 @@ WRONG: dict[Callable, list[tuple[str, object]]] = {
     [(read, key, value) for read, wrong in WRONG.items() for key, value in wrong],
     ids=lambda part: part.__name__ if callable(part) else str(part)[:30],
 )
-def test_records_that_lie_are_refused(good, tmp_path, read, key, value):
+def test_records_with_wrong_values_are_refused(good, tmp_path, read, key, value):
     parts, path = apart(good[read]), tmp_path / "bad.safetensors"
     about = parts.about
     *groups, last = key.split(".")
@@ -312,14 +312,14 @@ def test_records_that_lie_are_refused(good, tmp_path, read, key, value):
     refused(CheckpointError, read, path)
 
 
-def test_a_checksum_that_is_wrong_is_refused(good, tmp_path):
+def test_a_wrong_checksum_is_refused(good, tmp_path):
     whole, path = good[checkpoint.read].read_bytes(), tmp_path / "bad.safetensors"
     path.write_bytes(whole[:-1] + bytes([whole[-1] ^ 1]))
     assert "checksum" in refused(CheckpointError, checkpoint.read, path)
 
 
 @of_weights
-def test_a_number_that_is_not_finite_is_refused_with_the_name_of_its_tensor(good, tmp_path, read):
+def test_the_error_for_a_non_finite_number_names_its_tensor(good, tmp_path, read):
     parts, path = apart(good[read]), tmp_path / "bad.safetensors"
     path.write_bytes(poisoned(float("nan"))(parts))
     assert f"{max(parts.tensors)} contains NaN or infinity" in refused(CheckpointError, read, path)
@@ -407,7 +407,7 @@ REST = [(case, ending) for case in CODE for ending in ENDINGS if (case, ending) 
 @pytest.mark.parametrize(
     ("case", "ending"), [*ONE_EACH, *(pytest.param(*pair, marks=pytest.mark.slow) for pair in REST)]
 )
-def test_code_is_refused_under_every_name(tmp_path, squares, capsys, case, ending):
+def test_files_with_code_are_refused_under_every_name(tmp_path, squares, capsys, case, ending):
     path = tmp_path / f"file{ending}"
     path.write_bytes(CODE[case]())
     for read in READERS:
@@ -494,14 +494,14 @@ ARRAYS: dict[str, Callable[[], bytes]] = {
 
 @pytest.mark.parametrize("ending", [".npz", pytest.param(".npy", marks=pytest.mark.slow)])
 @pytest.mark.parametrize("case", ARRAYS)
-def test_arrays_that_lie_are_refused(tmp_path, case, ending):
+def test_manipulated_arrays_are_refused(tmp_path, case, ending):
     path = tmp_path / f"file{ending}"
     path.write_bytes(ARRAYS[case]())
     refused(DataError, load_array, path)
     refused(DataError, lambda path: load_images(str(path)), path)
 
 
-def test_a_page_under_the_name_of_an_array_is_not_called_code(tmp_path):
+def test_a_web_page_named_as_an_array_is_not_reported_as_code(tmp_path):
     path = tmp_path / "x.npz"
     path.write_bytes(b"<html>404</html>")
     assert "it is not a .npy or .npz file" in refused(DataError, load_array, path)
@@ -516,7 +516,7 @@ def test_an_idx_file_of_zeros_is_refused(tmp_path):
     refused(DataError, read_idx, path)
 
 
-def test_kept_features_that_are_no_features_are_made_anew(good, tmp_path):
+def test_invalid_cached_features_are_computed_again(good, tmp_path):
     path = tmp_path / "features.safetensors"
     whole = {"features": torch.zeros(3, 4), "logits": torch.zeros(3, 2)}
     header = {"simple-diffusion": '{"format": 1}'}

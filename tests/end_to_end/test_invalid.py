@@ -75,7 +75,7 @@ def says_what_is_allowed(err: str, name: str) -> None:
 
 
 @pytest.mark.parametrize("name", FIELDS)
-def test_a_setting_that_cannot_be(capsys, name):
+def test_an_invalid_setting_is_refused(capsys, name):
     data = [] if name == "data" else ["nowhere.npz"]  # an allowed setting would end there, with another code
     for text in bad_texts(name):
         says_what_is_allowed(fails(capsys, ["train", *data, "--set", f"{name}={text}"]), name)
@@ -84,11 +84,11 @@ def test_a_setting_that_cannot_be(capsys, name):
 @pytest.mark.parametrize(
     "text", ["", ",", "inf", "1e400", "True", "None", "1,2", "0x10", "--", "1 2", "½", "9" * 5000, "1e3"]
 )
-def test_a_text_that_is_not_a_number(capsys, text):
+def test_text_that_is_not_a_number_is_refused(capsys, text):
     says_what_is_allowed(fails(capsys, ["train", "nowhere.npz", "--set", f"steps={text}"]), "steps")
 
 
-def test_a_setting_that_there_is_not(capsys):
+def test_an_unknown_setting_is_refused(capsys):
     for typo in ("step", "stepss", "LR", " lr", "lr ", "_lr_"):
         fails(capsys, ["train", "nowhere.npz", "--set", f"{typo}=1"], repr(typo))
     fails(capsys, ["train", "nowhere.npz", "--set", "widthsx=1"], "did you mean 'widths'?")
@@ -120,7 +120,7 @@ def test_a_setting_that_there_is_not(capsys):
         ("data", b"digits"),
     ],
 )
-def test_a_value_of_another_type_from_python(name, value):
+def test_a_value_of_a_wrong_type_is_refused_in_python(name, value):
     with pytest.raises(UsageError, match=name) as caught:
         Config(**{name: value})
     says_what_is_allowed(str(caught.value), name)
@@ -150,13 +150,13 @@ PAIRS = {
 
 
 @pytest.mark.parametrize("pair", PAIRS)
-def test_settings_that_contradict_each_other(capsys, pair):
+def test_contradictory_settings_are_refused(capsys, pair):
     settings = [word for setting in pair.split() for word in ("--set", setting)]
     fails(capsys, ["train", "nowhere.npz", *settings], *PAIRS[pair])
 
 
 @pytest.mark.parametrize("preset", PRESETS)
-def test_every_preset_can_be(preset):
+def test_every_preset_is_valid(preset):
     values = PRESETS[preset][1]
     Config(**values)
 
@@ -281,7 +281,7 @@ NEEDED = {"train": ["nowhere.npz"], "sample": MODEL, "evaluate": MODEL, "data": 
 
 
 @pytest.mark.parametrize("kind", REFUSED)
-def test_a_type_of_option_refuses_with_the_value_and_what_it_must_be(kind):
+def test_the_error_of_an_option_type_has_the_value_and_the_allowed_values(kind):
     for text in REFUSED[kind]:
         with pytest.raises(argparse.ArgumentTypeError) as caught:
             kind(text)
@@ -290,14 +290,14 @@ def test_a_type_of_option_refuses_with_the_value_and_what_it_must_be(kind):
 
 
 @pytest.mark.parametrize("command", OPTIONS)
-def test_an_option_that_cannot_be(capsys, command):
+def test_an_invalid_option_is_refused(capsys, command):
     for option, (text, words) in OPTIONS[command].items():
         argv = [command, *NEEDED.get(command, ["nowhere.npz"]), f"{option}={text}"]
         fails(capsys, argv, *([] if option == "--set" else [option]), *words)
 
 
 @pytest.mark.parametrize("old", RENAMED)
-def test_the_old_name_of_an_option_is_answered_with_the_new_one(capsys, old):
+def test_the_error_for_an_old_option_has_its_new_name(capsys, old):
     for argv in (["sample", "m", old, "1"], ["sample", "m", f"{old}=1"]):
         fails(capsys, argv, f"`{old}` is now called `{RENAMED[old]}`")
     (commands,) = (action for action in parser()._actions if isinstance(action, argparse._SubParsersAction))
@@ -306,7 +306,7 @@ def test_the_old_name_of_an_option_is_answered_with_the_new_one(capsys, old):
     assert old not in known
 
 
-def test_every_option_that_takes_a_value_is_among_them():
+def test_every_option_with_a_value_is_tested():
     (commands,) = (action for action in parser()._actions if isinstance(action, argparse._SubParsersAction))
     for name, sub in commands.choices.items():
         takers = {action.option_strings[0] for action in sub._actions if action.option_strings and action.nargs != 0}
@@ -348,7 +348,7 @@ MISUSES = {
 
 
 @pytest.mark.parametrize("words", MISUSES)
-def test_misuse(capsys, words):
+def test_invalid_use_of_a_command_is_refused(capsys, words):
     argv = words.split() if words else [""]
     fails(capsys, argv, *MISUSES[words])
 
@@ -364,11 +364,11 @@ def test_misuse(capsys, words):
         ("--n=1000000 --out=x.webp", ["16,383", ".png"]),
     ],
 )
-def test_what_a_model_cannot_do(capsys, run_folder, options, words):
+def test_options_that_a_model_does_not_support_are_refused(capsys, run_folder, options, words):
     fails(capsys, ["sample", str(run_folder), *options.split()], *words)
 
 
-def test_scores_do_not_go_into_a_file(capsys, run_folder):
+def test_scores_are_not_written_to_an_existing_file(capsys, run_folder):
     Path("scores.png").touch()
     fails(capsys, ["evaluate", str(run_folder), "--out", "scores.png"], "--out scores.png", "folder")
 
@@ -376,7 +376,7 @@ def test_scores_do_not_go_into_a_file(capsys, run_folder):
 # --- as the user runs it
 
 
-def test_what_the_parser_can_tell_it_tells_without_torch():
+def test_the_parser_reports_errors_without_importing_torch():
     argvs = [
         [command, *NEEDED.get(command, ["nowhere.npz"]), f"{option}={text}"]
         for command, options in OPTIONS.items()

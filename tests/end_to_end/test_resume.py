@@ -62,7 +62,7 @@ REST = [
 
 
 @pytest.mark.parametrize(("kind", "stop"), [*QUICK, *REST], ids=lambda value: STOPS.get(value, value))
-def test_resume_is_exact(squares, tmp_path, unbroken, kind, stop):
+def test_resuming_is_bit_exact(squares, tmp_path, unbroken, kind, stop):
     argv = command(squares, tmp_path / "run", kind)
     stopped_after(stop, argv)
     assert latest(tmp_path / "run").numbers.n == stop
@@ -72,7 +72,7 @@ def test_resume_is_exact(squares, tmp_path, unbroken, kind, stop):
     assert drawn(tmp_path / "run", tmp_path / "a") == drawn(unbroken[kind], tmp_path / "b")
 
 
-def test_a_stop_after_every_step_does_not_show(squares, tmp_path, unbroken):
+def test_stopping_after_every_step_changes_nothing(squares, tmp_path, unbroken):
     argv = command(squares, tmp_path / "run")
     stopped_after(1, argv)
     for step in range(2, STEPS, 2):
@@ -81,7 +81,7 @@ def test_a_stop_after_every_step_does_not_show(squares, tmp_path, unbroken):
     assert_same_run(tmp_path / "run", unbroken["adamw"])
 
 
-def test_the_best_weights_outlive_a_stop(squares, tmp_path, monkeypatch):
+def test_resuming_keeps_the_best_weights(squares, tmp_path, monkeypatch):
     """With a held-out loss that rises while the run learns, the first weights measured stay the best ones."""
     real = HeldOut.measure
     monkeypatch.setattr(HeldOut, "measure", lambda held_out, denoiser: 10 - real(held_out, denoiser))
@@ -93,7 +93,7 @@ def test_the_best_weights_outlive_a_stop(squares, tmp_path, monkeypatch):
     assert_same_run(tmp_path / "run", tmp_path / "unbroken")
 
 
-def test_the_last_picture_is_the_same(squares, tmp_path, unbroken):
+def test_resuming_writes_the_same_last_picture(squares, tmp_path, unbroken):
     argv = command(squares, tmp_path / "run")
     stopped_after(STEPS, argv)  # all steps are done, the picture is not
     assert latest(tmp_path / "run").numbers.done
@@ -102,7 +102,7 @@ def test_the_last_picture_is_the_same(squares, tmp_path, unbroken):
     assert (tmp_path / "run" / picture).read_bytes() == (unbroken["adamw"] / picture).read_bytes()
 
 
-def test_a_killed_run_goes_back_to_its_checkpoint_and_writes_its_rows_again(squares, tmp_path, unbroken):
+def test_a_killed_run_resumes_at_its_checkpoint_and_rewrites_later_rows(squares, tmp_path, unbroken):
     folder = tmp_path / "run"
     argv = command(squares, folder)
     stopped_after(4, argv)
@@ -121,7 +121,7 @@ def test_a_killed_run_goes_back_to_its_checkpoint_and_writes_its_rows_again(squa
 
 
 @pytest.mark.parametrize("content", [None, b"1,2,3,4,5,6,7\n\xff\x00,,\n\x80,,,,,,\na,b,c,d,e,f,g\n4,64"])
-def test_a_log_that_is_lost_or_torn_stops_nothing(squares, tmp_path, unbroken, content):
+def test_a_run_resumes_with_a_lost_or_truncated_log(squares, tmp_path, unbroken, content):
     folder = tmp_path / "run"
     argv = command(squares, folder)
     stopped_after(5, argv)
@@ -133,7 +133,7 @@ def test_a_log_that_is_lost_or_torn_stops_nothing(squares, tmp_path, unbroken, c
     assert_equal(latest(folder).tensors, latest(unbroken["adamw"]).tensors)
 
 
-def test_a_finished_run_stays_what_it_is(squares, tmp_path, unbroken, capsys):
+def test_resuming_a_finished_run_changes_nothing(squares, tmp_path, unbroken, capsys):
     folder = tmp_path / "run"
     shutil.copytree(unbroken["adamw"], folder)
     assert ends([*command(squares, folder), "--resume"]) == 0
@@ -188,7 +188,7 @@ def test_changed_data_is_refused(squares, tmp_path, capsys):
     assert ends([*argv, "--resume"]) == 0
 
 
-def test_nothing_to_go_on_with_is_no_fresh_start(squares, tmp_path, capsys, monkeypatch):
+def test_resuming_without_a_run_is_an_error(squares, tmp_path, capsys, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "empty").mkdir()
     for folder in ("empty", "nowhere"):
@@ -197,12 +197,12 @@ def test_nothing_to_go_on_with_is_no_fresh_start(squares, tmp_path, capsys, monk
     assert [str(path) for path in Path().rglob("*")] == ["empty"]
 
 
-def test_the_settings_need_not_be_said_again(squares, stopped, unbroken, monkeypatch):
+def test_resuming_needs_no_settings(squares, stopped, unbroken, monkeypatch):
     assert ends(["train", "--resume", "--out", str(stopped)]) == 0
     assert_same_run(stopped, unbroken["adamw"])
 
 
-def test_steps_that_were_left_out_are_counted_across_a_stop(squares, tmp_path, monkeypatch, capsys):
+def test_skipped_steps_are_counted_across_a_resume(squares, tmp_path, monkeypatch, capsys):
     """Two in a row may be left out. The run stops after the second: the third is one too many all the same."""
     real = ModelSpec.training_loss
 
@@ -217,7 +217,7 @@ def test_steps_that_were_left_out_are_counted_across_a_stop(squares, tmp_path, m
     assert os.listdir(tmp_path / "run" / "checkpoints")[-1]
 
 
-def test_what_the_bits_depend_on_is_said_where_it_changed(squares, stopped, monkeypatch, capsys):
+def test_resuming_reports_a_changed_environment(squares, stopped, monkeypatch, capsys):
     real = latest(stopped).made_by
     monkeypatch.setattr("simple_diffusion.run.checkpoint.made_by", lambda: {**real, "torch": "9.9"})
     capsys.readouterr()

@@ -81,7 +81,7 @@ def extractor() -> Extractor:
 # --- the network
 
 
-def test_the_predecessors_network_to_the_last_parameter():
+def test_the_default_network_has_the_parameters_of_the_predecessor():
     net = Classifier()
     assert sum(p.numel() for p in net.parameters()) == 345_194
     convs = [(m.in_channels, m.out_channels, m.stride, m.bias) for m in net.modules() if isinstance(m, nn.Conv2d)]
@@ -144,7 +144,7 @@ def test_shifts_move_each_image_by_its_own_and_repeat_the_edge():
         assert torch.equal(moved[b, :, i, j], source)
 
 
-def test_the_pretext_is_the_eight_symmetries_of_the_square_labelled():
+def test_the_pretext_task_labels_the_eight_symmetries_of_the_square():
     image = torch.arange(9).to(torch.uint8).reshape(1, 1, 3, 3)
     turned = pretext(Images("one", torch.cat([image, image + 100])), 3)
     assert turned.labels is not None
@@ -161,7 +161,7 @@ def test_the_pretext_is_the_eight_symmetries_of_the_square_labelled():
 # --- training
 
 
-def test_an_easy_set_is_learnt(trained):
+def test_an_easy_data_set_is_classified(trained):
     net, report = trained
     assert accuracy(net, bars(300, 1)) > 0.98
     assert report.accuracy > 0.95
@@ -255,7 +255,7 @@ def test_the_best_weights_are_returned_and_not_the_last():
     assert score(found, held_out) == (report.loss, report.accuracy)
 
 
-def test_data_without_classes_learns_which_way_up_things_are():
+def test_data_without_classes_trains_on_symmetries():
     index = torch.arange(0, 120, 3)  # bars at the left, which no symmetry maps to themselves
     left = replace(bars(120, 0)[index], labels=None, class_names=())
     net, report = train_classifier(left, epochs=5)
@@ -264,7 +264,7 @@ def test_data_without_classes_learns_which_way_up_things_are():
 
 
 @pytest.mark.parametrize(("seen", "chosen", "epochs"), [(4000, 100, 6), (800, 100, 1), (320, 40, 1)])
-def test_data_without_classes_looks_at_a_budget_of_images(monkeypatch, seen, chosen, epochs):
+def test_data_without_classes_has_a_budget_of_images(monkeypatch, seen, chosen, epochs):
     asked = []
 
     def watch(net, images, epochs, *_):
@@ -281,7 +281,7 @@ def test_data_without_classes_looks_at_a_budget_of_images(monkeypatch, seen, cho
     assert values != set(range(len(values)))  # drawn, not the first
 
 
-def test_large_images_are_seen_at_twice_the_size():
+def test_large_images_are_resized_to_64_pixels():
     images = replace(bars(40, 0), pixels=torch.zeros(40, 3, 40, 30, dtype=torch.uint8))
     net, _ = train_classifier(images, epochs=1)
     assert net.architecture == {"channels": 3, "classes": 3, "size": 64, "layers": 5, "start": 32}
@@ -294,7 +294,7 @@ def test_too_few_images_and_missing_labels_are_refused(trained):
         accuracy(trained[0], bars(30, 0, labelled=False))
 
 
-def test_a_loss_that_is_not_finite_stops_it(monkeypatch):
+def test_a_loss_that_is_not_finite_stops_training(monkeypatch):
     monkeypatch.setattr(classification, "score", lambda *_: (math.nan, 0.0))
     with pytest.raises(DivergedError, match="epoch 1"):
         train_classifier(bars(30, 0), epochs=1)
@@ -303,7 +303,7 @@ def test_a_loss_that_is_not_finite_stops_it(monkeypatch):
 # --- extractors
 
 
-def test_numbers_do_not_depend_on_batching_or_count(extractor):
+def test_features_do_not_depend_on_batches_or_count(extractor):
     pixels = bars(300, 5).pixels
     whole = extractor(pixels)
     for cut in (1, 256):
@@ -341,7 +341,7 @@ def test_other_images_are_refused(extractor, images, words):
         extractor(images)
 
 
-def test_the_test_set_is_looked_at_after_training_only():
+def test_the_test_set_is_used_after_training_only():
     one = make_extractor(bars(60, 0), "x", test=bars(90, 1), epochs=1)
     two = make_extractor(bars(60, 0), "x", test=replace(bars(90, 2), labels=torch.zeros(90).long()), epochs=1)
     assert same_weights(one.net, two.net)
@@ -363,7 +363,7 @@ def tampered(extractor: Extractor, path: Path, **changes) -> None:
 
 
 @pytest.mark.parametrize("damage", ["cut", "text", "shape", "huge", "kind"])
-def test_damaged_files_are_refused_in_a_sentence(extractor, run_folder, tmp_path, damage):
+def test_damaged_files_are_refused_with_one_message(extractor, run_folder, tmp_path, damage):
     path = tmp_path / "x.safetensors"
     save_extractor(path, extractor)
     architecture = extractor.net.architecture
@@ -412,7 +412,7 @@ def test_other_data_trains_once_and_is_cached(quick, tmp_path, capsys):
     assert len(quick) == 3
 
 
-def test_without_classes_the_name_says_so_and_there_are_no_classes(quick, tmp_path):
+def test_without_classes_the_name_contains_symmetry_and_there_are_no_logits(quick, tmp_path):
     for images in (bars(24, 0, labelled=False), replace(bars(24, 0), class_names=("all",))):
         made = extractor_for(images, cache=tmp_path, quiet=True)
         assert made.name.startswith("0-symmetry-1-")
@@ -423,7 +423,7 @@ def test_without_classes_the_name_says_so_and_there_are_no_classes(quick, tmp_pa
 
 
 @pytest.mark.parametrize("damage", ["text", "other data"])
-def test_a_cached_file_that_cannot_be_used_is_made_anew(quick, tmp_path, capsys, damage):
+def test_a_cached_file_that_cannot_be_used_is_replaced(quick, tmp_path, capsys, damage):
     images = bars(40, 0)
     made = extractor_for(images, cache=tmp_path, quiet=True)
     path = tmp_path / f"{made.name}.safetensors"
@@ -438,7 +438,7 @@ def test_a_cached_file_that_cannot_be_used_is_made_anew(quick, tmp_path, capsys,
     assert read_extractor(path).record == made.record
 
 
-def test_a_cache_that_cannot_be_written_costs_the_file_and_not_the_training(quick, tmp_path, monkeypatch, capsys):
+def test_an_extractor_is_used_if_the_cache_cannot_be_written(quick, tmp_path, monkeypatch, capsys):
     def full(path: Path, *_) -> None:
         raise ResourceError(f"{path} can't be written")
 
@@ -482,7 +482,7 @@ def load_images_or_skip(name: str, split: str) -> Images:
         pytest.skip(f"{name} is not here")
 
 
-def test_shipped_weights_are_found_by_the_data_itself():
+def test_shipped_weights_are_found_by_fingerprint():
     images = replace(load_images_or_skip("fashion-mnist", "train"), name="some.npz")
     found = shipped(images)
     assert found is not None
@@ -513,7 +513,7 @@ def test_the_command_writes_an_extractor(squares, tmp_path, capsys):
 
 
 @pytest.mark.parametrize(("option", "code"), [(["--out", "x.npz"], 2), (["--epochs", "0"], 2), (["--seed", "-1"], 2)])
-def test_wrong_use_writes_nothing(squares, tmp_path, monkeypatch, capsys, option, code):
+def test_invalid_use_writes_nothing(squares, tmp_path, monkeypatch, capsys, option, code):
     monkeypatch.chdir(tmp_path)
     with pytest.raises(SystemExit) as stop:
         main(["classifier", str(squares), *option])

@@ -53,7 +53,7 @@ def unpickled(monkeypatch) -> list[str]:
     return paths
 
 
-def test_without_the_package_it_says_how_to_get_it(monkeypatch, squares, capsys):
+def test_without_the_package_the_error_has_the_command_to_install_it(monkeypatch, squares, capsys):
     monkeypatch.setitem(sys.modules, "torch_fidelity", None)
     with pytest.raises(UsageError, match=r"pip install 'simple-diffusion\[fidelity\]'"):
         inception()
@@ -66,7 +66,7 @@ def test_options_that_contradict_each_other(squares, capsys):
     fails(capsys, [*evaluate, "--extractor", "inception", "--extractor-seeds", "2"], 2, "drop --extractor-seeds")
 
 
-def test_grey_is_three_equal_channels_and_colour_is_left_alone():
+def test_gray_becomes_three_equal_channels_and_rgb_stays_the_same():
     grey = torch.randint(0, 256, (4, 1, 6, 5)).to(torch.uint8)
     assert to_rgb(grey).shape == (4, 3, 6, 5)
     assert all(torch.equal(to_rgb(grey)[:, c : c + 1], grey) for c in range(3))
@@ -108,7 +108,7 @@ def test_the_command_prints_its_name_with_each_number(known, unpickled, squares,
 
 
 @pytest.mark.parametrize("place", ["by hand", "in the cache"])
-def test_other_bytes_are_never_unpickled(known, unpickled, place):
+def test_a_file_with_a_wrong_checksum_is_not_unpickled(known, unpickled, place):
     path = known
     if place == "in the cache":
         path = known.parent / "torch" / "hub" / "checkpoints" / WEIGHTS
@@ -120,12 +120,12 @@ def test_other_bytes_are_never_unpickled(known, unpickled, place):
     assert unpickled == []
 
 
-def test_a_file_that_is_not_there(known):
+def test_a_missing_file_is_refused(known):
     with pytest.raises(DataError, match=r"gone\.pth cannot be read"):
         verify(known.parent / "gone.pth")
 
 
-def test_weights_are_fetched_once_into_the_cache_of_torch(known, monkeypatch):
+def test_weights_are_downloaded_once_to_the_cache_of_torch(known, monkeypatch):
     monkeypatch.setattr(ours, "URL", known.as_uri())
     path = fetch()
     assert path == known.parent / "torch" / "hub" / "checkpoints" / WEIGHTS
@@ -135,7 +135,7 @@ def test_weights_are_fetched_once_into_the_cache_of_torch(known, monkeypatch):
 
 
 @pytest.mark.parametrize("failure", ["no network", "other bytes"])
-def test_what_can_not_be_fetched_can_be_put_there_by_hand(known, monkeypatch, failure):
+def test_the_download_error_says_where_to_put_the_file(known, monkeypatch, failure):
     monkeypatch.setattr(ours, "URL", known.as_uri())
     if failure == "no network":
         known.unlink()

@@ -41,7 +41,7 @@ def test_the_symmetries_are_eight_different_ones_that_keep_the_pixels():
 
 
 @pytest.mark.parametrize("calibrated_on", ["unseen images", "the training set itself"])
-def test_planted_copies_are_found_and_nothing_else(calibrated_on):
+def test_only_planted_near_duplicates_are_found(calibrated_on):
     train, honest, unseen = images(300, 0), images(100, 1), images(500, 2)
     noise = 0.03 * torch.randn(30, 1, 8, 8, generator=torch.Generator().manual_seed(3))
     turned = torch.rot90(train[:30].flip(-1), 1, (-2, -1)) + noise  # copies under a symmetry, slightly noised
@@ -57,13 +57,13 @@ def test_planted_copies_are_found_and_nothing_else(calibrated_on):
     assert (plain.score[100:] < plain.threshold).double().mean() < 0.2  # turned, they pass for new
 
 
-def test_a_training_image_that_stands_twice_is_still_copied():
+def test_a_duplicated_training_image_can_have_near_duplicates():
     train = torch.cat([images(50, 0), images(50, 0)])
     found = find_near_duplicates(train[:3].flatten(1), views(train, [identity]), images(100, 2).flatten(1))
     assert found.share == 1
 
 
-def test_a_handful_of_training_images_is_too_few():
+def test_very_few_training_images_are_refused():
     with pytest.raises(DataError, match="12 training images"):
         find_near_duplicates(torch.zeros(2, 4), [torch.zeros(11, 4)], None)
 
@@ -99,7 +99,7 @@ class MeanAndCovariance(ByHeart):
 
 
 @pytest.mark.parametrize(("denoiser", "least", "most"), [(ByHeart, 0.99, 1.0), (MeanAndCovariance, 0.0, 0.05)])
-def test_a_model_that_knows_its_images_by_heart_is_found_out_and_one_that_knows_none_is_not(denoiser, least, most):
+def test_memorization_is_found_for_the_ideal_denoiser_and_not_for_the_linear_one(denoiser, least, most):
     train = images(200, 0)
     schedule = ByHeart.schedule
     drawn = sample(denoiser(train), (200, 1, 8, 8), karras_grid(schedule, 12))

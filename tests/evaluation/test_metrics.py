@@ -67,7 +67,7 @@ def test_moments_add_in_any_order():
         torch.testing.assert_close(left.cov, right.cov, rtol=1e-12, atol=1e-9)
 
 
-def test_moments_hold_at_a_mean_of_a_billion_deviations():
+def test_moments_are_exact_at_a_mean_of_a_billion_standard_deviations():
     x = normal(400, 3)
     far = functools.reduce(operator.add, map(Moments.of, (x + 1e9).split(37)))
     torch.testing.assert_close(far.cov, torch.cov(x.T), rtol=0, atol=1e-6)
@@ -99,7 +99,7 @@ def test_frechet_of_a_shift_and_of_a_scale_is_the_closed_form():
     assert fid(x, 3 * x) == pytest.approx(4 * x.var(0).sum().item(), rel=1e-9)
 
 
-def test_frechet_is_symmetric_and_blind_to_rotation_and_order():
+def test_frechet_is_symmetric_and_invariant_to_rotation_and_order():
     real, fake = normal(100, 8), normal(90, 8, seed=1) * 1.5 + 0.2
     rotation = torch.linalg.qr(normal(8, 8, seed=2)).Q
     value = fid(real, fake)
@@ -132,7 +132,7 @@ def test_frechet_of_constant_sets_is_the_distance_of_the_constants():
 # --- bias of the Fréchet distance in n -------------------------------------------------------------------------------
 
 
-def test_frechet_by_count_extrapolates_to_zero_where_the_distributions_agree():
+def test_frechet_by_count_extrapolates_to_zero_for_equal_distributions():
     results = [frechet_by_count(normal(2000, 16, seed=2 * i), normal(2000, 16, seed=2 * i + 1)) for i in range(20)]
     values, limits = np.array([r.values for r in results]), np.array([r.limit for r in results])
     assert results[0].counts == (500, 1000, 2000)
@@ -190,7 +190,7 @@ def test_kernel_distance_agrees_with_numpy():
     assert kernel_distance(real, fake)[0] == pytest.approx(within - 2 * kxy.mean(), rel=1e-10)
 
 
-def test_kernel_distance_is_symmetric_and_blind_to_order():
+def test_kernel_distance_is_symmetric_and_invariant_to_order():
     real, fake = normal(60, 7), normal(45, 7, seed=1) + 0.5
     expected = pytest.approx(kernel_distance(real, fake), rel=1e-10)
     assert kernel_distance(fake, real) == expected
@@ -205,7 +205,7 @@ def test_kernel_distance_is_unbiased():
 
 
 @pytest.mark.parametrize(("shift", "ratio"), [(0.5, 1.0), (0.0, math.sqrt(2))])
-def test_kernel_distance_knows_its_error(shift, ratio):
+def test_the_standard_error_of_the_kernel_distance_is_correct(shift, ratio):
     draws = np.array(
         [kernel_distance(normal(300, 8, seed=2 * i), normal(200, 8, seed=2 * i + 1) + shift) for i in range(200)]
     )
@@ -249,7 +249,7 @@ def test_precision_recall_agrees_with_brute_force_on_duplicated_samples(offset):
 
 @pytest.mark.parametrize("block", [997, metrics.BLOCK])
 @pytest.mark.parametrize("offset", [0.0, 100.0])
-def test_rounding_parts_no_duplicates(offset, block, monkeypatch):
+def test_rounding_does_not_separate_duplicates(offset, block, monkeypatch):
     """Five copies of each sample: every ball has radius 0 and holds five, however products of other shapes round."""
     monkeypatch.setattr(metrics, "BLOCK", block)
     x = normal(200, 500).repeat(5, 1) + offset
@@ -282,7 +282,7 @@ def test_one_outlier_among_the_reals_moves_precision_but_not_density():
     assert result.coverage == 1 / 500
 
 
-def test_precision_recall_is_blind_to_order():
+def test_precision_recall_is_invariant_to_order():
     real, fake = normal(80, 3), normal(70, 3, seed=1) + 0.5
     assert precision_recall(real.flip(0), shuffled(fake)) == pytest.approx(precision_recall(real, fake))
 
@@ -332,7 +332,7 @@ def test_jackknife_of_several_numbers_at_once():
         (150, 32, 0.0, 0.95, 1.6),  # where a bootstrap is three times too wide
     ],
 )
-def test_jackknife_is_the_spread_of_the_frechet_distance_over_draws(n, width, shift, low, high):
+def test_jackknife_agrees_with_the_spread_of_the_frechet_distance_over_samples(n, width, shift, low, high):
     reference = gaussian(torch.zeros(width), torch.eye(width))
     fakes = [normal(n, width, seed=i) * (1 + shift / 3) + shift for i in range(200)]
     spread = np.std([frechet_distance(reference, Moments.of(x)) for x in fakes])
@@ -387,7 +387,7 @@ A, NAN = torch.rand(20, 4), torch.full((20, 4), torch.nan)
         (UsageError, lambda: jackknife(lambda keep: 0.0, 49, groups=1), "groups must be at least 2, not 1"),
     ],
 )
-def test_refusals_are_one_sentence(error, call, message):
+def test_invalid_input_gives_one_message(error, call, message):
     with pytest.raises(error, match=message) as caught:
         call()
     assert "\n" not in str(caught.value)
@@ -402,7 +402,7 @@ def test_the_fewest_samples_are_enough():
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32])
-def test_narrow_inputs_are_computed_in_float64(dtype):
+def test_float16_and_float32_inputs_are_computed_in_float64(dtype):
     real, fake = normal(50, 4).to(dtype), normal(50, 4, seed=1).to(dtype)
     for metric in (fid, kernel_distance, precision_recall):
         assert metric(real, fake) == metric(real.double(), fake.double())

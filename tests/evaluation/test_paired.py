@@ -31,7 +31,7 @@ def some(n, seed, shift=0.0, noise=0.0):
 REAL = some(4000, 12345)
 
 
-def test_a_set_differs_in_nothing_from_itself():
+def test_a_set_does_not_differ_from_itself():
     a, labels = some(300, 0), torch.arange(300) % CLASSES
     found = differences(a, a, REAL, labels)
     assert [difference.name for difference in found] == ["FID", "IS", "accuracy", "precision", "recall"]
@@ -43,7 +43,7 @@ def test_a_set_differs_in_nothing_from_itself():
     assert conclusion(found[0]) == "cannot tell: both draw the same images"
 
 
-def test_damage_is_told_apart_either_way_round():
+def test_damage_is_detected_in_both_directions():
     a, b = some(600, 0), some(600, 0, shift=0.7)
     for one, other, better in ((a, b, "A"), (b, a, "B")):
         fid, inception, precision, recall = differences(one, other, REAL, None)
@@ -54,7 +54,7 @@ def test_damage_is_told_apart_either_way_round():
 
 
 @pytest.mark.slow
-def test_the_interval_holds_the_expected_difference():
+def test_the_interval_contains_the_expected_difference():
     """At this n; the jackknife may be wider than needed, and must not be narrower."""
     found = [differences(some(200, s), some(200, s, shift=0.15, noise=0.3), REAL, None)[0] for s in range(80)]
     gaps = [fid.b - fid.a for fid in found]
@@ -65,12 +65,12 @@ def test_the_interval_holds_the_expected_difference():
 
 
 @pytest.mark.slow
-def test_two_draws_of_one_distribution_are_rarely_told_apart():
+def test_two_samples_of_one_distribution_rarely_differ_significantly():
     found = [differences(some(200, s), some(200, s + 500), REAL, None)[0] for s in range(60)]
     assert sum(bool(fid.verdict) for fid in found) <= 7  # 5 % are 3
 
 
-def test_pairs_tell_what_draws_of_their_own_do_not():
+def test_pairs_detect_a_difference_that_independent_samples_do_not():
     a, paired, alone = some(400, 0), some(400, 0, shift=0.1), some(400, 99, shift=0.1)
     of_pairs, of_others = (differences(a, b, REAL, None)[0] for b in (paired, alone))
     assert of_pairs.error < 0.7 * of_others.error
@@ -86,7 +86,7 @@ def test_rows_of_a_pair_are_left_out_together():
     assert together.error < 0.7 * apart.error
 
 
-def test_how_many_would_tell():
+def test_the_number_of_samples_for_significance_is_estimated():
     """The error falls with the root of n: four times as many halve it."""
     fid = Difference("FID", 1000, 0.30, 0.29, 0.0102, lower=True)
     assert fid.verdict == ""
@@ -145,7 +145,7 @@ def test_two_samplers_of_one_model(digits_run, tmp_path, capsys):
     assert "Another seed" not in said  # it is one training
 
 
-def test_what_cannot_be_compared_is_one_sentence(squares, run_folder, tmp_path, capsys):
+def test_comparing_incompatible_samples_gives_one_message(squares, run_folder, tmp_path, capsys):
     other = tmp_path / "other"
     main(["train", f"{squares}[0]", "--steps", "1", "--out", str(other), *TINY])
     for argv, code, words in (

@@ -61,14 +61,14 @@ def value(evaluation, name: str):
     return next(score for score in evaluation.scores if score.name == name)
 
 
-def test_honest_samples_reach_the_baseline(scored):
+def test_unseen_real_images_reach_the_baseline(scored):
     for kind in ("FID", "KID", "IS", "precision", "recall", "coverage", "accuracy"):
         score = value(scored["honest"], kind)
         room = 5 * score.error + 1e-9 + (score.baseline if kind == "FID" else 0)
         assert abs(score.value - score.baseline) < room, kind
 
 
-def test_each_score_sees_what_it_should(scored):
+def test_each_score_detects_its_kind_of_damage(scored):
     assert value(scored["noisy"], "FID").value > 5 * value(scored["noisy"], "FID").baseline
     assert value(scored["noisy"], "KID").value > 10 * value(scored["noisy"], "KID").error
     assert value(scored["noisy"], "precision").value < value(scored["noisy"], "precision").baseline - 0.1
@@ -139,7 +139,7 @@ def test_near_duplicates_are_searched_under_the_given_augmentations():
     assert result.as_dict()["near_duplicates"]["pixels"]["count"] == near
 
 
-def test_too_few_samples_give_a_sentence_and_no_number():
+def test_too_few_samples_give_a_message_instead_of_a_score():
     few = blobs(20, 3)
     result = evaluate(few, blobs(1200, 0), None, extractor, "bars")
     assert value(result, "FID").value is None
@@ -162,7 +162,7 @@ def test_a_baseline_of_another_count_is_noted():
         assert fid.baseline is None
 
 
-def test_among_very_few_images_no_near_duplicates_are_searched():
+def test_near_duplicates_are_not_searched_in_very_few_images():
     """How near the nearest is, the one of rank NEIGHBOR tells; an image of the training set is not its own."""
     for n, searched in ((NEIGHBOR + 1, False), (NEIGHBOR + 2, True)):
         assert bool(evaluate(blobs(20, 3), blobs(n, 0), None, extractor, "bars").near_duplicates) == searched
@@ -186,7 +186,7 @@ def test_the_error_by_level_of_unseen_images_is_measured_as_that_of_the_training
     assert all(error > 0 for _, error in unseen.points)
 
 
-def test_the_cache_is_kept_by_the_datas_identity():
+def test_features_are_cached_by_the_fingerprint_of_the_data():
     train = blobs(100, 7)
     calls = []
 
@@ -216,12 +216,12 @@ def test_the_cache_is_kept_by_the_datas_identity():
         ({"labels": torch.full((9,), 5)}, "label 5"),
     ],
 )
-def test_what_can_not_be_scored_is_refused(change, words):
+def test_images_that_cannot_be_scored_are_refused(change, words):
     with pytest.raises(DataError, match=words):
         evaluate(replace(blobs(9, 0), **change), blobs(100, 1), None, extractor, "bars")
 
 
-def test_the_command_scores_a_model_and_its_samples_alike(run_folder, squares, tmp_path, capsys, monkeypatch):
+def test_the_command_scores_a_model_and_its_samples_equally(run_folder, squares, tmp_path, capsys, monkeypatch):
     monkeypatch.setattr("simple_diffusion.evaluation.classifier.SEEN", 6 * 86 * 32**2)  # enough for squares
     # More than the images that the estimate of the time is made with.
     main(["evaluate", str(run_folder), "--n", "130", "--out", str(tmp_path / "of-run"), "--json"])
@@ -245,7 +245,7 @@ def test_the_command_scores_a_model_and_its_samples_alike(run_folder, squares, t
 
 
 @pytest.mark.parametrize("classes", [0, 5])
-def test_data_of_other_classes_than_the_models(run_folder, tmp_path, classes, capsys, monkeypatch):
+def test_data_with_other_classes_than_the_model_can_be_scored(run_folder, tmp_path, classes, capsys, monkeypatch):
     """A model of three is compared with data of none and of five, whose labels it is not shown."""
     monkeypatch.setattr("simple_diffusion.evaluation.classifier.SEEN", 2 * 86 * 32**2)
     monkeypatch.setattr("simple_diffusion.evaluation.classifier.PRETEXT", 2 * 86 * 32**2)
@@ -260,7 +260,7 @@ def test_data_of_other_classes_than_the_models(run_folder, tmp_path, classes, ca
     assert (tmp_path / "levels.png").exists()
 
 
-def test_some_of_the_samples_under_several_extractors(squares, tmp_path, capsys, monkeypatch):
+def test_a_subset_of_the_samples_is_scored_with_several_extractors(squares, tmp_path, capsys, monkeypatch):
     monkeypatch.setattr("simple_diffusion.evaluation.classifier.SEEN", 2 * 86 * 32**2)
     argv = ["evaluate", str(squares), "--data", str(squares), "--n", "60", "--extractor-seeds", "2"]
     main([*argv, "--out", str(tmp_path), "--json"])
@@ -276,7 +276,7 @@ def test_some_of_the_samples_under_several_extractors(squares, tmp_path, capsys,
     assert "\n  FID  " not in said.partition("Over 2 extractors:")[2]  # there is no FID of so few images
 
 
-def test_wrong_use(capsys, run_folder, squares, tmp_path):
+def test_invalid_options_are_refused(capsys, run_folder, squares, tmp_path):
     np.savez(tmp_path / "wide.npz", images=np.zeros((60, 12, 18, 3), np.uint8))
     np.save(tmp_path / "nan.npy", np.full((60, 12, 16, 3), np.nan, np.float32))
     np.save(tmp_path / "bright.npy", np.full((60, 12, 16, 3), 7.0, np.float32))

@@ -52,7 +52,7 @@ def test_guidance_everywhere_can_be_a_setting():
     assert Config(guidance_low=low, guidance_high=high).guidance_high == high
 
 
-def test_the_pareto_front_has_no_point_that_a_cheaper_one_equals():
+def test_no_point_of_the_pareto_front_is_matched_by_a_cheaper_one():
     points = [point(10, 0.3), point(5, 0.5), point(10, 0.2), point(20, 0.25), point(30, 0.1), point(7, 0.5)]
     assert [(one.nfe, one.fid) for one in pareto_front(points)] == [(5, 0.5), (10, 0.2), (30, 0.1)]
 
@@ -140,7 +140,7 @@ def test_a_sweep_of_samplers(tmp_path, capsys):
         assert torch.equal(one, other)
 
 
-def test_what_was_trained_meanwhile_is_not_overwritten(run_folder, tmp_path):
+def test_a_model_that_was_trained_during_the_sweep_is_not_overwritten(run_folder, tmp_path):
     run = shutil.copytree(run_folder, tmp_path / "run")
     model = read(run)
     save(model_file(run), replace(model, step=model.step + 1))
