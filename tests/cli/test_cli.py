@@ -19,7 +19,7 @@ from PIL import Image
 
 import simple_diffusion
 from simple_diffusion import load, sample_batches
-from simple_diffusion.cli.main import COMMANDS, GROUPS, main, parser
+from simple_diffusion.cli.main import COMMANDS, GROUPS, current_names, main, parser
 from simple_diffusion.cli.train import settings_of
 from simple_diffusion.data.sources import load_images
 from simple_diffusion.errors import CheckpointError
@@ -75,11 +75,14 @@ def test_help_lists_every_command_and_its_summary_in_groups(capsys):
     assert len(COMMANDS) == len({*COMMANDS}) == out.count("\n  ") - 2  # and two options
 
 
-def test_the_old_name_of_a_command_works_and_prints_the_new_one(capsys):
+def test_the_old_name_of_a_command_works_and_prints_the_new_one(capsys, monkeypatch):
     fails_with = "simple-diffusion: --out x.jpg must end in .png"
     with pytest.raises(SystemExit):
         main(["race", "nowhere.safetensors", "--out", "x.jpg"])
     assert capsys.readouterr().err == f"`race` is now called `sweep`\n{fails_with}\n"
+    monkeypatch.setattr("simple_diffusion.cli.main.FIRST", False)  # another process than the first prints nothing
+    assert current_names(["race", "RUN"]) == ["sweep", "RUN"]
+    assert not capsys.readouterr().err
 
 
 def test_presets_and_settings_are_listed_without_data(capsys):
@@ -89,6 +92,8 @@ def test_presets_and_settings_are_listed_without_data(capsys):
     out, err = capsys.readouterr()
     assert json.loads(out) == json.loads(json.dumps({name: values for name, (_, values) in PRESETS.items()}))
     assert all(f"  {name} " in err and about in err for name, (about, _) in PRESETS.items())
+    columns = {row.index(about) for row, (about, _) in zip(err.splitlines(), PRESETS.values(), strict=True)}
+    assert len(columns) == 1
     main(["train", "--set", "help"])
     rows = capsys.readouterr().out.splitlines()
     table = {row.split()[0]: row.split()[1:] for row in rows[::2]}

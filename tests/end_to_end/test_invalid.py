@@ -357,7 +357,7 @@ def test_invalid_use_of_a_command_is_refused(capsys, words):
     ("options", "words"),
     [
         *((f"--label={text}", ["no label", "0, 1, 2"]) for text in ("nonsense", "3", "", "0,", "٣")),
-        ("--augmentation=1", ["--augmentation", "got 1"]),
+        ("--augmentation=1", ["--augmentation needs", "augment_conditioning=yes", "got 1"]),
         ("--autoguidance=2", ["snapshot"]),
         ("--sampler=dpm", ["sampler", *SAMPLERS, "dpm"]),
         ("--n=1000000 --out=x.png", ["268,435,456", ".npz"]),

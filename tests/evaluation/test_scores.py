@@ -148,6 +148,7 @@ def test_too_few_samples_give_a_message_instead_of_a_score():
     assert value(result, "recall").value is None
     assert value(result, "IS").value is not None  # ten a class are there
     assert result.by_count is None
+    assert str(result).count("FID of a class needs at least 32 samples") == 1  # not for each class
 
 
 def test_a_baseline_of_another_count_is_noted():
@@ -157,6 +158,9 @@ def test_a_baseline_of_another_count_is_noted():
     halves = evaluate(samples, train, None, extractor, "bars")
     for score in halves.scores:
         assert ("of n=400)" in score.short) == (score.name != "accuracy"), score
+    assert (
+        "The baseline is of n=400 for FID, KID, precision, recall, density, coverage, IS." in str(halves).splitlines()
+    )
     for _, fid in halves.by_class.values():
         assert fid.value is not None
         assert fid.baseline is None

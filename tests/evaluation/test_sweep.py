@@ -125,6 +125,10 @@ def test_a_sweep_of_samplers(tmp_path, capsys):
         far, near = (entry["distance"] for entry in answer["points"] if entry["sampler"] == name)
         assert near < 0.8 * far, name
     assert all(entry["distance"] is None for entry in answer["points"] if entry["sampler"] not in SOLVERS)
+    assert {entry["nfe"] for entry in answer["points"]} == {5, 6, 47, 48}
+    front = sorted((entry["nfe"], entry["fid"]) for entry in answer["points"] if entry["on_front"])
+    assert [fid for _, fid in front] == sorted((fid for _, fid in front), reverse=True)
+    assert front[-1][1] == min(entry["fid"] for entry in answer["points"])
     assert out.read_bytes().startswith(b"\x89PNG")
     words = ["sweep", str(run), "--n", "400", "--nfe", "6,48", "--out", str(out), "--write", "--json"]
     with hold(run):

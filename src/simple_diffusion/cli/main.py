@@ -73,7 +73,8 @@ def current_names(argv: list[str]) -> list[str]:
     """The command line with the new name of a renamed command, which is printed on stderr."""
     if argv[:1] != ["race"]:
         return argv
-    print("`race` is now called `sweep`", file=sys.stderr)
+    if FIRST:
+        print("`race` is now called `sweep`", file=sys.stderr)
     return ["sweep", *argv[1:]]
 
 

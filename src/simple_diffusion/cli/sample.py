@@ -170,6 +170,10 @@ def conditioning(augmentation: int, model: Any, labels: Any, n: int) -> Any:
     if not augmentation:
         return labels
     known = model.spec.augment_labels
+    if known == 1:
+        raise UsageError(
+            f"--augmentation needs a model trained with augment_conditioning=yes, got {augmentation}: drop it"
+        )
     if augmentation >= known:
         raise UsageError(
             f"--augmentation must be from 0 to {known - 1} for this model, got {augmentation}: 0 is no augmentation"

@@ -120,7 +120,7 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
     from ..evaluation.extractors import extractor_for
     from ..evaluation.features import cached_features
     from ..evaluation.paired import check_count
-    from ..evaluation.sweep import REFERENCE, Scorer, sweep
+    from ..evaluation.sweep import REFERENCE, Scorer, pareto_front, sweep
     from ..model.model_file import read
     from ..system.files import write_atomic
 
@@ -139,14 +139,22 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
         return float_samples(plan.model_with(settings), n, labels, args.seed)
 
     seconds = estimate(plan, n, labels, args.seed)
-    say(args, f"{len(plan.grid)} configurations, {n:,} images each: about {seconds:.0f} s to sample.")
+    what = "1 configuration" if len(plan.grid) == 1 else f"{len(plan.grid)} configurations"
+    say(args, f"{what}, {n:,} images each: about {seconds:.0f} s to sample.")
     reference = None if args.guidance or args.ema else sample(REFERENCE)
-    columns = plan.columns | SCORES
+    left_out = {"accuracy"} if labels is None or not known else set()
+    left_out |= {"distance"} if reference is None else set()
+    columns = plan.columns | {title: text for title, text in SCORES.items() if title not in left_out}
     say(args, table_row(columns))
     points = []
     for point in sweep(sample, plan.grid, Scorer(extractor, real, labels if known else None), reference):
         points.append(point)
         say(args, table_row(columns, [text(point) for text in columns.values()]))
+    front = [] if reference is None else pareto_front(points)
+
+    def cost(point) -> dict[str, Any]:
+        return {} if reference is None else {"nfe": point.nfe, "on_front": point in front}
+
     best = plan.choose(points)
     say(args, f"{plan.choice(best)} FID of {extractor.name}, n = {n:,}.")
     write_atomic(args.out, plan.plot(points, f"{extractor.name}, n = {n:,}"))
@@ -157,7 +165,7 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
     return {
         "n": n,
         "extractor": extractor.name,
-        "points": [point.as_dict() for point in points],
+        "points": [point.as_dict() | cost(point) for point in points],
         "choice": best.settings,
         "written": args.write,
         "out": str(args.out),
@@ -251,7 +259,7 @@ def guidance_plan(args: argparse.Namespace, model) -> Plan:
         grid=guidance_grid(args.guidance, dict.fromkeys((mine, EVERYWHERE))),
         model_with=lambda settings: model.changed(**settings),
         columns={
-            "guidance": lambda point: f"{point.settings['guidance']:.2f}",
+            "guidance": lambda point: f"{point.settings['guidance']:g}",
             "sigma/alpha": interval,
         },
         choose=lowest_fid,
@@ -268,7 +276,7 @@ def ema_plan(args: argparse.Namespace, model) -> Plan:
     return Plan(
         grid=[{"ema_length": length} for length in models],
         model_with=lambda settings: models[settings["ema_length"]].changed(**settings),
-        columns={"EMA length": lambda point: f"{point.settings['ema_length']:.3f}"},
+        columns={"EMA length": lambda point: f"{point.settings['ema_length']:g}"},
         choose=lowest_fid,
         choice=lambda best: (
             f"Lowest FID: EMA length {best.settings['ema_length']:g}; the model's is {model.config.ema_length:g}."

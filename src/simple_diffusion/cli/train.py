@@ -77,7 +77,8 @@ def lists(args: argparse.Namespace) -> dict[str, Any] | None:
     from ..model.presets import PRESETS
 
     if args.preset == "list":
-        say(args, "\n".join(f"  {name:<18}  {about}" for name, (about, _) in PRESETS.items()))
+        width = max(map(len, PRESETS))
+        say(args, "\n".join(f"  {name:<{width}}  {about}" for name, (about, _) in PRESETS.items()))
         return {name: values for name, (_, values) in PRESETS.items()}
     if "help" in args.set:
         say(args, settings_help())

@@ -117,15 +117,20 @@ class Evaluation:
         lines += [f"  {'score':<10}  {'value':>9}  {'± 95 %':>9}  {'baseline':>9}  {'n':>7}"]
         lines += [score.row for score in self.scores]
         for note in dict.fromkeys(score.note for score in self.scores if score.value is not None and score.note):
-            lines.append(f"The baselines are {note}.")
+            names = [score.name for score in self.scores if score.note == note]
+            lines.append(f"The baseline is {note} for {', '.join(names)}.")
         if self.by_count is not None:
             pairs = zip(self.by_count.counts, self.by_count.values, strict=True)
             values = ", ".join(f"{value:.4f} at n={n:,}" for n, value in pairs)
             lines.append(f"FID by sample size: {values}; extrapolated to infinity {self.by_count.limit:.4f}")
         if self.by_class:
             lines.append("By class:")
+        width = max(map(len, self.by_class), default=0)
         for name, scores in self.by_class.items():
-            lines.append(f"  {name:<14} " + ", ".join(f"{score.name} {score.short}" for score in scores))
+            known = [f"{score.name} {score.short}" for score in scores if score.value is not None]
+            lines.append(f"  {name:<{width}}  {', '.join(known)}")
+        missing = [score for scores in self.by_class.values() for score in scores if score.value is None]
+        lines += dict.fromkeys(f"  {score.name} of a class {score.note}" for score in missing)
         for space, found in self.near_duplicates.items():
             n = len(found.score)
             lines.append(
