@@ -246,7 +246,7 @@ def test_a_loss_that_is_not_finite_in_one_process_stops_all_in_the_same_step(squ
     codes, outputs = together(tmp_path, command(training(squares, tmp_path / "run"), only(1, poisoned)))
     assert codes == [4, 4], outputs
     assert all("the loss of step 3 is not finite" in text for text in outputs)
-    assert "process 1" in outputs[1]
+    assert "rank 1" in outputs[1]
 
 
 def test_a_step_that_one_process_skips_is_skipped_by_all(squares, tmp_path):

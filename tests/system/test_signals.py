@@ -210,3 +210,16 @@ def test_a_folder_that_cannot_be_locked_is_reported(squares, tmp_path, capsys, m
     with unprivileged():
         fails(capsys, command(squares, Path("run")), 6, "run cannot be used", "Permission denied")
     assert tree(tmp_path) == before
+
+
+def test_a_folder_that_another_rank_creates_meanwhile_is_not_taken(tmp_path, monkeypatch):
+    folder, real = tmp_path / "run", Path.is_dir
+
+    def late(path):
+        answer = real(path)
+        if path == folder:
+            os.makedirs(folder, exist_ok=True)
+        return answer
+
+    monkeypatch.setattr(Path, "is_dir", late)
+    lock.refuse_taken(folder)
