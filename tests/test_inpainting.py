@@ -1,5 +1,6 @@
 """A part of an image drawn anew around the rest, and the way between two noises, by exact denoisers."""
 
+import math
 from functools import partial
 
 import pytest
@@ -10,7 +11,7 @@ from oracles import ALL, Gaussian, close, normal
 from simple_diffusion import samplers
 from simple_diffusion.inpainting import Inpainted, repaint
 from simple_diffusion.samplers import ddim, karras_grid
-from simple_diffusion.sampling import slerp, trajectory
+from simple_diffusion.sampling import distance, slerp, trajectory
 
 STD, RHO, GIVEN = 0.5, 0.9, 0.6
 
@@ -111,3 +112,16 @@ def test_slerp_keeps_the_norm():
 def test_slerp_of_equal_noises_is_that_noise():
     one = normal(1, 3, 3).float()
     assert torch.equal(slerp(one, one, [0, 0.5, 1]), one.expand(3, 1, 3, 3))
+
+
+def test_slerp_is_exact_at_small_and_large_angles():
+    one, other = torch.tensor([1.0, 0.0]), torch.tensor([math.cos(0.5), math.sin(0.5)])
+    close(slerp(one, other, [0.5])[0], torch.tensor([math.cos(0.25), math.sin(0.25)]), 1e-6)
+    assert torch.equal(slerp(one, one, [0.0, 0.3]), torch.stack([one, one]))
+
+
+def test_distance_is_a_root_mean_square_of_at_most_the_range_of_pixels():
+    x = torch.full((2, 1, 3, 3), 0.3)
+    assert distance(x, x) == 0
+    assert distance(x, x - 0.4) == pytest.approx(0.4)
+    assert distance(x, x + 9) == 2

@@ -12,9 +12,11 @@ from safetensors.torch import load_file, save_file
 from simple_diffusion import load
 from simple_diffusion.data.info import DataInfo
 from simple_diffusion.errors import CheckpointError, ResourceError, UsageError
+from simple_diffusion.guidance import AutoGuided
 from simple_diffusion.model.build import ModelSpec
 from simple_diffusion.model.config import Config
 from simple_diffusion.model.model_file import Model, read, save
+from simple_diffusion.samplers import ddim
 from simple_diffusion.system.files import write_tensors
 
 
@@ -55,6 +57,11 @@ def test_every_part_of_a_model_comes_back_ready_to_sample(tmp_path, layout):
     again = read(tmp_path, precision="bf16")  # the folder is as good as the file
     assert (again.guide, again.step, again.seconds) == (None, 0, 0)
     assert (again.config.precision, again.denoiser.dtype) == ("bf16", torch.bfloat16)
+    assert again.training_config.precision == "fp32"
+    few = model.changed(sampler_steps=3, sampler="ddim")
+    denoiser, times, sampler = few.sampler()
+    assert (few.denoiser, few.guide, len(times), sampler) == (model.denoiser, model.guide, 3, ddim)
+    assert isinstance(denoiser.denoiser.denoiser, AutoGuided)  # inside clipping and classifier-free guidance
 
 
 def test_a_device_that_is_not_there_and_a_model_that_is_not_there_are_named(tmp_path):
