@@ -21,9 +21,10 @@ def __getattr__(name: str) -> Any:
     if name == "__all__":
         return list(public)
     if name in public:
+        globals()[name] = public[name]  # the next use does not come here
         return public[name]
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 
 def __dir__() -> list[str]:
-    return [*globals(), *__getattr__("__all__")]
+    return sorted({*globals(), *__getattr__("__all__")})
