@@ -21,11 +21,9 @@ filelock empty the file that they lock, and Windows does not let others read it.
 
 def refuse_taken(folder: Path) -> None:
     """Raise UsageError if the folder is taken: if it holds any file but a lock and unfinished files."""
-    contents = folder.rglob("*") if folder.is_dir() else ()
-    taken = any(p.name not in (LOCK, HOLDER) and p.suffix != ".tmp" and not p.is_dir() for p in contents)
-    if folder.exists() and not folder.is_dir():  # in this order: another rank may create the folder meanwhile
-        taken = True
-    if taken:
+    files = any(p.name not in (LOCK, HOLDER) and p.suffix != ".tmp" and not p.is_dir() for p in folder.rglob("*"))
+    is_file = folder.exists() and not folder.is_dir()  # in this order: another rank may create the folder meanwhile
+    if files or is_file:
         raise UsageError(f"{folder} already exists: resume it with --resume, choose another --out, or remove it")
 
 
