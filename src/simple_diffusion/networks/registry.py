@@ -22,7 +22,11 @@ class NetworkInfo:
 
     build: Callable[..., nn.Module]
     least_weights: Callable[[Sequence[int], Sequence[int]], int]
-    check: Callable[[Sequence[int]], object] = tuple
+    check: Callable[[Sequence[int]], object]
+
+
+def any_widths(widths: Sequence[int]) -> None:
+    """All widths are supported."""
 
 
 def annotated(
@@ -46,7 +50,7 @@ def weights_of_blocks(widths: Sequence[int], blocks: Sequence[int]) -> int:
 
 
 NETWORKS: dict[str, NetworkInfo] = {
-    "unet": NetworkInfo(UNet, weights_of_blocks),
+    "unet": NetworkInfo(UNet, weights_of_blocks, any_widths),
     "annotated": NetworkInfo(annotated, lambda widths, _: weights_of_blocks(widths, [4] * len(widths)), dim_mults_of),
     "double-conv": NetworkInfo(  # the bottleneck doubles its width with every second block
         double_conv, lambda widths, blocks: 9 * (widths[-1] * 2 ** (blocks[-1] // 2)) ** 2, base_channels_of
