@@ -203,25 +203,13 @@ def check_size(plan: Plan, trajectory: bool) -> None:
 # --- writers
 
 
-def grid_of(plan: Plan, pixels: Any) -> Any:
+def write_grid(plan: Plan, pixels: Any) -> None:
     """The images in a grid, one class a row where there are classes."""
-    from ..viz.grids import deal_into_rows, make_grid
-
-    return make_grid(deal_into_rows(pixels, plan.rows) if plan.rows else pixels, plan.columns)
-
-
-def write_png(plan: Plan, pixels: Any) -> None:
     from ..system.files import write_atomic
-    from ..viz.grids import png
+    from ..viz.grids import deal_into_rows, make_grid, png, webp
 
-    write_atomic(plan.out, png(grid_of(plan, pixels)))
-
-
-def write_webp(plan: Plan, pixels: Any) -> None:
-    from ..system.files import write_atomic
-    from ..viz.grids import webp
-
-    write_atomic(plan.out, webp(grid_of(plan, pixels)))
+    encode = {".png": png, ".webp": webp}[plan.out.suffix]
+    write_atomic(plan.out, encode(make_grid(deal_into_rows(pixels, plan.rows) if plan.rows else pixels, plan.columns)))
 
 
 def write_npz(plan: Plan, pixels: Any) -> None:
@@ -244,8 +232,8 @@ def write_folder(plan: Plan, pixels: Any) -> None:
 
 
 WRITERS: dict[str, Callable[[Plan, Any], None]] = {
-    ".png": write_png,
-    ".webp": write_webp,
+    ".png": write_grid,
+    ".webp": write_grid,
     ".npz": write_npz,
     "": write_folder,
 }
