@@ -2,7 +2,6 @@
 
 import argparse
 import time
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -61,7 +60,7 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
     answer = conclusion(found[0])
     note = "" if args.b is None else " Two seeds of one training can differ as much: compare several seeds."
     say(args, f"By FID: {answer}.{note}")
-    write_atomic(args.out, picture_of((pixels_a, pixels_b)))
+    write_atomic(args.out, picture_of(pixels_a, pixels_b))
     say(args, f"Pairs, A above B: {args.out}")
     return {
         "a": args.a,
@@ -104,11 +103,8 @@ def timed_samples(args: argparse.Namespace, name: str, model: Any, n: int, label
     return pixels, n / (time.perf_counter() - began)
 
 
-def picture_of(pixels: Sequence[Any]) -> bytes:
+def picture_of(a: Any, b: Any) -> bytes:
     """The first pairs in rows of 10, A's images above B's: a PNG file's content."""
-    import torch
+    from ..viz.grids import make_grid, pairs_in_rows, png
 
-    from ..viz.grids import make_grid, png
-
-    rows = zip(*(part[:PAIRS].split(10) for part in pixels), strict=True)
-    return png(make_grid(torch.cat([half for row in rows for half in row]), 10))
+    return png(make_grid(pairs_in_rows(a[:PAIRS], b[:PAIRS]), 10))

@@ -9,12 +9,12 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from ..augmentation import Augmentation, identity
 from ..data.images import Images, to_unit
 from ..randomness import permutation
+from ..viz.grids import pairs_in_rows
 from .extractors import Features
 from .features import (
     GROUPS,
@@ -193,9 +193,7 @@ def evaluate(
         assert labels is not None
         scores.append(accuracy_score(name, fake, samples.labels, known, labels))
         by_class = class_scores(name, train, real, fake, samples.labels, known, labels)
-    enough = (
-        min(len(fake), len(real)) >= 16 * real.features.shape[1]
-    )  # n/4 is at least four times the number of features
+    enough = min(len(fake), len(real)) >= 16 * real.features.shape[1]  # n/4 is four times the features, or more
     by_count = frechet_by_count(real.features, fake.features) if enough else None
     near_duplicates = search_near_duplicates(samples, train, test, fake, real, unseen, extractor, augmentations)
     return Evaluation(scores, by_class, by_count, near_duplicates)
@@ -321,5 +319,4 @@ def search_near_duplicates(
 def closest_pairs(found: NearDuplicates, samples: Images, train: Images, n: int = 30) -> Tensor:
     """The n samples that are closest to a training image, in rows of 10 above those images: uint8 `[2n, C, H, W]`."""
     closest = found.score.argsort()[:n]
-    rows = zip(samples.pixels[closest].split(10), train.pixels[found.nearest[closest]].split(10), strict=True)
-    return torch.cat([half for row in rows for half in row])
+    return pairs_in_rows(samples.pixels[closest], train.pixels[found.nearest[closest]])

@@ -50,6 +50,12 @@ def deal_into_rows(pixels: Tensor, rows: int) -> Tensor:
     return filled.unflatten(0, (-1, rows)).transpose(0, 1).flatten(0, 1)
 
 
+def pairs_in_rows(above: Tensor, below: Tensor, columns: int = 10) -> Tensor:
+    """Pairs of images, for a grid of `columns`: a row of the first `[N, C, H, W]`, then the row of their partners."""
+    rows = zip(above.split(columns), below.split(columns), strict=True)
+    return torch.cat([half for row in rows for half in row])
+
+
 def strips(*trajectories: Tensor) -> Image.Image:
     """Trajectories uint8 `[P, N, C, H, W]` as rows of P panels: for each image one row per trajectory."""
     images = torch.stack(trajectories).permute(2, 0, 1, 3, 4, 5)  # [N, trajectories, P, C, H, W]
