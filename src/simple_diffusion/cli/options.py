@@ -238,7 +238,7 @@ def sampling_settings(args: argparse.Namespace) -> dict[str, Any]:
     given = {"guidance": args.guidance, "sampler_steps": args.steps, "sampler": args.sampler}
     given["autoguidance"] = args.autoguidance
     settings = {key: value for key, value in given.items() if value is not None}
-    Config(**{key: value for key, value in settings.items() if key != "autoguidance"})  # which needs a snapshot
+    Config(**settings, snapshot=0.1)  # autoguidance needs one, and only the model's configuration says if there is one
     return settings
 
 
