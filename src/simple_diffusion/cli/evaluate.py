@@ -19,6 +19,7 @@ from .options import (
     path,
     read_as,
     sampling_options,
+    sampling_seconds,
     sampling_text,
     say,
     whole,
@@ -154,10 +155,7 @@ def samples_of(args: argparse.Namespace, plan: Plan) -> tuple[Any, float]:
     model, train = plan.model, plan.train
     n = args.n or min(10000, 2 * len(train))
     labels = labels_for(model.info, train, n, args.seed)
-    began = time.perf_counter()
-    few = min(n, 128)
-    generate(model, few, None if labels is None else labels[:few], args.seed)
-    estimate = (time.perf_counter() - began) * n / few
+    estimate = sampling_seconds(model, n, labels, args.seed)
     say(args, f"Generating {sampling_text(model, n)}: about {estimate:.0f} s.")
     began = time.perf_counter()
     pixels = generate(model, n, labels, args.seed, quiet=args.json)

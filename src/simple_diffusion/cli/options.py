@@ -242,6 +242,16 @@ def sampling_settings(args: argparse.Namespace) -> dict[str, Any]:
     return settings
 
 
+def sampling_seconds(model, n: int, labels, seed: int) -> float:
+    """Seconds that n images take to generate, estimated from at most 128 of them."""
+    from ..model.generate import generate
+
+    few = min(n, 128)
+    began = time.perf_counter()
+    generate(model, few, None if labels is None else labels[:few], seed)
+    return (time.perf_counter() - began) * n / few
+
+
 def sampling_text(model, n: int) -> str:
     """What is generated, and how."""
     config = model.config

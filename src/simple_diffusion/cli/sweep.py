@@ -1,7 +1,6 @@
 """`simple-diffusion sweep`: which sampler, guidance or EMA length suits a model best?"""
 
 import argparse
-import time
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
@@ -18,6 +17,7 @@ from .options import (
     ema_length,
     path,
     png_only,
+    sampling_seconds,
     say,
     scale,
     seed,
@@ -90,7 +90,8 @@ class Plan:
     columns      title and text of each column of the table that shows the settings
     choose       the best point
     choice       the sentence that names it
-    plot         a PNG file's content
+    plot         (points, name of the extractor, number of images) -> a PNG file's content
+    reference    the settings of the exact solution of the ODE, for a sweep of samplers; else None
     """
 
     grid: list[dict[str, Any]]
@@ -98,7 +99,8 @@ class Plan:
     columns: dict[str, Callable[[Any], str]]
     choose: Callable[[Sequence[Any]], Any]
     choice: Callable[[Any], str]
-    plot: Callable[[Sequence[Any], str], bytes]
+    plot: Callable[[Sequence[Any], str, int], bytes]
+    reference: dict[str, Any] | None = None
 
 
 SCORES: dict[str, Callable[[Any], str]] = {
@@ -120,7 +122,7 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
     from ..evaluation.extractors import extractor_for
     from ..evaluation.features import cached_features
     from ..evaluation.paired import check_count
-    from ..evaluation.sweep import REFERENCE, Scorer, pareto_front, sweep
+    from ..evaluation.sweep import Scorer, pareto_front, sweep
     from ..model.model_file import read
     from ..system.files import write_atomic
 
@@ -141,7 +143,7 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
     seconds = estimate(plan, n, labels, args.seed)
     what = "1 configuration" if len(plan.grid) == 1 else f"{len(plan.grid)} configurations"
     say(args, f"{what}, {n:,} images each: about {seconds:.0f} s to sample.")
-    reference = None if args.guidance or args.ema else sample(REFERENCE)
+    reference = None if plan.reference is None else sample(plan.reference)
     left_out = {"accuracy"} if labels is None or not known else set()
     left_out |= {"distance"} if reference is None else set()
     columns = plan.columns | {title: text for title, text in SCORES.items() if title not in left_out}
@@ -150,14 +152,13 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
     for point in sweep(sample, plan.grid, Scorer(extractor, real, labels if known else None), reference):
         points.append(point)
         say(args, table_row(columns, [text(point) for text in columns.values()]))
-    front = [] if reference is None else pareto_front(points)
-
-    def cost(point) -> dict[str, Any]:
-        return {} if reference is None else {"nfe": point.nfe, "on_front": point in front}
-
+    answers = [point.as_dict() for point in points]
+    if plan.reference is not None:
+        front = pareto_front(points)
+        answers = [point.as_dict() | {"nfe": point.nfe, "on_front": point in front} for point in points]
     best = plan.choose(points)
     say(args, f"{plan.choice(best)} FID of {extractor.name}, n = {n:,}.")
-    write_atomic(args.out, plan.plot(points, f"{extractor.name}, n = {n:,}"))
+    write_atomic(args.out, plan.plot(points, extractor.name, n))
     say(args, f"Plot: {args.out}")
     if args.write:
         save_if_unchanged(args.model, plan.model_with(best.settings))
@@ -165,7 +166,7 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
     return {
         "n": n,
         "extractor": extractor.name,
-        "points": [point.as_dict() | cost(point) for point in points],
+        "points": answers,
         "choice": best.settings,
         "written": args.write,
         "out": str(args.out),
@@ -183,14 +184,12 @@ def float_samples(model, n: int, labels, seed: int):
 
 def estimate(plan: Plan, n: int, labels, seed: int) -> float:
     """Seconds that all points take to sample, from a few images with the last settings."""
-    from ..evaluation.sweep import REFERENCE, nfe_of
+    from ..evaluation.sweep import nfe_of
 
-    began, few = time.perf_counter(), min(n, 128)
-    float_samples(plan.model_with(plan.grid[-1]), few, None if labels is None else labels[:few], seed)
-    seconds = (time.perf_counter() - began) * n / few
-    if "sampler" not in plan.grid[-1]:
+    seconds = sampling_seconds(plan.model_with(plan.grid[-1]), n, labels, seed)
+    if plan.reference is None:
         return seconds * len(plan.grid)
-    return seconds / nfe_of(plan.grid[-1]) * sum(map(nfe_of, [*plan.grid, REFERENCE]))
+    return seconds / nfe_of(plan.grid[-1]) * sum(map(nfe_of, [*plan.grid, plan.reference]))
 
 
 def save_if_unchanged(path: str, model) -> None:
@@ -216,10 +215,10 @@ def lowest_fid(points: Sequence[Any]):
 
 def sampler_plan(args: argparse.Namespace, model, real) -> Plan:
     """Every sampler at each NFE."""
-    from ..evaluation.sweep import cheapest_tied, pareto_front, sampler_grid
+    from ..evaluation.sweep import REFERENCE, cheapest_tied, pareto_front, sampler_grid
     from ..viz.plots import plot_sampler_sweep
 
-    def plot(points: Sequence[Any], title: str) -> bytes:
+    def plot(points: Sequence[Any], extractor: str, n: int) -> bytes:
         quality, distance = {}, {}
         for point in points:
             name = point.settings["sampler"]
@@ -227,7 +226,7 @@ def sampler_plan(args: argparse.Namespace, model, real) -> Plan:
             if point.distance is not None:
                 distance.setdefault(name, []).append((point.nfe, point.distance))
         front = [(point.nfe, point.fid) for point in pareto_front(points)]
-        return plot_sampler_sweep(quality, distance, front, f"FID, {title}")
+        return plot_sampler_sweep(quality, distance, front, f"FID, {extractor}, n = {n:,}")
 
     return Plan(
         grid=sampler_grid(args.nfe),
@@ -243,6 +242,7 @@ def sampler_plan(args: argparse.Namespace, model, real) -> Plan:
             "statistically tied with the lowest FID."
         ),
         plot=plot,
+        reference=REFERENCE,
     )
 
 
@@ -264,7 +264,7 @@ def guidance_plan(args: argparse.Namespace, model) -> Plan:
         },
         choose=lowest_fid,
         choice=lambda best: f"Lowest FID: guidance {best.settings['guidance']:g} at sigma/alpha {interval(best)}.",
-        plot=lambda points, title: plot_panels(points, title, "guidance", interval, "sigma/alpha"),
+        plot=lambda points, _, n: plot_panels(points, n, "guidance", "guidance scale", interval, "sigma/alpha"),
     )
 
 
@@ -281,22 +281,22 @@ def ema_plan(args: argparse.Namespace, model) -> Plan:
         choice=lambda best: (
             f"Lowest FID: EMA length {best.settings['ema_length']:g}; the model's is {model.config.ema_length:g}."
         ),
-        plot=lambda points, title: plot_panels(points, title, "ema_length", lambda point: "", ""),
+        plot=lambda points, _, n: plot_panels(points, n, "ema_length", "EMA length", lambda point: "", ""),
     )
 
 
-def plot_panels(points: Sequence[Any], title: str, setting: str, curve: Callable[[Any], str], legend: str) -> bytes:
+def plot_panels(
+    points: Sequence[Any], n: int, setting: str, axis: str, curve: Callable[[Any], str], legend: str
+) -> bytes:
     """FID, recall and accuracy against a setting, a panel each; `curve` names the curve of a point."""
     from ..viz.plots import plot_scores
 
     panels = {}
-    for name in ("fid", "recall", "accuracy"):
+    for title, name in (("FID", "fid"), ("recall", "recall"), ("accuracy", "accuracy")):
         lines: dict[str, list[tuple[float, float]]] = {}
         for point in points:
             if (value := getattr(point, name)) is not None:
                 lines.setdefault(curve(point), []).append((point.settings[setting], value))
         if lines:
-            panels[f"{name.replace('fid', 'FID')}, n = {title.rpartition(' = ')[2]}"] = lines
-    return plot_scores(
-        panels, setting.replace("ema_length", "EMA length").replace("guidance", "guidance scale"), legend
-    )
+            panels[f"{title}, n = {n:,}"] = lines
+    return plot_scores(panels, axis, legend)
