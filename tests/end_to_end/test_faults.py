@@ -46,7 +46,7 @@ def few_drawings():
     """Pictures are not what is tested here, but for the last and one before."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(run, "PICTURES", (0.5,))
-        patch.setattr(run, "DRAWING", 1.0)
+        patch.setattr(run, "MAX_PICTURE_SHARE", 1.0)
         patch.setattr(run, "CHECKS", 2)
         yield
 

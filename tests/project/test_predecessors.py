@@ -191,7 +191,7 @@ def test_a_run_saves_its_model_with_every_grid_and_uses_the_same_noise(squares, 
 def test_the_model_of_a_run_is_its_averaged_weights(squares, tmp_path, monkeypatch):
     images = load_images(str(squares))
     monkeypatch.setattr(running, "write_report", lambda *parts, **options: None)
-    monkeypatch.setattr(running.Trainer, "draw", lambda self, model: None)
+    monkeypatch.setattr(running.Trainer, "write_samples", lambda self, model: None)
     config = fitted(Config(steps=6, ema_decay=0.3, ema_warmup=2, **TINY), CPU)
     running.train_run(config, images, tmp_path / "run", CPU, 0.0, quiet=True)
     budget = running.Budget(config, 0.0)

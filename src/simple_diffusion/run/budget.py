@@ -18,7 +18,7 @@ class Budget:
     config    gives the length
     started   `time.perf_counter()` when the command began; all time since then counts
     before    seconds that the run had taken when it was stopped, for a run that is resumed
-    reserve   seconds reserved for what follows the last step; set by how long saving and drawing take
+    reserve   seconds reserved for what follows the last step; set by how long saving and sampling take
     progress  share of the run that is over, 1 at its end
     """
 

@@ -3,7 +3,7 @@
 from collections.abc import Iterable
 
 PICTURES = (0.05, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9)
-"""Progress at which the model is saved and a grid of samples is drawn, in addition to the end of the run."""
+"""Progress at which the model is saved and a grid of samples is written, in addition to the end of the run."""
 
 ROWS = 200  # rows of the log in a run
 CHECKS = 20  # measurements of the held-out loss in a run

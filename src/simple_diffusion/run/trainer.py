@@ -49,8 +49,8 @@ from .milestones import CHECKS, PICTURES, ROWS, Milestones
 from .report import write_report
 from .steps import decay_of, learner, suspects, updates
 
-DRAWING = 0.05
-"""Largest share of the time so far that pictures may have taken when the next one is drawn."""
+MAX_PICTURE_SHARE = 0.05
+"""Largest share of the time so far that pictures may have taken when the next one is sampled."""
 
 PREVIEW: dict[str, Any] = {"sampler": "dpmpp", "grid": "karras"}
 """How pictures are sampled during training, in at most PREVIEW_STEPS steps: DDPM's thousand steps take too long."""
@@ -124,7 +124,7 @@ class Trainer:
 
         now = budget.elapsed
         self.saved = self.numbers.seconds  # when the last checkpoint was written
-        self.drawing = 0.0  # seconds spent on pictures
+        self.picture_seconds = 0.0
         self.first_step = n
         self.since_start = Throughput(self.config.batch, n, now)
         self.since_row = Throughput(self.config.batch, n, now)
@@ -152,7 +152,7 @@ class Trainer:
                     numbers.done = is_over
                     self.stopped.number = self.stopped.number or signal
                     break
-                self.checkpoint_and_draw()
+                self.checkpoint_and_sample()
         except NotFiniteError as error:
             self.save_model(with_picture=False)
             self.report(live=False)
@@ -231,15 +231,15 @@ class Trainer:
         self.mean_losses = recent if self.mean_losses is None else self.mean_losses.lerp(recent, RECENT)
         return losses.mean().item()
 
-    def checkpoint_and_draw(self) -> None:
-        """Write a checkpoint, and save and draw the model, where they are due."""
+    def checkpoint_and_sample(self) -> None:
+        """Write a checkpoint, and save the model and sample from it, where they are due."""
         began, progress = self.budget.elapsed, self.budget.progress
-        can_draw = self.pictures.reached(progress) and self.drawing <= DRAWING * began
-        saves, draws = broadcast(began - self.saved >= self.config.save_seconds, can_draw)
+        can_sample = self.pictures.reached(progress) and self.picture_seconds <= MAX_PICTURE_SHARE * began
+        saves, samples = broadcast(began - self.saved >= self.config.save_seconds, can_sample)
         if saves:
             write_checkpoint(self.folder, self.spec, self.state, self.budget, self.log)
             self.saved = self.budget.elapsed
-        if draws:
+        if samples:
             self.pictures.due(progress)
             self.save_model(with_picture=True)
             self.report(live=True)
@@ -255,14 +255,14 @@ class Trainer:
         model = Model(self.state.ema.model, self.spec, self.numbers.n, began, self.state.guide)
         on_rank0(lambda: save(self.folder / MODEL_FILE, model))
         if with_picture:
-            picture = self.draw(model)
+            picture = self.write_samples(model)
             self.budget.expect(1.1 * (self.budget.elapsed - began) + 0.3)
         seconds = self.budget.elapsed - began
-        self.drawing += seconds
+        self.picture_seconds += seconds
         self.since_start.exclude(seconds)
         return picture
 
-    def draw(self, model: Model) -> Path | None:
+    def write_samples(self, model: Model) -> Path | None:
         """Write a grid of samples, the same noise each time. Returns its path, None where a signal arrived."""
         labels = preview_labels(self.spec.info.classes)
         count = 64 if labels is None else len(labels)
