@@ -6,7 +6,19 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import DataError, UsageError
-from .options import command, data_of, data_options, device_options, path, png_only, sampling_text, say, seed, whole
+from .options import (
+    checkable_labels,
+    command,
+    data_of,
+    data_options,
+    device_options,
+    path,
+    png_only,
+    sampling_text,
+    say,
+    seed,
+    whole,
+)
 
 PAIRS = 30
 """Pairs in the picture."""
@@ -51,8 +63,7 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
     pixels_a, speed_a = timed_samples(args, "A", a, n, labels)
     pixels_b, speed_b = timed_samples(args, "B", b, n, labels)
     of_a, of_b = (ImageFeatures(*extractor(pixels)) for pixels in (pixels_a, pixels_b))
-    known = images.classes and images.class_names == a.info.class_names and of_a.logits.shape[1] == images.classes
-    found = differences(of_a, of_b, real, labels if known else None)
+    found = differences(of_a, of_b, real, checkable_labels(labels, a, images, extractor))
     say(args, f"{extractor.name}, {n:,} pairs, seed {args.seed}:")
     for difference in found:
         say(args, f"  {difference}")

@@ -193,6 +193,12 @@ def data_of(args: argparse.Namespace, model: Any, n: int):
     return images, min(n, 2 * len(images))
 
 
+def checkable_labels(labels, model, images, extractor):
+    """The labels of samples, int64 `[n]`, if the extractor predicts the classes that the model has; else None."""
+    same_classes = images.class_names == model.info.class_names and extractor.classes == images.classes
+    return labels if same_classes else None
+
+
 def info_text(images) -> str:
     """A summary of a data set, in a paragraph."""
     channels, height, width = images.shape

@@ -10,6 +10,7 @@ from typing import Any
 from ..errors import BusyError, UsageError
 from ..run.folder import hold
 from .options import (
+    checkable_labels,
     command,
     data_of,
     data_options,
@@ -134,7 +135,7 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
     extractor = extractor_for(images, quiet=args.json)
     real = cached_features(images, extractor, extractor.name)
     check_count(n, real)
-    known = images.class_names == model.info.class_names and extractor.classes == images.classes
+    checkable = checkable_labels(labels, model, images, extractor)
     plan = plan_of(args, model, real)
 
     def sample(settings: dict[str, Any]):
@@ -144,12 +145,12 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
     what = "1 configuration" if len(plan.grid) == 1 else f"{len(plan.grid)} configurations"
     say(args, f"{what}, {n:,} images each: about {seconds:.0f} s to sample.")
     reference = None if plan.reference is None else sample(plan.reference)
-    left_out = {"accuracy"} if labels is None or not known else set()
+    left_out = {"accuracy"} if checkable is None else set()
     left_out |= {"distance"} if reference is None else set()
     columns = plan.columns | {title: text for title, text in SCORES.items() if title not in left_out}
     say(args, table_row(columns))
     points = []
-    for point in sweep(sample, plan.grid, Scorer(extractor, real, labels if known else None), reference):
+    for point in sweep(sample, plan.grid, Scorer(extractor, real, checkable), reference):
         points.append(point)
         say(args, table_row(columns, [text(point) for text in columns.values()]))
     answers = [point.as_dict() for point in points]
