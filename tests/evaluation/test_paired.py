@@ -4,6 +4,7 @@ import json
 import math
 import shutil
 from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -11,7 +12,11 @@ from conftest import TINY
 from faults import ends
 
 from simple_diffusion.cli.main import main
+from simple_diffusion.cli.options import checkable_labels
+from simple_diffusion.data.info import DataInfo
+from simple_diffusion.data.sources import load_images
 from simple_diffusion.errors import DataError
+from simple_diffusion.evaluation.extractors import extractor_for
 from simple_diffusion.evaluation.features import ImageFeatures
 from simple_diffusion.evaluation.paired import Difference, conclusion, differences
 from simple_diffusion.model.model_file import MODEL_FILE, read, save
@@ -103,6 +108,17 @@ def test_too_few_pairs_are_refused():
 
 
 # --- the command
+
+
+def test_labels_are_checked_only_by_an_extractor_of_the_same_classes():
+    images = load_images("digits")
+    model, labels, extractor = SimpleNamespace(info=DataInfo.of(images)), torch.arange(10), extractor_for(images)
+    assert checkable_labels(labels, model, images, extractor) is labels
+    assert checkable_labels(None, model, images, extractor) is None
+    reordered = replace(images, class_names=images.class_names[::-1])
+    assert checkable_labels(labels, model, reordered, extractor) is None
+    without_logits = replace(extractor, record=replace(extractor.record, classes=0))
+    assert checkable_labels(labels, model, images, without_logits) is None
 
 
 @pytest.fixture(scope="module")
