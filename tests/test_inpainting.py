@@ -1,4 +1,4 @@
-"""A part of an image drawn anew around the rest, and the way between two noises, by exact denoisers."""
+"""A part of an image generated to fit the rest, and the way between two noises, by exact denoisers."""
 
 import math
 from functools import partial

@@ -314,7 +314,7 @@ def grids_are_what_they_say(samplers, schedule):
 
 
 def images_belong_to_seed_and_number(sampling, schedule):
-    """Image i is the same however many are drawn; labels meet their images; every batch is full."""
+    """Image i is the same however many are generated; labels meet their images; every batch is full."""
     times = real_samplers.karras_grid(schedule, 4)
 
     def draw(n, cond=None, seed=0, batch=64, oracle=None):

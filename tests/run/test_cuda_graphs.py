@@ -1,4 +1,4 @@
-"""Recorded work: replayed on each batch's own numbers, it trains to the same bits as work that is launched anew.
+"""Recorded work: replayed on each batch's own numbers, it trains to the same bits as work that is launched each time.
 
 A CPU has no graphs. What stands in for one here does the same work again and copies its results into the tensors of
 the first time, which is all that a replay does; `benchmarks/gpu.py` compares the real ones.
@@ -24,7 +24,7 @@ from simple_diffusion.training import train, uncaptured
 
 
 def again(work):
-    """A recording that runs the work anew on the tensors that it first read, into those that it first wrote."""
+    """A recording that runs the work again on the tensors that it first read, into those that it first wrote."""
     results, begun = work(), []
 
     def replay() -> None:

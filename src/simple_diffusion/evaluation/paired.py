@@ -60,9 +60,9 @@ class Difference:
         return self.n * (self.margin / gap) ** 2 if gap else math.inf
 
     def __str__(self) -> str:
-        told = f"{self.verdict} is better" if self.verdict else "cannot tell"
+        verdict = f"{self.verdict} is better" if self.verdict else "cannot tell"
         gap = f"{self.b - self.a:+.3g} ± {self.margin:.2g}"
-        return f"{self.name:<9}  {self.a:.4g} -> {self.b:.4g}  difference {gap}: {told}"
+        return f"{self.name:<9}  {self.a:.4g} -> {self.b:.4g}  difference {gap}: {verdict}"
 
 
 def check_count(n: int, real: ImageFeatures) -> None:
