@@ -15,6 +15,7 @@ import pytest
 import torch
 from conftest import TINY
 from faults import (
+    TOKEN,
     Countdown,
     assert_equal,
     assert_same_run,
@@ -154,13 +155,13 @@ def test_a_run_survives_kill_at_25_random_times(squares, tmp_path, unbroken):
 def test_only_temporary_files_of_the_killed_run_are_removed(squares, tmp_path, unbroken):
     folder = tmp_path / "run"
     stopped_after(2, command(squares, folder))
-    for part in ("samples/step-00000001.png.tmp", "checkpoints/step-00000009.safetensors.tmp", "log.csv.tmp"):
+    own = ("samples/step-00000001.png", "checkpoints/step-00000009.safetensors", "log.csv")
+    others = (f"samples/n100-seed0.png.{TOKEN}.tmp", "notes.tmp", "log.csv.tmp")  # of a `sample` at work, of the user
+    for part in (*(f"{name}.{TOKEN}.tmp" for name in own), *others):
         (folder / part).parent.mkdir(exist_ok=True)
         (folder / part).write_bytes(b"half")
-    other = folder / "samples" / "n100-seed0.png.tmp"  # of a `sample` that may be at work
-    other.write_bytes(b"half")
     assert ends([*command(squares, folder), "--resume"]) == 0
-    assert list(folder.rglob("*.tmp")) == [other]
+    assert {str(path.relative_to(folder)) for path in folder.rglob("*.tmp")} == {*others}
 
 
 # --- damaged files ----------------------------------------------------------------------------------------------------

@@ -3,6 +3,7 @@
 import errno
 import io
 import os
+import re
 import signal
 import sys
 import traceback
@@ -95,6 +96,9 @@ def stopped_after(n: int, argv: list[str], number: int = signal.SIGTERM) -> None
         assert ends(argv) == 128 + number
 
 
+TOKEN = "0123456789abcdef"
+"""In the name of an unfinished file, where each has its own."""
+
 # --- files -----------------------------------------------------------------------------------------------------------
 
 
@@ -115,13 +119,20 @@ class Raw(io.FileIO):
 
 @contextmanager
 def watched(before: Callable[[str, Path, int], None]) -> Iterator[None]:
-    """Each file operation of a run first calls `before(operation, path, bytes written to the file so far)`."""
+    """Each file operation of a run first calls `before(operation, path, bytes written to the file so far)`.
+
+    The random part is left out of the name of an unfinished file.
+    """
+    tell = before
+
+    def before(what: str, path: Path, size: int) -> None:
+        tell(what, path.with_name(re.sub(r"\.[0-9a-f]{16}\.tmp$", ".tmp", path.name)), size)
 
     def opened(path, mode="r"):
         if mode == "rb":
             return open(path, mode)
         before("open", Path(path), 0)
-        raw = Raw(path, mode.rstrip("b"), before)
+        raw = Raw(path, mode.replace("b", ""), before)
         return io.BufferedWriter(raw) if "b" in mode else io.TextIOWrapper(io.BufferedWriter(raw))
 
     def telling(what: str, real: Callable):

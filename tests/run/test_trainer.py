@@ -9,7 +9,7 @@ import simple_diffusion.run.steps as steps
 import simple_diffusion.run.trainer as run
 from simple_diffusion.data.info import DataInfo
 from simple_diffusion.data.sources import load_images
-from simple_diffusion.errors import DivergedError
+from simple_diffusion.errors import DivergedError, ResourceError
 from simple_diffusion.model.build import ModelSpec
 from simple_diffusion.model.config import Config, fitted
 from simple_diffusion.model.model_file import read
@@ -116,9 +116,12 @@ def test_a_forecast_on_a_machine_that_stalls_is_of_one_step(squares, monkeypatch
 
 
 def test_free_folder_takes_the_first_free_number(tmp_path):
-    assert free_folder(tmp_path, "digits").name == "digits-1"
-    (tmp_path / "digits-1").mkdir()
-    assert free_folder(tmp_path, "digits").name == "digits-2"
+    assert free_folder(tmp_path / "runs", "digits").name == "digits-1"
+    (tmp_path / "runs" / "digits-2").touch()
+    assert free_folder(tmp_path / "runs", "digits").name == "digits-3"
+    (tmp_path / "link").symlink_to("nowhere")
+    with pytest.raises(ResourceError, match=r"link cannot be used .* choose another --out"):
+        free_folder(tmp_path / "link", "digits")
 
 
 @pytest.mark.parametrize(

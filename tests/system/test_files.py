@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from faults import assert_equal, full, watched
+from faults import TOKEN, assert_equal, full, watched
 from model_files import apart
 from safetensors.torch import load_file
 from torch import nn
@@ -74,12 +74,14 @@ def test_content_is_synced_before_the_rename_and_the_folder_after_it(tmp_path):
 
 
 def test_only_temporary_files_are_removed(tmp_path):
-    parts = [tmp_path / name for name in ("log.csv.tmp", "checkpoints/step-1.x.tmp", "samples/step-2.png.tmp")]
-    others = [tmp_path / name for name in ("log.csv", "checkpoints/step-1.x", "samples/n100.png.tmp", "a/b/step-1.tmp")]
+    own = ("log.csv", "checkpoints/step-1.x", "samples/step-2.png")
+    parts = [tmp_path / f"{name}.{TOKEN}.tmp" for name in own]
+    others = [tmp_path / name for name in (*own, f"samples/n100.png.{TOKEN}.tmp", f"a/b/step-1.{TOKEN}.tmp")]
+    others += [tmp_path / name for name in ("notes.tmp", "log.csv.tmp", "samples/step-2.png.0123.tmp")]  # of the user
     for path in (*parts, *others):
         path.parent.mkdir(parents=True, exist_ok=True)
         path.touch()
-    (tmp_path / "a.tmp").mkdir()  # can't be unlinked, and stops nothing
+    (tmp_path / f"a.{TOKEN}.tmp").mkdir()  # can't be unlinked, and stops nothing
     remove_parts(tmp_path)
     assert not any(path.exists() for path in parts)
     assert all(path.exists() for path in others)

@@ -131,7 +131,8 @@ def start(args: argparse.Namespace, values: dict[str, Any]) -> dict[str, Any]:
         result = dry_run(config, images, device)
         say(args, result["text"])
         return result
-    return train(args, config, images, args.out or free_folder(Path("runs"), images.stem))
+    runs = Path("runs")
+    return train(args, config, images, args.out or (free_folder(runs, images.stem) if FIRST else runs))
 
 
 def resume(args: argparse.Namespace, values: dict[str, Any]) -> dict[str, Any]:

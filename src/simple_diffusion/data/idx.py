@@ -134,7 +134,7 @@ def _find(name: str, file: str, root: str | Path | None) -> Path:
         with FileLock(path.with_name(".lock")):  # one of several processes downloads it
             if not path.is_file():
                 download([mirror + file for mirror in known.mirrors], path, known.sha256[file])
-    except OSError as error:
+    except (OSError, NotImplementedError) as error:  # some versions of filelock: a file system without locks
         raise DataError(
             f"cannot write {file} to {str(path.parent)!r} ({reason(error)}): set --data-root to another folder"
         ) from error

@@ -6,6 +6,8 @@ A file of tensors is a safetensors file with JSON in its header. No code in a fi
 import hashlib
 import json
 import os
+import re
+import secrets
 import sys
 from contextlib import suppress
 from pathlib import Path
@@ -30,18 +32,22 @@ NO_CHECKSUM = "0" * 64
 MAX_HEADER = 2**21
 """Largest header in bytes, enough for about 20,000 tensors. A header takes up to 30 times its size in memory."""
 
+PART = re.compile(r".+\.[0-9a-f]{16}\.tmp", re.DOTALL)
+"""Name of an unfinished file of `write_atomic`."""
+
 T = TypeVar("T")
 
 
 def write_atomic(path: Path, content: bytes) -> None:
     """Write `content` to `path` so that readers see either the old file or the new one, even after a power failure.
 
+    Several processes may write the same path: each has its own unfinished file, and the last one to finish wins.
     Raises ResourceError if the write fails; the old file is then unchanged.
     """
-    part = path.with_name(path.name + ".tmp")
+    part = path.with_name(f"{path.name[:40]}.{secrets.token_hex(8)}.tmp")  # no longer than the system allows
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        with open(part, "wb") as file:
+        with open(part, "xb") as file:
             file.write(content)
             file.flush()
             os.fsync(file.fileno())
@@ -64,8 +70,9 @@ def write_atomic(path: Path, content: bytes) -> None:
 def remove_parts(folder: Path) -> None:
     """Remove the temporary files of a run in this folder that was killed during `write_atomic`."""
     for part in [*folder.glob("*.tmp"), *folder.glob("*/step-*.tmp")]:
-        with suppress(OSError):
-            part.unlink()
+        if PART.fullmatch(part.name):
+            with suppress(OSError):
+                part.unlink()
 
 
 def unwritable(path: Path, error: OSError) -> ResourceError:
