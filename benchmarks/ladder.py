@@ -118,7 +118,7 @@ def task(training: str, seed: int, steps: int, n: int, data: str) -> dict[str, d
     torch.set_num_threads(1)
     settings, labelled = TRAININGS[training]
     train = load_images(data)
-    images = train if labelled else replace(train, labels=None, class_names=())
+    images = train if labelled else train.without_labels()
     tiny = PRESETS["tiny"][1]
     config = fitted(Config(data=data, steps=steps, seconds=0.0, seed=seed, **tiny | settings), torch.device("cpu"))
     info = DataInfo.of(images)

@@ -62,7 +62,7 @@ def show(rows: dict[str, torch.Tensor]) -> None:  # a row of twelve images for e
 
 samples, times = {}, sd.uniform_grid(schedule, 5 if FAST else 50)
 for name, denoiser in nets.items():
-    sd.fit(denoiser, images, STEPS, loss=partial(sd.denoising_loss, density=sd.on_steps))
+    sd.fit(denoiser, images.without_labels(), STEPS, loss=partial(sd.denoising_loss, density=sd.on_steps))
     x0 = sd.sample(sd.Clipped(denoiser), (COUNT, 1, 28, 28), times, sampler=sd.ddpm)
     samples[name] = sd.to_uint8(x0)
 show(samples)

@@ -62,7 +62,7 @@ plt.show()
 def train(schedule: Schedule) -> torch.nn.Module:  # with times that are uniform on this schedule
     torch.manual_seed(0)
     denoiser = sd.Denoiser(sd.UNet(widths=(32, 64), blocks=(1, 2)), schedule, sd.targets.noise)
-    sd.fit(denoiser, images, STEPS)
+    sd.fit(denoiser, images.without_labels(), STEPS)
     return denoiser.net
 
 

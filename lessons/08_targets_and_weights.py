@@ -89,7 +89,7 @@ models = {}
 for target in (sd.targets.noise, sd.targets.x0, sd.targets.v):
     torch.manual_seed(0)
     denoiser = sd.Denoiser(sd.UNet(widths=(32, 64), blocks=(1, 2)), schedule, target)
-    models[target.__name__] = sd.fit(denoiser, images, STEPS).model
+    models[target.__name__] = sd.fit(denoiser, images.without_labels(), STEPS).model
 
 # %% [markdown]
 # The figure shows the error of the x0 prediction on held-out images by noise level, relative to the error of `v`.

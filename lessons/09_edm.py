@@ -46,7 +46,7 @@ images = sd.load_images("digits")
 # $c_{skip}$. The factor of the output is $-c_{out}$, because EDM's $F$ is minus the v-prediction.
 
 # %%
-s = images.std
+data, s = images.without_labels(), images.std
 edm = sd.Denoiser(sd.UNet(widths=(32, 64), blocks=(1, 2)), sd.Karras(), sd.targets.v, data_std=s)
 
 sigma = torch.tensor([[0.02], [0.5], [20.0]], dtype=torch.float64)  # low, medium and high noise
@@ -101,8 +101,8 @@ plt.show()
 # %%
 torch.manual_seed(0)  # the same initial weights as `edm`
 cosine_v = sd.Denoiser(sd.UNet(widths=(32, 64), blocks=(1, 2)), cosine, sd.targets.v)
-cosine_model = sd.fit(cosine_v, images, STEPS, batch=16).model
-edm_model = sd.fit(edm, images, STEPS, loss=partial(sd.denoising_loss, density=density), batch=16).model
+cosine_model = sd.fit(cosine_v, data, STEPS, batch=16).model
+edm_model = sd.fit(edm, data, STEPS, loss=partial(sd.denoising_loss, density=density), batch=16).model
 
 held_out = sd.to_unit(sd.load_images("digits", split="test").pixels[: 16 if FAST else 256])
 plt.figure(figsize=(6.5, 3), layout="constrained")
@@ -144,7 +144,7 @@ print(f"FID[digits-cnn-1, n={COUNT} vs train]: {fids}")
 # ```python
 # edm = sd.Denoiser(net, sd.Karras(), sd.targets.v, data_std=images.std)
 # density = sd.LogNormal(math.log(images.std) - 0.5, 1.2)
-# sd.fit(edm, images, STEPS, loss=partial(sd.denoising_loss, density=density))
+# sd.fit(edm, images.without_labels(), STEPS, loss=partial(sd.denoising_loss, density=density))
 # ```
 #
 # **Exercise.** Write `karras_levels(n, sigma_min, sigma_max, rho)`: `simple-diffusion check 9 my_solution.py`.

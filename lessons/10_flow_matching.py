@@ -28,7 +28,7 @@ loss = partial(sd.denoising_loss, density=sd.LogNormal(math.log(s) - 0.5, 1.2))
 def train(schedule, target, seed: int = 0) -> sd.Denoiser:
     torch.manual_seed(seed)  # of the initial weights; the seed of fit sets the order of the images and the noise
     denoiser = sd.Denoiser(sd.UNet(widths=(32, 64), blocks=(1, 2)), schedule, target, s)
-    return sd.fit(denoiser, images, STEPS, loss=loss, batch=16, seed=seed).model
+    return sd.fit(denoiser, images.without_labels(), STEPS, loss=loss, batch=16, seed=seed).model
 
 
 edm = train(sd.Karras(), sd.targets.v)

@@ -1,5 +1,9 @@
 """The update of Muon, and the parameters that it updates."""
 
+import io
+import pickle
+from copy import deepcopy
+
 import pytest
 import torch
 
@@ -135,3 +139,57 @@ def test_every_optimizer_solves_a_linear_problem(name):
         (net(x) - x @ truth).square().mean().backward()
         optimizer.step()
     assert (net(x) - x @ truth).square().mean() < 1e-3
+
+
+def by_load_state_dict(net, optimizer):
+    twin = deepcopy(net)
+    other = OPTIMIZERS["muon" if isinstance(optimizer, Muon) else "adamw"](twin, 1.0, (0.5, 0.5))
+    other.load_state_dict(deepcopy(optimizer.state_dict()))
+    return twin, other
+
+
+def by_file(net, optimizer):
+    file = io.BytesIO()
+    torch.save(optimizer.state_dict(), file)
+    twin = deepcopy(net)
+    other = OPTIMIZERS["muon" if isinstance(optimizer, Muon) else "adamw"](twin, 1.0, (0.5, 0.5))
+    other.load_state_dict(torch.load(io.BytesIO(file.getvalue()), weights_only=True))
+    return twin, other
+
+
+@pytest.mark.parametrize(
+    "moved",
+    [by_load_state_dict, by_file, lambda *pair: deepcopy(pair), lambda *pair: pickle.loads(pickle.dumps(pair))],
+    ids=["load_state_dict", "file", "deepcopy", "pickle"],
+)
+@pytest.mark.parametrize("name", OPTIMIZERS)
+def test_an_optimizer_continues_from_its_state(name, moved):
+    def steps(net, optimizer, numbers):
+        for number in numbers:
+            generator = torch.Generator().manual_seed(number)
+            for parameter in net.parameters():
+                parameter.grad = torch.randn(parameter.shape, generator=generator)
+            optimizer.step()
+
+    torch.manual_seed(0)
+    net = UNet(1, classes=3, widths=(8, 16), blocks=(1, 1))
+    optimizer = OPTIMIZERS[name](net, 0.01, (0.8, 0.95))
+    steps(net, optimizer, range(5))
+    twin, other = moved(net, optimizer)
+    steps(net, optimizer, range(5, 10))
+    steps(twin, other, range(5, 10))
+    assert all(torch.equal(p, q) for p, q in zip(net.parameters(), twin.parameters(), strict=True))
+    assert len(other.state) == len(list(net.parameters()))
+
+
+def test_muon_calls_a_closure():
+    net = torch.nn.Linear(3, 2)
+    before, wanted = net.weight.detach().clone(), net(torch.ones(1, 3)).sum().item()
+
+    def closure():
+        loss = net(torch.ones(1, 3)).sum()
+        loss.backward()
+        return loss
+
+    assert muon(net).step(closure).item() == wanted
+    assert not torch.equal(net.weight, before)

@@ -5,6 +5,7 @@ from typing import Protocol
 import torch
 from torch import Tensor, nn
 
+from .checks import check_callable, check_number, check_type, shown
 from .schedules import Schedule
 from .targets import Target
 
@@ -32,6 +33,8 @@ class Denoiser(nn.Module):
     target      what the network predicts
     data_std    standard deviation of the data, whose pixels lie in [-1, 1]
     dtype       in which the network computes; everything else is computed in the dtype of x_t
+
+    Raises TypeError or ValueError for an argument that is not allowed, and if the network returns another shape.
     """
 
     def __init__(
@@ -43,6 +46,10 @@ class Denoiser(nn.Module):
         dtype: torch.dtype = torch.float32,
     ):
         super().__init__()
+        check_type("net", net, nn.Module, "a network net(x, noise_level, cond), an nn.Module")
+        check_type("schedule", schedule, Schedule, "a schedule such as sd.Karras()")
+        check_callable("target", target, "a function such as sd.targets.v")
+        check_number("data_std", data_std, 0)
         self.net, self.schedule, self.target, self.data_std, self.dtype = net, schedule, target, data_std, dtype
 
     def coefficients(self, t: Tensor, x: Tensor):
@@ -58,6 +65,8 @@ class Denoiser(nn.Module):
         noise_level = (sigma / alpha).log().flatten() / 4
         with torch.autocast(x_t.device.type, self.dtype, enabled=self.dtype != torch.float32):
             out = self.net(unit, noise_level, cond)
+        if not isinstance(out, Tensor) or out.shape != x_t.shape:
+            raise ValueError(f"the network must return the shape of its input, {tuple(x_t.shape)}, got {shown(out)}")
         return out.to(x_t.dtype)
 
     def forward(self, x_t: Tensor, t: Tensor, cond: Tensor | None = None) -> Tensor:

@@ -9,6 +9,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from .checks import check_callable, check_integer, check_number, check_type
+
 Averaged = TypeVar("Averaged", bound=nn.Module)
 
 Decay = Callable[[int], float]
@@ -81,7 +83,11 @@ def constant_decay(decay: float = 0.999, warmup: int = 0) -> Decay:
 
     decay    fraction of the average that is kept at an update, in [0, 1)
     warmup   number of updates that copy the weights; m = n - warmup counts the updates after them
+
+    Raises ValueError for another decay or warmup.
     """
+    check_number("decay", decay, 0, 1, "[)")
+    check_integer("warmup", warmup, 0)
 
     def at(n: int) -> float:
         m = max(n - warmup, 1)
@@ -96,16 +102,26 @@ class EMA(Generic[Averaged]):
 
     model   any module; `.model` is the averaged copy, in eval mode and without gradients
     decay   number of the update -> fraction of the average that is kept; `power_decay()` by default
+
+    Raises TypeError for another model or decay.
     """
 
     def __init__(self, model: Averaged, decay: Decay | None = None):
+        check_type("model", model, nn.Module, "a model, an nn.Module")
+        check_callable("decay", decay or power_decay, "a function such as sd.constant_decay(0.999)")
         self.decay = decay or power_decay()
         self.model: Averaged = deepcopy(model).eval().requires_grad_(False)
 
     def update(self, model: Averaged, n: int) -> None:
-        """Add the weights of the model after update n = 1, 2, ... to the average."""
+        """Add the weights of the model after update n = 1, 2, ... to the average.
+
+        Raises ValueError for another n, or a model whose weights have other shapes.
+        """
+        check_integer("n", n, 1)
         slow: list[Tensor] = list(self.model.parameters())
         fast: list[Tensor] = list(model.parameters())
+        if [weight.shape for weight in slow] != [weight.shape for weight in fast]:
+            raise ValueError("`model` must have the weights of the model that is averaged")
         with torch.no_grad():
             torch._foreach_lerp_(slow, fast, 1 - self.decay(n))  # lerp is exact at both ends
         for kept, fresh in zip(self.model.buffers(), model.buffers(), strict=True):

@@ -2,10 +2,12 @@
 
 from collections import deque
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from .checks import check_number
 from .networks.embedding import Labels
 from .system.threads import parallel_map
 
@@ -85,14 +87,26 @@ class Muon(torch.optim.Optimizer):
         betas: tuple[float, float] = (0.9, 0.99),
         momentum: float = 0.95,
     ):
-        super().__init__([{"params": matrices}, {"params": others}], {"lr": lr})
-        self.momentum = momentum
-        self.adamw = torch.optim.AdamW([self.param_groups[1]], lr=lr, betas=betas, weight_decay=0.0, fused=True)
+        check_number("momentum", momentum, 0, 1, "[)")
+        of_adamw = {"params": others, "betas": betas, "weight_decay": 0.0, "fused": True}
+        super().__init__([{"params": matrices, "momentum": momentum}, of_adamw], {"lr": lr})
+        self._share_state()
+
+    def _share_state(self) -> None:
+        """Let AdamW update the second group, with the state and the settings of this optimizer."""
+        self.adamw = torch.optim.AdamW([self.param_groups[1]])
         self.adamw.state = self.state  # checkpoints save one state for both
 
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        """Take the state of another optimizer, by `load_state_dict`, copying or unpickling."""
+        super().__setstate__(state)
+        self.param_groups[0].setdefault("momentum", 0.95)  # it was not saved in the first versions
+        self._share_state()
+
     @torch.no_grad()
-    def step(self, closure: None = None) -> None:  # pyrefly: ignore[bad-override]  closures are not supported
-        """Update all parameters that have a gradient."""
+    def step(self, closure: Callable[[], Any] | None = None) -> Any:  # pyrefly: ignore[bad-override]
+        """Update all parameters that have a gradient. Returns the result of `closure`, which computes the gradients."""
+        loss = None if closure is None else torch.enable_grad()(closure)()
         by_shape: dict[torch.Size, list[nn.Parameter]] = {}
         for parameter in self.param_groups[0]["params"]:
             if parameter.grad is not None:
@@ -103,18 +117,19 @@ class Muon(torch.optim.Optimizer):
         if groups:
             deque(parallel_map(self.update, groups, groups[0][0].device), maxlen=0)
         self.adamw.step()
+        return loss
 
     @torch.no_grad()
     def update(self, parameters: list[nn.Parameter]) -> None:
         """Update weights of one shape, stacked for the matrix products."""
-        ahead = []
+        group, ahead = self.param_groups[0], []
         for parameter in parameters:
             gradient, momentum = parameter.grad, self.state[parameter]["momentum"]
             assert gradient is not None
-            momentum.lerp_(gradient, 1 - self.momentum)
-            ahead.append(gradient.lerp(momentum, self.momentum).flatten(1))
+            momentum.lerp_(gradient, 1 - group["momentum"])
+            ahead.append(gradient.lerp(momentum, group["momentum"]).flatten(1))
         directions = orthogonalized(torch.stack(ahead))
-        directions *= 0.2 * max(directions.shape[1:]) ** 0.5 * self.param_groups[0]["lr"]
+        directions *= 0.2 * max(directions.shape[1:]) ** 0.5 * group["lr"]
         for parameter, direction in zip(parameters, directions, strict=True):
             parameter.sub_(direction.view(parameter.shape))
 

@@ -6,7 +6,8 @@ a hash of (seed, purpose, step), and the counter holds the number of the sample.
 """
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -23,6 +24,17 @@ def philox(seed: int, purpose: str, step: int = 0) -> np.random.Philox:
 def permutation(n: int, seed: int, purpose: str, step: int = 0) -> Tensor:
     """A random permutation of 0, ..., n - 1: int64 `[n]`, a pure function of (seed, purpose, step)."""
     return torch.from_numpy(np.random.Generator(philox(seed, purpose, step)).permutation(n))
+
+
+@contextmanager
+def torch_seed(seed: int) -> Iterator[None]:
+    """Inside the context, PyTorch's generator of the CPU starts from this seed; afterwards it goes on as before."""
+    before = torch.get_rng_state()
+    torch.default_generator.manual_seed(seed)
+    try:
+        yield
+    finally:
+        torch.set_rng_state(before)
 
 
 @dataclass(frozen=True)

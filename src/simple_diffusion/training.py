@@ -1,7 +1,9 @@
 """The training loop (Ho et al. 2020, algorithm 1) as a generator of steps, learning-rate schedules, and `fit`."""
 
+import math
 import sys
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import nullcontext
 from dataclasses import dataclass
 from itertools import islice
 from typing import Any
@@ -10,6 +12,7 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
+from .checks import check_callable, check_integer, check_number, check_type, shown
 from .data.batches import Batch, batches
 from .data.images import Images
 from .denoiser import Denoiser
@@ -17,8 +20,10 @@ from .ema import EMA, Decay
 from .errors import DivergedError
 from .losses import Loss, denoising_loss
 from .networks.dropout import dropout_seed
+from .networks.embedding import check_classes
 from .optimizers import adamw
-from .system.data_parallel import sum_over_parts
+from .randomness import torch_seed
+from .system.data_parallel import shares_state, sum_over_parts
 
 LearningRate = Callable[[int], float]
 """Number of a step, 1, 2, ... -> its learning rate."""
@@ -74,25 +79,48 @@ LEARNING_RATES: dict[str, Callable[[float, float], float]] = {"linear": warmup_l
 """Learning-rate schedules: name -> (progress, warmup) -> learning rate relative to its peak."""
 
 
-def backward(loss: Loss, denoiser: Denoiser, batch: Batch, accumulate: int = 1) -> Tensor:
+def losses_of(loss: Loss, denoiser: Denoiser, batch: Batch) -> Tensor:
+    """The loss of each sample `[B]`. Raises ValueError for a loss of another shape, which would be scaled wrongly."""
+    losses = loss(denoiser, batch.x0, batch.cond, batch.draws)
+    if not isinstance(losses, Tensor) or losses.shape != (len(batch.x0),):
+        raise ValueError(f"`loss` must return a number for each of {len(batch.x0)} samples, got {shown(losses)}")
+    return losses
+
+
+def needs_turns(loss: Loss, denoiser: Denoiser, batch: Batch) -> bool:
+    """Whether the threads of a CPU can't share a step, because `shares_state` is true of the loss of this network.
+
+    Raises ValueError for a loss that is not `[B]`.
+    """
+    if batch.x0.device.type != "cpu":
+        return False
+    with dropout_seed(0):
+        return shares_state(lambda: losses_of(loss, denoiser, batch[:2]), denoiser)
+
+
+def backward(loss: Loss, denoiser: Denoiser, batch: Batch, accumulate: int = 1, in_turn: bool = False) -> Tensor:
     """Set the gradients of the mean loss of a batch, and return the loss of each sample `[B]`.
 
     The processes of the run and the threads of a CPU share the batch (`sum_over_parts`).
 
     accumulate  gradient accumulation steps: parts of a batch that are computed one after another, to save memory
+    in_turn     as by `needs_turns`: compute no parts at the same time, and seed PyTorch's generator for each
+
+    Raises ValueError for a loss that is not `[B]`.
     """
     parameters = [parameter for parameter in denoiser.parameters() if parameter.requires_grad]
     zeros = batch.x0.new_zeros(len(batch.x0))
 
     def losses_and_gradients(rows: slice) -> list[Tensor | None]:
         part = batch[rows]
-        with dropout_seed(part.draws.seed_of("dropout")):
-            part_losses = loss(denoiser, part.x0, part.cond, part.draws)
+        seed = part.draws.seed_of("dropout")
+        with dropout_seed(seed), torch_seed(seed) if in_turn else nullcontext():
+            part_losses = losses_of(loss, denoiser, part)
         losses = zeros.clone()
         losses[rows] = part_losses.detach()
         return [losses, *torch.autograd.grad(part_losses.sum() / len(batch.x0), parameters, allow_unused=True)]
 
-    losses, *gradients = sum_over_parts(losses_and_gradients, len(batch.x0), [zeros, *parameters], accumulate)
+    losses, *gradients = sum_over_parts(losses_and_gradients, len(batch.x0), [zeros, *parameters], accumulate, in_turn)
     for parameter, gradient in zip(parameters, gradients, strict=True):
         parameter.grad = gradient
     assert losses is not None
@@ -142,16 +170,26 @@ def train(
     capture      wraps the two halves of a step, batch -> (losses, norm of the gradient) and the optimizer's update,
                  in functions that do the same work
 
-    Raises DivergedError, before any weight changes, if more than `max_skipped` consecutive steps are not finite.
+    Raises DivergedError, before any weight changes, if more than `max_skipped` consecutive steps are not finite, and
+    ValueError or TypeError for an argument that is not allowed.
     """
+    check_callable("lr", lr, "a function of the number of the step, such as lambda n: 1e-3")
+    check_number("clip", clip, 0, math.inf, "(]")
+    check_integer("accumulate", accumulate, 1)
+    check_integer("start", start, 0)
+    check_optimizer(optimizer, denoiser)
+    in_turn: bool | None = None
 
     def gradient(batch: Batch) -> tuple[Tensor, Tensor]:
-        losses = backward(loss, denoiser, batch, accumulate)
+        losses = backward(loss, denoiser, batch, accumulate, bool(in_turn))
         return losses, nn.utils.clip_grad_norm_(denoiser.parameters(), clip)
 
     denoiser.train()
     gradient, update = capture(gradient), capture(optimizer.step)
     for n, batch in enumerate(batches, start + 1):
+        check_type("batches", batch, Batch, "an iterable of Batch, such as sd.batches(images, 32)")
+        if in_turn is None:
+            in_turn = needs_turns(loss, denoiser, batch)
         losses, grad_norm = gradient(batch)
         finite = bool(torch.isfinite(grad_norm) & losses.isfinite().all())
         step = Step(n, losses, lr(n), grad_norm, batch, finite)
@@ -159,9 +197,20 @@ def train(
         if skipped > max_skipped:
             raise NotFiniteError(step)
         if finite:
+            check_number("lr", step.lr, 0, math.inf, "[)")  # a negative rate would climb
             set_learning_rate(optimizer, step.lr)
             update()
         yield step
+
+
+def check_optimizer(optimizer: torch.optim.Optimizer, denoiser: nn.Module) -> None:
+    """Raise TypeError or ValueError unless the optimizer updates weights of the denoiser."""
+    check_type("optimizer", optimizer, torch.optim.Optimizer, "an optimizer such as sd.adamw(denoiser)")
+    trained = {id(p) for p in denoiser.parameters() if p.requires_grad}
+    if not trained:
+        raise ValueError("no weight of the denoiser requires a gradient: call denoiser.requires_grad_(True)")
+    if trained.isdisjoint(id(p) for group in optimizer.param_groups for p in group["params"]):
+        raise ValueError("`optimizer` holds no weight of the denoiser: make it with sd.adamw(denoiser)")
 
 
 class NotFiniteError(DivergedError):
@@ -197,8 +246,16 @@ def fit(
     decay      decay of the EMA, `power_decay(0.05)` by default
     seed       of the order of the images and of the noise; it does not change the initial weights
 
-    Raises DivergedError at the first loss or gradient that is not finite.
+    The random numbers of the network's own modules, such as nn.Dropout, also follow from `seed` on a CPU.
+
+    Raises DivergedError at the first loss or gradient that is not finite, and ValueError or TypeError for an argument
+    that is not allowed, or labels that the network has no classes for.
     """
+    check_type("denoiser", denoiser, nn.Module, "a Denoiser")
+    check_type("images", images, Images, "Images, as sd.load_images returns them")
+    check_integer("steps", steps, 1)
+    check_number("lr", lr, 0)
+    check_classes(denoiser, images.labels)
 
     def rate(n: int) -> float:
         return lr * warmup_linear((n - 1) / steps)

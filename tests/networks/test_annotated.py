@@ -341,7 +341,8 @@ def test_label_augmentation_and_noise_level_matter_and_no_label_is_the_last():
             assert (a - b).abs().flatten(1).amax(1).min() > 1e-4
     assert torch.equal(net(x, LEVELS), outs[3])
     unlabelled = unet()
-    assert torch.equal(unlabelled(x, LEVELS), unlabelled(x, LEVELS, torch.tensor([0, 0])))
+    with pytest.raises(ValueError, match="the network has no classes"):
+        unlabelled(x, LEVELS, torch.tensor([0, 0]))
 
 
 @pytest.mark.parametrize("self_condition", [False, True])

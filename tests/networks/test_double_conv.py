@@ -273,7 +273,8 @@ def test_labels_and_level_matter_and_no_label_adds_nothing():
     nn.init.zeros_(net.labels.of_class.weight)
     torch.testing.assert_close(net(x, LEVELS, torch.tensor([0, 1])), outs[3])
     without = unet()
-    assert torch.equal(without(x, LEVELS), without(x, LEVELS, torch.tensor([0, 0])))
+    with pytest.raises(ValueError, match="the network has no classes"):
+        without(x, LEVELS, torch.tensor([0, 0]))
 
 
 def test_each_augmentation_gives_another_output():

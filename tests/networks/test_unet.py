@@ -92,7 +92,7 @@ def test_the_first_output_is_zero(classes):
     torch.manual_seed(0)
     net = UNet(1, classes)
     assert any(p.any() for p in net.parameters())
-    assert not net(noise(2, 1, 28, 28), LEVELS, torch.tensor([0, classes])).any()
+    assert not net(noise(2, 1, 28, 28), LEVELS, torch.tensor([0, classes]) if classes else None).any()
 
 
 def test_residual_branches_start_as_the_identity():
@@ -109,7 +109,8 @@ def test_label_and_level_matter_and_no_label_is_the_last():
             assert (a - b).abs().flatten(1).amax(1).min() > 1e-3
     assert torch.equal(net(x, LEVELS), outs[3])
     unlabelled = unet(classes=0)
-    assert torch.equal(unlabelled(x, LEVELS), unlabelled(x, LEVELS, torch.tensor([0, 1])))
+    with pytest.raises(ValueError, match="the network has no classes"):
+        unlabelled(x, LEVELS, torch.tensor([0, 1]))
 
 
 def test_embeddings_of_different_noise_levels_differ():

@@ -1,9 +1,14 @@
 """Several threads: the gradient of the whole batch, and dropout that depends on its seed only."""
 
+from copy import deepcopy
+
 import pytest
 import torch
+import torch.nn.functional as F
+from torch import nn
 
 from simple_diffusion.data.batches import Batch
+from simple_diffusion.data.images import Images
 from simple_diffusion.denoiser import Denoiser
 from simple_diffusion.guidance import drop_labels
 from simple_diffusion.losses import denoising_loss
@@ -14,7 +19,7 @@ from simple_diffusion.schedules import Karras
 from simple_diffusion.system.data_parallel import split_rows
 from simple_diffusion.system.threads import on_one_thread, parallel_map
 from simple_diffusion.targets import v
-from simple_diffusion.training import backward
+from simple_diffusion.training import backward, fit, needs_turns
 
 
 @pytest.fixture(autouse=True)
@@ -78,6 +83,62 @@ def test_dropout_in_several_threads_repeats():
     assert torch.equal(first[0], again[0])
     assert all(torch.equal(g, again[1][name]) for name, g in first[1].items() if g is not None)
     assert not torch.equal(first[0], gradients(3, denoiser(), batch())[0])
+
+
+class Net(nn.Module):
+    """A network of a user, with a module in the middle that the threads of a step would share."""
+
+    def __init__(self, middle: nn.Module):
+        super().__init__()
+        self.layers = nn.Sequential(nn.Conv2d(1, 4, 3, padding=1, bias=False), middle, nn.Conv2d(4, 1, 3, padding=1))
+
+    def forward(self, x, noise_level, cond):
+        return self.layers(x)
+
+
+class Noisy(nn.Module):
+    def forward(self, x):
+        return F.dropout(x, 0.5) + 0.1 * torch.randn(4, 1, 1)
+
+
+def fitted(middle: nn.Module, threads: int) -> Denoiser:
+    """A network after three steps. PyTorch's generator is in another state each time."""
+    torch.set_num_threads(threads)
+    torch.manual_seed(0)
+    model = Denoiser(Net(middle), Karras(), v)
+    torch.manual_seed(fitted.calls)
+    fitted.calls += 1
+    pixels = torch.randint(0, 256, (40, 1, 8, 8), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    fit(model, Images("noise", pixels), 3, batch=16)
+    return model
+
+
+fitted.calls = 0
+
+
+@pytest.mark.parametrize(
+    "middle", [nn.Dropout(0.5), nn.BatchNorm2d(4), nn.BatchNorm2d(4, track_running_stats=False), Noisy()]
+)
+def test_a_network_whose_threads_would_share_state_trains_as_on_one_thread(middle):
+    one, two, again = (fitted(deepcopy(middle), threads) for threads in (1, 3, 3))
+    for name, value in one.state_dict().items():
+        assert torch.equal(two.state_dict()[name], again.state_dict()[name]), name
+        torch.testing.assert_close(two.state_dict()[name], value, rtol=1e-4, atol=1e-5, msg=name)
+    assert all(count == 3 for name, count in two.state_dict().items() if name.endswith("num_batches_tracked"))
+
+
+def test_only_networks_that_share_state_are_computed_in_turn():
+    data, generator = batch(), torch.get_rng_state()
+    assert not needs_turns(denoising_loss, denoiser(dropout=0.5), data)
+    for middle in (nn.Identity(), nn.GroupNorm(1, 4), nn.Dropout(0.5).eval(), nn.BatchNorm2d(4).eval()):
+        assert not needs_turns(denoising_loss, Denoiser(Net(middle.double()).double(), Karras(), v), data)
+    spectral = nn.utils.parametrizations.spectral_norm(nn.Conv2d(4, 4, 1))  # updates a buffer in each call
+    model = Denoiser(Net(spectral).double(), Karras(), v)
+    before = {name: buffer.clone() for name, buffer in model.named_buffers()}
+    torch.set_rng_state(generator)
+    assert needs_turns(denoising_loss, model, data)
+    assert all(torch.equal(buffer, before[name]) for name, buffer in model.named_buffers())
+    assert torch.equal(torch.get_rng_state(), generator)
 
 
 def test_dropout():

@@ -64,6 +64,10 @@ class Images:
         files = tuple(self.name_of(int(i)) for i in torch.arange(len(self))[chosen])  # each image keeps its number
         return replace(self, pixels=self.pixels[chosen], labels=labels, files=files)
 
+    def without_labels(self) -> "Images":
+        """The same images as data without classes."""
+        return replace(self, labels=None, class_names=())
+
     def name_of(self, index: int) -> str:
         """A name for image `index` in messages: its file, or its number in the data set."""
         return self.files[index] if self.files else f"image {index} of {self.name}"

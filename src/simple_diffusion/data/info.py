@@ -1,6 +1,6 @@
 """`DataInfo`: what a model file records about its data set."""
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 from ..errors import DataError
 from .images import Images
@@ -70,4 +70,4 @@ class DataInfo:
 
     def in_own_classes(self, images: Images) -> Images:
         """The images, without their labels if their classes are not those of the model."""
-        return images if images.class_names == self.class_names else replace(images, labels=None, class_names=())
+        return images if images.class_names == self.class_names else images.without_labels()

@@ -83,7 +83,7 @@ def fid(pixels: Tensor, images: Images) -> float:
 
     Raises DataError where the shapes differ.
     """
-    check_samples(replace(images, pixels=pixels, labels=None, class_names=()), images)
+    check_samples(replace(images.without_labels(), pixels=pixels), images)
     extractor = extractor_for(images)
     return frechet_distance(
         cached_features(images, extractor, extractor.name).moments, Moments.of(extractor(pixels)[0])

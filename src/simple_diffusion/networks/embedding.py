@@ -29,13 +29,17 @@ class Labels(nn.Module):
 
     def __init__(self, classes: int, width: int, augmentations: int = 1):
         super().__init__()
-        self.classes, self.width = classes, width
+        self.classes, self.width, self.augmentations = classes, width, augmentations
         self.of_class = nn.Embedding(classes, width) if classes else None
         self.of_view = nn.Embedding(augmentations - 1, width) if augmentations > 1 else None  # its name in model files
 
     def forward(self, cond: Tensor | None) -> Tensor | float:
         if cond is None:
             return 0.0
+        if self.of_class is None and self.of_view is None:
+            raise ValueError(
+                "the network has no classes, but got labels: build it with classes=, or leave the labels out"
+            )
         out: Tensor | float = 0.0
         label = cond  # no modulo without augmentations, so that a label out of range raises IndexError
         if self.of_view is not None:
@@ -49,3 +53,19 @@ class Labels(nn.Module):
 def rows_or_zero(table: nn.Embedding, index: Tensor, valid: Tensor) -> Tensor:
     """The rows of the table `[B, width]`, zero where the index is not valid."""
     return table(torch.where(valid, index, 0)) * valid[:, None]
+
+
+def label_embedding(network: object) -> Labels | None:
+    """The label embedding of a network, or None if it has no module `Labels`."""
+    modules = network.modules() if isinstance(network, nn.Module) else ()
+    return next((module for module in modules if isinstance(module, Labels)), None)
+
+
+def check_classes(network: object, labels: Tensor | None) -> None:
+    """Raise ValueError if a label of a data set, int64 `[N]`, is no class of the network but would mean "no label"."""
+    embedded = label_embedding(network)
+    if labels is not None and embedded is not None and 0 < embedded.classes <= (largest := int(labels.max())):
+        raise ValueError(
+            f"the network has {embedded.classes} classes, but an image has the label {largest}: build it with "
+            f"classes={largest + 1} or more"
+        )
