@@ -123,11 +123,10 @@ def task(training: str, seed: int, steps: int, n: int, data: str) -> dict[str, d
     config = fitted(Config(data=data, steps=steps, seconds=0.0, seed=seed, **tiny | settings), torch.device("cpu"))
     info = DataInfo.of(images)
     budget = Budget(config, time.perf_counter())
-    denoiser, updates = start_training(ModelSpec(config, info), images, torch.device("cpu"), budget.lr)
+    denoiser, updates = start_training(ModelSpec(config, info), images, torch.device("cpu"), budget.advance)
     ema = EMA(denoiser, decay_of(config))
     for step in updates:
         ema.update(denoiser, step.n)
-        budget.sync(step.n, 0)
         if step.n == steps:
             break
     trained = time.perf_counter() - budget.started

@@ -25,7 +25,7 @@ for step in sd.train(
     sd.batches(images, 32, seed=0),
     sd.muon(denoiser),
     loss=sd.drop_labels(loss, null),
-    lr=lambda n: 3e-3 * sd.warmup_linear((n - 1) / steps),
+    lr=lambda n: 3e-3 * sd.warmup_linear((n - 0.5) / steps),
 ):
     ema.update(denoiser, step.n)
     if step.n % (steps // 4) == 0:  # your own logging, pictures, checkpoints ...

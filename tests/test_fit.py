@@ -44,7 +44,7 @@ def test_fit_is_train_with_an_ema(optimizer):
     ema = EMA(by_hand, constant_decay(0.5))
     stream = islice(batches(images, 16, seed=3), STEPS)
     make = optimizer or adamw
-    rate = {"lr": lambda n: 2e-3 * warmup_linear((n - 1) / STEPS)}
+    rate = {"lr": lambda n: 2e-3 * warmup_linear((n - 0.5) / STEPS)}
     for step in train(by_hand, stream, make(by_hand), **rate):
         ema.update(by_hand, step.n)
 

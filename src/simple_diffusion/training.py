@@ -258,7 +258,7 @@ def fit(
     check_classes(denoiser, images.labels)
 
     def rate(n: int) -> float:
-        return lr * warmup_linear((n - 1) / steps)
+        return lr * warmup_linear((n - 0.5) / steps)  # in the middle of step n: no step is lost at rate 0
 
     ema, device = EMA(denoiser, decay), next(denoiser.parameters()).device
     stream = islice(batches(images, batch, seed=seed, device=device), steps)

@@ -238,7 +238,7 @@ def test_weights_that_do_not_fit_the_network_are_refused(good, tmp_path, read, c
 BASE = 10**400  # overflows a float, and any 64 bits
 WRONG: dict[Callable, list[tuple[str, object]]] = {
     checkpoint.read: [
-        *(("format", value) for value in (4, 10**30, 0, -1, "1", True, None, 1.5, float("nan"), [1])),
+        *(("format", value) for value in (5, 10**30, 0, -1, "1", True, None, 1.5, float("nan"), [1])),
         *(("step", value) for value in (-1, "5", True, None, 1.5, float("inf"), float("nan"), [5])),
         *(("seconds", value) for value in (-1, "1", True, None, float("inf"), float("nan"), BASE)),
         *(("config", value) for value in (None, [], "Config", 1, {"__class__": "os.system"}, {"_target_": "os.mkdir"})),
@@ -268,7 +268,7 @@ WRONG: dict[Callable, list[tuple[str, object]]] = {
         ("info.evil", 1),
     ],
     extractors.read_extractor: [
-        *(("format", value) for value in (4, 0, "1", None)),
+        *(("format", value) for value in (5, 0, "1", None)),
         *(("extractor", value) for value in (None, [], "Record", {})),
         *(("extractor.name", value) for value in ("../../etc/cnn", "/etc/cnn", "a/b", "", ".", "..", None, 5)),
         *(("extractor.classes", value) for value in (-1, 2, 10**9, "3", None, True)),
@@ -284,6 +284,7 @@ WRONG: dict[Callable, list[tuple[str, object]]] = {
     state.read_checkpoint: [
         *(("numbers", value) for value in (None, [], {}, {"n": 5})),
         *(("numbers.n", value) for value in (-1, "5", 1.5, True, None)),
+        *(("numbers.progress", value) for value in (-0.1, 1.5, float("nan"), "0", None)),
         *(("numbers.done", value) for value in (1, "yes", None)),
         *(("numbers.best", value) for value in ("1", float("nan"))),
         *(("made_by", value) for value in (None, [], {"torch": [1]})),

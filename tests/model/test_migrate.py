@@ -46,9 +46,17 @@ def test_only_names_change():
     record = {"format": 2, "config": {"times": "uniform", "target": "velocity", "lr": 0.1}, "card": {"name": "x"}}
     assert migrated(record)["config"] == {"density": "uniform", "target": "v", "lr": 0.1}
     assert migrated(record)["info"] == {"name": "x"}
-    assert migrated({"format": 3, "config": {}}) == {"format": 3, "config": {}}
+    assert migrated({"format": 4, "config": {}}) == {"format": 4, "config": {}}
     with pytest.raises(TypeError, match="configuration"):
         migrated({"format": 2, "config": []})
+
+
+@pytest.mark.parametrize(
+    ("length", "progress"), [({"steps": 40, "seconds": 0.0}, 0.25), ({"steps": 0, "seconds": 60.0}, 0.5)]
+)
+def test_the_progress_of_an_old_run_is_that_of_its_steps_or_its_seconds(length, progress):
+    record = {"format": 3, "config": length, "numbers": {"n": 10, "seconds": 30.0}}
+    assert migrated(record)["numbers"]["progress"] == progress
 
 
 @pytest.mark.parametrize(("old", "new"), RENAMED.items())

@@ -103,7 +103,7 @@ def test_every_cut_and_foreign_file_is_refused(run_folder, tmp_path):
         (lambda about: about["config"].update(extra=1), "extra"),
         (lambda about: about["info"].pop("std"), "std"),
         (lambda about: about["info"].update(channels=1), "net"),
-        (lambda about: about.update(format=4), "newer"),
+        (lambda about: about.update(format=5), "newer"),
         (lambda about: about.pop("step"), "step"),
     ],
 )

@@ -195,14 +195,13 @@ def test_the_model_of_a_run_is_its_averaged_weights(squares, tmp_path, monkeypat
     config = fitted(Config(steps=6, ema_decay=0.3, ema_warmup=2, **TINY), CPU)
     running.train_run(config, images, tmp_path / "run", CPU, 0.0, quiet=True)
     budget = running.Budget(config, 0.0)
-    denoiser, steps = steps_of_a_run.start_training(ModelSpec(config, DataInfo.of(images)), images, CPU, budget.lr)
+    denoiser, steps = steps_of_a_run.start_training(ModelSpec(config, DataInfo.of(images)), images, CPU, budget.advance)
     average: dict[str, Any] = {}
     for step in itertools.islice(steps, 6):
         later = max(step.n - 3, 0)  # updates after the warm-up of two; the next one is a copy, too
         kept = min(0.3, later / (later + 10))
         for name, p in denoiser.named_parameters():
             average[name] = kept * average.get(name, 0.0) + (1 - kept) * p.detach()
-        budget.sync(step.n, signal=0)
     found = dict(load(tmp_path / "run").named_parameters())
     for name, want in average.items():
         torch.testing.assert_close(found[name], want, rtol=1e-5, atol=1e-7)

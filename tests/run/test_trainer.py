@@ -5,8 +5,8 @@ import torch
 
 import simple_diffusion.run.budget as budget
 import simple_diffusion.run.estimate as estimate
-import simple_diffusion.run.steps as steps
 import simple_diffusion.run.trainer as run
+import simple_diffusion.training as training
 from simple_diffusion.data.info import DataInfo
 from simple_diffusion.data.sources import load_images
 from simple_diffusion.errors import DivergedError, ResourceError
@@ -22,20 +22,19 @@ TINY = {"widths": (8, 16), "blocks": (1, 1), "batch": 8, "sampler_steps": 2}
 
 
 class Clock:
-    """A clock that moves when a step of training is done."""
+    """A clock that moves while the gradient of a step is computed."""
 
     def __init__(self, monkeypatch, step_seconds):
         self.now, self.steps = 0.0, 0
         monkeypatch.setattr(budget.time, "perf_counter", lambda: self.now)
-        real = steps.train
+        real = training.backward
 
         def slow(*args, **kwargs):
-            for step in real(*args, **kwargs):
-                self.now += step_seconds(self.now)
-                self.steps += 1
-                yield step
+            self.now += step_seconds(self.now)
+            self.steps += 1
+            return real(*args, **kwargs)
 
-        monkeypatch.setattr(steps, "train", slow)
+        monkeypatch.setattr(training, "backward", slow)
 
         def slow_generate(model, n, *args, **kwargs):
             self.now += 0.5
@@ -55,11 +54,13 @@ class Clock:
 )
 def test_a_run_by_the_clock_ends_on_time_with_the_rate_at_zero(squares, tmp_path, monkeypatch, step_seconds):
     clock = Clock(monkeypatch, step_seconds)
+    clock.now = 8.0  # of loading
     config = fitted(Config(seconds=60.0, **TINY), torch.device("cpu"))
     result = run.train_run(config, load_images(str(squares)), tmp_path / "run", torch.device("cpu"), 0.0, quiet=True)
     assert result.seconds == pytest.approx(60, rel=0.03)
     assert result.step == clock.steps
     rates = [float(row.split(",")[4]) for row in (tmp_path / "run" / "log.csv").read_text().splitlines()[1:]]
+    assert rates[0] < 0.5 * config.lr  # in the warm-up
     assert rates[-1] < 0.03 * config.lr
     assert max(rates) > 0.9 * config.lr
     assert f"steps={clock.steps}" in (tmp_path / "run" / "config.toml").read_text()

@@ -1,7 +1,7 @@
 """Migration of the records of older formats to the current names.
 
-Format 3 renamed settings, two training targets and the record of the data. Nothing else changed, so that models of
-formats 1 and 2 give the same images as before.
+Format 3 renamed settings, two training targets and the record of the data. Format 4 added the
+progress of a run. Models of formats 1 to 3 give the same images as before.
 """
 
 from typing import Any
@@ -19,6 +19,12 @@ RENAMED = {
 RENAMED_TARGETS = {"clean": "x0", "velocity": "v"}
 
 
+def progress_of(config: dict[str, Any], numbers: dict[str, Any]) -> float:
+    """The share of a run that is over, by its steps or its seconds."""
+    over = numbers["n"] / config["steps"] if config["steps"] else numbers["seconds"] / max(config["seconds"], 1e-9)
+    return min(float(over), 1.0)
+
+
 def migrated(record: dict[str, Any]) -> dict[str, Any]:
     """The record of a model file or checkpoint with the current names.
 
@@ -26,7 +32,12 @@ def migrated(record: dict[str, Any]) -> dict[str, Any]:
     """
     if not isinstance(record["config"], dict):
         raise TypeError(f"its configuration must be a table, got {record['config']!r}")
-    if record["format"] >= 3:
+    if record["format"] >= 4:
+        return record
+    record = dict(record)
+    if "numbers" in record:
+        record["numbers"] = {**record["numbers"], "progress": progress_of(record["config"], record["numbers"])}
+    if record["format"] == 3:
         return record
     config = {RENAMED.get(key, key): value for key, value in record["config"].items()}
     if config.get("target") in RENAMED_TARGETS:

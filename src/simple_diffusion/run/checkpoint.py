@@ -37,6 +37,7 @@ class Numbers:
 
     n              number of updates
     seconds        that the run has taken
+    progress       share of the training that is over
     done           whether the run has reached its end
     bad            how many of the last steps in a row were skipped
     held_out_loss  the latest, None if it was not measured
@@ -46,6 +47,7 @@ class Numbers:
 
     n: int = 0
     seconds: float = 0.0
+    progress: float = 0.0
     done: bool = False
     bad: int = 0
     held_out_loss: float | None = None
@@ -243,8 +245,8 @@ def read_checkpoint(path: Path, damaged_before: tuple[str, ...] = ()) -> Checkpo
         if not fits(made, dict[str, str | int]):
             raise TypeError(f"made_by must be a table of texts and integers, got {made!r}")
         numbers = from_json(Numbers, record["numbers"])
-        if {f.name for f in fields(Numbers)} != set(record["numbers"]) or numbers.n < 0:
-            raise ValueError("its numbers are incomplete or negative")
+        if {f.name for f in fields(Numbers)} != set(record["numbers"]) or numbers.n < 0 or not 0 <= numbers.progress <= 1:
+            raise ValueError("its numbers are incomplete or out of range")
         spec = ModelSpec(from_json(Config, record["config"]), from_json(DataInfo, record["info"]))
     except (KeyError, TypeError, ValueError, SimpleDiffusionError) as error:
         raise damaged(path, error) from error

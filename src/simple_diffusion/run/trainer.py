@@ -133,7 +133,10 @@ class Trainer:
     def train(self) -> None:
         """Train until the end of the run or a signal. Raises DivergedError after saving the last good weights."""
         state, budget, numbers = self.state, self.budget, self.numbers
-        learning = state.denoiser, state.optimizer, budget.lr
+        learning = state.denoiser, state.optimizer, budget.advance
+        budget.begin()
+        if budget.start_note:
+            self.display.print(budget.start_note)
         steps = updates(self.spec, self.images, *learning, start=numbers.n, skipped=numbers.bad)
         try:
             while not numbers.done:
@@ -141,7 +144,7 @@ class Trainer:
                 self.take(step)
                 self.print_forecast(step)
 
-                signal = budget.sync(step.n, self.stopped.number)
+                signal = self.signal_of_any()
                 self.keep_averages()
                 self.validate()
                 is_over = budget.progress >= 1 or self.out_of_patience()
@@ -166,7 +169,8 @@ class Trainer:
     def take(self, step: Step) -> None:
         """Update the averaged weights with a step, or report that it was skipped."""
         state, numbers = self.state, self.numbers
-        numbers.n, numbers.bad = step.n, 0 if step.finite else numbers.bad + 1
+        numbers.n, numbers.progress = step.n, self.budget.progress
+        numbers.bad = 0 if step.finite else numbers.bad + 1
         if step.finite:
             state.ema.update(state.denoiser, step.n)
             if state.second is not None:
@@ -219,7 +223,7 @@ class Trainer:
         if self.log is not None:
             self.log.row(step.n, *cells, held_out_loss)
         self.since_row.restart(step.n, self.budget.elapsed)
-        self.display.update(progress, self.loss, speed, elapsed / progress - elapsed)
+        self.display.update(progress, self.loss, speed, self.budget.left)
 
     def mean_loss(self) -> float:
         """The mean of the losses since the last row, which go into the running means; NaN if there are none."""
@@ -398,6 +402,8 @@ def train_run(
     with ExitStack() as stack:
 
         def take_folder() -> None:
+            if not resume:
+                Budget(config, started).refuse_late()
             stack.enter_context(hold(folder))
             if not resume:
                 refuse_taken(folder)
@@ -416,12 +422,11 @@ def train_run(
             restore(state, checkpoint)
 
         stopped = stack.enter_context(stop_on_signals())
-        budget = Budget(config, started, before=state.numbers.seconds)
+        budget = Budget(config, started, before=state.numbers.seconds, progress=state.numbers.progress)
         if checkpoint is None:
             on_rank0(lambda: room_for(folder, state))
             write_checkpoint(folder, spec, state, budget)  # first, so that a folder with any file can be resumed
         on_rank0(lambda: begin_folder(folder, config, images, state.numbers.n))
-        budget.sync(state.numbers.n, 0)
         trainer = Trainer(spec, images, folder, state, budget, stopped, quiet)
         trainer.train()
         return trainer.finish()

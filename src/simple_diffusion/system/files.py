@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from ..errors import CheckpointError, ResourceError, reason
 
-FORMAT = 3
+FORMAT = 4
 """Format number of the records; a higher number means a newer version.
 
 Files of format 1 have no checksum; those of formats 1 and 2 have older names in their records (`model/migrate.py`).
