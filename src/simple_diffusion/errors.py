@@ -3,6 +3,11 @@
 A message says what is wrong, in which file or option, and how to fix it. It must make sense on its own.
 """
 
+import re
+
+NO_MEMORY = re.compile(r"out of memory|not enough memory|can(no|')t allocate memory|alloc_failed|bad_alloc", re.I)
+ASKED = re.compile(r"allocate ([0-9.,]+ (?:[KMGTP]iB|bytes))")
+
 
 def printable(text: str, keep: str = "") -> str:
     """Escape all control and other unprintable characters of a text, except those in `keep`.
@@ -15,6 +20,18 @@ def printable(text: str, keep: str = "") -> str:
 def reason(error: Exception) -> str:
     """The message of a library's error, to be quoted in an error of ours: one line of at most 160 characters."""
     return " ".join(str(error).split())[:160].rstrip(" .") or type(error).__name__
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether an error of Python, NumPy or torch says that the machine or its GPU has no memory left."""
+    of_torch = isinstance(error, (RuntimeError, OSError)) and NO_MEMORY.search(str(error)) is not None
+    return isinstance(error, MemoryError) or of_torch
+
+
+def memory_asked_for(error: BaseException) -> str:
+    """How much memory an error says was asked for, in brackets; "" if it does not say it."""
+    found = ASKED.search(str(error))
+    return f" (another {found[1]} asked for)" if found else ""
 
 
 class SimpleDiffusionError(Exception):

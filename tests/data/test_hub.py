@@ -78,7 +78,7 @@ def test_parquet_gives_its_images_and_its_first_labels(tmp_path):
     assert torch.equal(images.pixels, torch.from_numpy(np.stack(pictures)).permute(0, 3, 1, 2))
     assert (images.labels.tolist(), images.class_names) == ([1, 0, 2, 1], ("cat", "dog", "fish"))
     assert images.labels.dtype == torch.int64
-    assert (images.name, images.notes) == (f"hub:{tmp_path}", ())
+    assert (images.name, images.notes) == (f"hub:{tmp_path}", ("did not use the columns id, other",))
     assert load_images(f"hub:{tmp_path}", size=3).shape == (3, 3, 3)
 
 
@@ -130,7 +130,8 @@ def test_images_are_decoded_by_the_rules_of_folders(tmp_path):
         ours = load_images(f"hub:{tmp_path / 'parquet'}", size=size)
         theirs = load_folder(tmp_path / "folder", size)
         assert torch.equal(ours.pixels, theirs.pixels)
-        assert ours.notes == theirs.notes != ()
+        assert ours.notes == ("did not use the columns id", *theirs.notes)
+        assert theirs.notes != ()
         assert (ours.labels, ours.class_names) == (None, ())
 
 

@@ -551,7 +551,7 @@ def test_skip_bad_leaves_out_the_bad_ones_and_keeps_the_rest_in_order(corpus, tm
     assert (len(images), images.left_out != {}, good.left_out) == (len(GOOD), True, {})
     assert images.fingerprint == good.fingerprint
     ignored = sum(isinstance(outcome, Ignored) for _, outcome in FILES.values())
-    assert images.notes[0].startswith(f"ignored {ignored} entries ")
+    assert images.notes[0].startswith(f"ignored {ignored} other entries ")
 
 
 def put_classes(root: Path, **classes: tuple[str, ...]) -> Path:

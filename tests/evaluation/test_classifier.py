@@ -413,7 +413,10 @@ def test_other_data_trains_once_and_is_cached(quick, tmp_path, capsys):
 
 
 def test_without_classes_the_name_contains_symmetry_and_there_are_no_logits(quick, tmp_path):
-    for images in (bars(24, 0, labelled=False), replace(bars(24, 0), class_names=("all",))):
+    for images in (
+        bars(24, 0, labelled=False),
+        replace(bars(24, 0), labels=torch.zeros(24).long(), class_names=("all",)),
+    ):
         made = extractor_for(images, cache=tmp_path, quiet=True)
         assert made.name.startswith("0-symmetry-1-")
         assert made.classes == 0

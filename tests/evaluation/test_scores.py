@@ -217,7 +217,7 @@ def test_features_are_cached_by_the_fingerprint_of_the_data():
             {"pixels": torch.zeros(1, 1, 8, 8, dtype=torch.uint8), "labels": torch.zeros(1, dtype=torch.long)},
             "one sample",
         ),
-        ({"labels": torch.full((9,), 5)}, "label 5"),
+        ({"labels": torch.full((9,), 5), "class_names": tuple("abcdef")}, "label 5"),
     ],
 )
 def test_images_that_cannot_be_scored_are_refused(change, words):

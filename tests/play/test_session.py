@@ -102,8 +102,8 @@ def test_command_and_code_name_ema_length_device_and_precision(run_folder, tmp_p
 
 def test_the_command_names_a_label_by_number_unless_it_is_ambiguous(session):
     assert "--label 2,0,none" in command(session.source, REQUEST)
-    source = replace(session.source, class_names=("1", "2", "7"))  # "1" is class 0, and "2" is class 1
-    assert "--label 7,0,none" in command(source, REQUEST)
+    source = replace(session.source, class_names=("1", "2", "7"))  # numbers are names here
+    assert "--label 7,1,none" in command(source, REQUEST)
 
 
 def test_code_for_another_device_names_it(session):

@@ -35,7 +35,9 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
     from ..evaluation.extractors import make_extractor, name_of, save_extractor
 
     images = load(args, args.data, args.size, args.skip_bad)
-    test = held_out(args.data, root=args.data_root, size=args.size, skip_bad=args.skip_bad)
+    test = held_out(
+        args.data, class_names=images.class_names, root=args.data_root, size=args.size, skip_bad=args.skip_bad
+    )
     out = args.out or Path(f"{name_of(images, args.seed)}.safetensors")
     say(args, info_text(images))
     made = make_extractor(images, out.stem, test=test, seed=args.seed, epochs=args.epochs, device=args.device)

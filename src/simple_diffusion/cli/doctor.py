@@ -13,6 +13,7 @@ from .options import (
     load,
     path,
     read_as,
+    refuse_without_labels,
     sampling_options,
     sampling_settings,
     say,
@@ -43,6 +44,7 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
 
     settings = sampling_settings(args)
     patient = load_patient(args.model, args.device, args.precision)
+    refuse_without_labels(settings, patient.info)
     patient = replace(patient, spec=patient.spec.changed(**settings), seed=args.seed)
     source = args.data or patient.info.name
     size, skip_bad = read_as(args, patient.config)
@@ -50,7 +52,9 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
     try:
         images = load(args, source, size, skip_bad)
         with suppress(SimpleDiffusionError):
-            test = held_out(source, root=args.data_root, size=size or None, skip_bad=skip_bad)
+            test = held_out(
+                source, class_names=images.class_names, root=args.data_root, size=size or None, skip_bad=skip_bad
+            )
     except SimpleDiffusionError as error:
         if args.data:
             raise

@@ -83,6 +83,9 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
     from ..evaluation.scores import evaluate
     from ..system.files import write_atomic
 
+    _, height, width = samples.shape
+    what = f"to compare {len(samples):,} samples with {len(plan.train):,} images of {height} x {width} pixels"
+    args.memory = what, "use a smaller --n, or --data with fewer or smaller images"
     augmentations = searched_augmentations(plan.train, plan.model)
     results = [
         evaluate(samples, plan.train, plan.test, extractor, name, augmentations)
@@ -132,15 +135,29 @@ def plan_of(args: argparse.Namespace) -> Plan:
         model = open_model(args)
         source = args.data or model.info.name
     size, skip_bad = read_as(args, None if model is None else model.config)
-    train = load(args, source, size, skip_bad)
+    train = load(args, source, size, skip_bad, moved="" if args.data else "name it with --data")
     if model is not None and args.data is None and train.fingerprint != model.info.fingerprint:
         raise DataError(f"{source} has changed since the model was trained: name the data with --data")
     if samples is not None:
+        samples = in_classes_of(train, samples)
         check_samples(samples, train)  # before an extractor is trained, which can take minutes
-    test = held_out(source, root=args.data_root, size=size or None, skip_bad=skip_bad)
+    test = held_out(source, class_names=train.class_names, root=args.data_root, size=size or None, skip_bad=skip_bad)
     return Plan(
         model, samples, train, test, args.out or (what if what.is_dir() else what.with_suffix("")) / "evaluation"
     )
+
+
+def in_classes_of(train: Any, samples: Any) -> Any:
+    """The samples with the labels of the data, by the names of the classes. Raises DataError for another class."""
+    known = samples.in_classes(train.class_names)
+    if len(known) < len(samples):
+        from ..data.images import class_list
+
+        raise DataError(
+            f"{samples.name} has the classes {class_list(samples.class_names)} and {train.name} the classes "
+            f"{class_list(train.class_names)}: name the data that the samples were made for with --data"
+        )
+    return known
 
 
 def samples_of(args: argparse.Namespace, plan: Plan) -> tuple[Any, float]:
@@ -159,8 +176,9 @@ def samples_of(args: argparse.Namespace, plan: Plan) -> tuple[Any, float]:
     say(args, f"Generating {sampling_text(model, n)}: about {estimate:.0f} s.")
     began = time.perf_counter()
     pixels = generate(model, n, labels, args.seed, quiet=args.json)
-    known = train.class_names == model.info.class_names  # else the labels have another meaning in this data
-    samples = Images(train.name, pixels, labels if known else None, train.class_names)
+    samples = Images(train.name, pixels, labels, model.info.class_names)
+    if train.class_names != model.info.class_names:  # then the labels have another meaning in this data
+        samples = Images(train.name, pixels)
     return samples, time.perf_counter() - began
 
 

@@ -96,5 +96,7 @@ def load_data(args: argparse.Namespace, model: Any) -> tuple[Any, Any]:
         say(args, f"The report leaves out what needs the training data: {error}.")
         return None, None
     with suppress(SimpleDiffusionError):
-        return images, held_out(config.data, root=args.data_root, size=size or None, skip_bad=skip_bad)
+        return images, held_out(
+            config.data, class_names=images.class_names, root=args.data_root, size=size or None, skip_bad=skip_bad
+        )
     return images, None

@@ -213,12 +213,12 @@ def write_grid(plan: Plan, pixels: Any) -> None:
 
 
 def write_npz(plan: Plan, pixels: Any) -> None:
-    """Images, and their labels unless one of them is the null label."""
+    """Images, and their labels with the names of the classes unless one of them is the null label."""
     from ..data.arrays import npz
     from ..system.files import write_atomic
 
     known = plan.labels is not None and (plan.labels < plan.model.info.classes).all()
-    write_atomic(plan.out, npz(pixels, plan.labels if known else None))
+    write_atomic(plan.out, npz(pixels, plan.labels if known else None, plan.model.info.class_names))
 
 
 def write_folder(plan: Plan, pixels: Any) -> None:

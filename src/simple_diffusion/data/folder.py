@@ -26,7 +26,8 @@ from torch import Tensor
 from tqdm import tqdm
 
 from ..errors import DataError, printable, reason
-from .images import Images, first_reasons, select
+from ..system.memory import require_memory
+from .images import SHOWN, Images, class_number, first_reasons, in_nfc, select
 
 FORMATS = (
     "JPEG",
@@ -37,6 +38,13 @@ FORMATS = (
 SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp")
 MAX_PIXELS = 64_000_000  # a file of 70 bytes can claim gigabytes of pixels
 MAX_ASPECT = 4  # the central square of a longer image is less than a quarter of it
+JUNK = {
+    *("@eadir", "#recycle", "#snapshot", "@recycle", "@recently-snapshot", "lost+found"),  # of file servers
+    *("__macosx", "$recycle.bin", "system volume information"),  # of macOS and Windows
+}
+"""Names of folders that programs put beside images, in lower case: previews, copies and deleted files."""
+SPLITS = ({"train", "training"}, {"val", "valid", "validation", "test", "testing", "dev", "eval"})
+"""Names of folders that are parts of a data set and no classes, in lower case: for training, and for the rest."""
 KEEP = 64  # images of one size up to this keep their size
 SIZE = 32  # all others are resized to this
 
@@ -48,26 +56,28 @@ def load_folder(
 
     Images become 8-bit RGB, or gray if all are gray; upright; with transparent pixels on white. If `size` is given, if
     the images differ in size, or if they are larger than `KEEP`, they are center-cropped to a square and resized.
-    `classes` selects classes, in the format of `select`; other files are not decoded.
+    A folder that holds nothing but one folder stands for that one. `classes` selects classes, in the format of
+    `select`; other files are not decoded.
 
-    Raises DataError if a file cannot be read; with `skip_bad` such files are left out.
+    Raises DataError if a file cannot be read; with `skip_bad` such files are left out. Raises ResourceError if there
+    is too little memory.
     """
-    root = Path(path)
-    files, folders, ignored = _find(root)
+    root, files, folders, ignored = _unwrapped(Path(path), classes)
     labels, names = None, ()
     if folders := _classes(root, files, folders, ignored):
         number = {name: label for label, name in enumerate(folders)}
         labels = torch.tensor([number[_class(file)] for file in files])
-        names = tuple(printable(os.fsencode(name).decode(errors="backslashreplace")) for name in folders)
+        names = in_nfc([printable(os.fsencode(name).decode(errors="backslashreplace")) for name in folders])
+        if twice := [name for name, count in Counter(names).items() if count > 1]:
+            raise DataError(f"{str(root)!r} has two folders {twice[0]!r} in different Unicode spellings: merge them")
     if classes is not None:
         rows, labels, names = select(str(path), classes, labels, names)
         files = [files[row] for row in rows]
     paths = [root / file for file in files]
     images = read_images(str(path), ((str(file), file) for file in paths), len(paths), labels, names, size, skip_bad)
-    if not ignored:
-        return images
-    note = f"ignored {ignored} entries that are hidden, not images, or links to folders that were already read"
-    return replace(images, notes=(note, *images.notes))
+    notes = [] if root == Path(path) else [f"read {str(root)!r}, the only folder in {str(path)!r}"]
+    notes += [f"ignored {_listed(ignored)}: images end in {' '.join(SUFFIXES)}"] if ignored else []
+    return replace(images, notes=(*notes, *images.notes))
 
 
 def read_images(
@@ -84,6 +94,7 @@ def read_images(
     files   (name for messages, path or content) of each image
 
     Raises DataError if an image cannot be read; with `skip_bad` only if no image, or no image of a class, is left.
+    Raises ResourceError if there is too little memory.
     """
     pixels, rows, names, shapes, bad = [], [], [], Counter(), {}
     with warnings.catch_warnings():
@@ -92,6 +103,8 @@ def read_images(
         for row, (called, file) in enumerate(bar):
             try:
                 image = read_image(file)
+            except MemoryError:
+                raise
             except Exception as error:  # Pillow raises almost any error for a damaged file
                 bad[called] = reason(error)
                 continue
@@ -99,6 +112,10 @@ def read_images(
             rows.append(row)
             names.append(called)
             pixels.append(fit(image, size or SIZE) if size or max(image.shape) > KEEP else image)
+            if len(pixels) == 1:
+                height, width, *_ = pixels[0].shape
+                what = f"{n:,} images of {height} x {width} pixels"
+                require_memory(n * pixels[0].nbytes, what, "use a smaller --size, or fewer images")
     if bad and not skip_bad:
         raise DataError(
             f"cannot read {len(bad):,} of {n:,} images: {first_reasons(bad)}; "
@@ -180,8 +197,20 @@ def resize_note(shapes: Mapping[tuple[int, int], int], size: int) -> str:
     return f"{crop}resized {height} x {width}{several} to {size} x {size}{enlarged}"
 
 
-def _find(root: Path) -> tuple[list[str], list[str], int]:
-    """The relative paths of the images in byte order, the first-level folders, and the number of ignored entries."""
+def _unwrapped(root: Path, wanted: str | None) -> tuple[Path, list[str], list[str], Counter[str]]:
+    """The folder that holds the classes, and the result of `_find`: the only folder in a folder, or else the folder.
+
+    wanted   a class that is selected: if the only folder has its name, it is a class
+    """
+    files, folders, ignored = _find(root)
+    while len(folders) == 1 and files and all(map(_class, files)) and class_number(wanted or "", folders) is None:
+        root /= folders[0]
+        files, folders, _ = _find(root)
+    return root, files, folders, ignored
+
+
+def _find(root: Path) -> tuple[list[str], list[str], Counter[str]]:
+    """The relative paths of the images in byte order, the first-level folders, and what was ignored."""
     try:
         if not root.is_dir():
             raise DataError(f"there is no folder {str(root)!r}")
@@ -190,19 +219,23 @@ def _find(root: Path) -> tuple[list[str], list[str], int]:
         raise DataError(f"cannot read {error.filename!r} ({error.strerror})") from error
 
 
-def _walk(root: Path) -> tuple[list[str], list[str], int]:
+def _walk(root: Path) -> tuple[list[str], list[str], Counter[str]]:
     """The result of `_find`. Raises OSError."""
 
     def stop(error: OSError):
         raise error
 
-    images, folders, ignored, seen = [], [], 0, {_identity(root)}
+    images, folders, ignored, seen = [], [], Counter(), {_identity(root)}
     for here, below, names in os.walk(root, followlinks=True, onerror=stop):
         base = Path(here)
         follow = []
         for folder in sorted((base / name for name in below), key=lambda f: (f.is_symlink(), os.fsencode(f))):
-            if folder.name.startswith(".") or _identity(folder) in seen:  # a link to a parent folder would never end
-                ignored += 1
+            if folder.name.startswith("."):
+                ignored["hidden"] += 1
+            elif folder.name.casefold() in JUNK:
+                ignored[folder.name] += 1
+            elif _identity(folder) in seen:  # a link to a parent folder would never end
+                ignored["links to folders that were already read"] += 1
             else:
                 seen.add(_identity(folder))
                 follow.append(folder.name)
@@ -211,12 +244,22 @@ def _walk(root: Path) -> tuple[list[str], list[str], int]:
             folders = sorted(follow, key=os.fsencode)
         for name in names:
             file = base / name
-            # Regular files only: opening a pipe would block.
-            if name.startswith(".") or file.suffix.lower() not in SUFFIXES or not file.is_file():
-                ignored += 1
+            if name.startswith("."):
+                ignored["hidden"] += 1
+            elif (suffix := file.suffix.lower()) not in SUFFIXES:
+                ignored[suffix or "without an ending"] += 1
+            elif not file.is_file():  # opening a pipe would block
+                ignored["not a file"] += 1
             else:
                 images.append(file.relative_to(root).as_posix())
     return sorted(images, key=os.fsencode), folders, ignored
+
+
+def _listed(ignored: Counter[str]) -> str:
+    """What was ignored, the most frequent first: `4 other entries (3 .tif, 1 @eaDir)`."""
+    kinds = [f"{count:,} {kind}" for kind, count in sorted(ignored.items(), key=lambda entry: (-entry[1], entry[0]))]
+    entries = "entry" if ignored.total() == 1 else "entries"
+    return f"{ignored.total():,} other {entries}" + (f" ({', '.join(kinds[:SHOWN])})" if kinds else "")
 
 
 def _identity(folder: Path) -> tuple[int, int]:
@@ -224,21 +267,31 @@ def _identity(folder: Path) -> tuple[int, int]:
     return stat.st_dev, stat.st_ino
 
 
-def _classes(root: Path, files: list[str], folders: list[str], ignored: int) -> list[str]:
+def _classes(root: Path, files: list[str], folders: list[str], ignored: Counter[str]) -> list[str]:
     """The class folders; an empty list if all images are in `root` itself."""
     if not files:
         raise DataError(
             f"no image in {str(root)!r}: expected files with {' '.join(SUFFIXES)}, found {len(folders)} folders "
-            f"and {ignored} other entries"
+            f"and {_listed(ignored)}"
         )
     counts = Counter(_class(file) for file in files)
     loose = counts.pop("", 0)
+    train, rest = ([folder for folder in folders if folder.casefold() in names] for names in SPLITS)
+    if train and rest:
+        raise DataError(
+            f"{str(root)!r} holds the folders {', '.join(train + rest)}, which are parts of a data set and no classes: "
+            f"name one of them, such as {root / train[0]}"
+        )
     if loose and counts:
         raise DataError(
             f"{str(root)!r} contains {loose} images beside folders of images: move these images into a folder, too"
         )
     if empty := [folder for folder in folders if counts and folder not in counts]:
-        raise DataError(f"the class folder {str(root / empty[0])!r} has no image: add some or remove the folder")
+        _, _, beside = _find(root / empty[0])
+        raise DataError(
+            f"the class folder {str(root / empty[0])!r} has no image, only {_listed(beside)}: add files with "
+            f"{' '.join(SUFFIXES)}, or remove the folder"
+        )
     return folders if counts else []
 
 

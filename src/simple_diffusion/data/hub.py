@@ -7,19 +7,24 @@ import os
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from io import BytesIO
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from ..errors import DataError, UsageError, printable
+from .arrays import LABELS, classes_of
 from .folder import read_images
 from .images import Images, select
 
 TIMEOUT = 10.0  # seconds for the first response; `datasets` itself would wait half a minute or longer
 SPLITS = {"train": ("train",), "test": ("test", "validation", "valid", "val")}  # names of the splits there
+KINDS = ("int8", "int16", "int32", "int64", "uint8", "uint16", "uint32", "uint64", "bool", "string", "large_string")
+"""Types of a column that can hold labels."""
 QUIET = {  # read when the libraries are imported; the user's own values have priority
     "DATASETS_VERBOSITY": "error",
     "HF_DATASETS_DISABLE_PROGRESS_BARS": "1",
@@ -35,10 +40,11 @@ def load_hub(
 ) -> Images | None:
     """The data set OWNER/NAME of huggingface.co, or a folder of parquet files or images in the same layout.
 
-    The images are the first image column, the labels the first class column. The split "test" may be named validation
+    The images are the first image column. The labels are the first class column, or else the column of integers or
+    texts that is named label, y or target; a note names the others. The split "test" may be named validation
     there; the result is None if there is neither, or if its labels are withheld. `classes` selects classes, in the
     format of `select`. Images are decoded by the rules of `load_folder`, and `skip_bad` leaves out those that cannot be
-    read. Raises DataError, and UsageError if `datasets` is not installed.
+    read. Raises DataError, ResourceError if there is too little memory, and UsageError if `datasets` is not installed.
     """
     name = f"hub:{where}"
     for key, value in QUIET.items():
@@ -54,12 +60,11 @@ def load_hub(
         if known not in splits:
             continue
         data = splits[known]
-        column, target = (_first(data, kind) for kind in (Image, ClassLabel))
+        column, target = _first(data, Image), _first(data, ClassLabel) or _named(data)
         if column is None:
             have = ", ".join(f"{key} ({type(kind).__name__})" for key, kind in data.features.items())
             raise DataError(f"{name!r} has no column of images: it has {have}")
-        labels = None if target is None else _labels(data, target)
-        class_names = () if target is None else tuple(map(printable, data.features[target].names))
+        labels, class_names = (None, ()) if target is None else _labels(name, data, target)
         missing = [] if labels is None else (labels < 0).nonzero().flatten().tolist()
         if missing and split != "train":  # the labels of a competition's test set are withheld
             continue
@@ -70,9 +75,12 @@ def load_hub(
         rows: Any = range(len(data))
         if classes is not None:
             rows, labels, class_names = select(name, classes, labels, class_names)
+        unused = [key for key in data.features if key not in (column, target)]
+        notes = (f"did not use the columns {', '.join(map(printable, unused))}",) if unused else ()
         data = data.select_columns([column]).cast_column(column, Image(decode=False))
         files = ((f"row {int(row)} of {name!r}", _file(data[int(row)][column])) for row in rows)
-        return read_images(name, files, len(rows), labels, class_names, size, skip_bad)
+        images = read_images(name, files, len(rows), labels, class_names, size, skip_bad)
+        return replace(images, notes=(*notes, *images.notes))
     return None
 
 
@@ -93,6 +101,8 @@ def _splits(name: str, where: str) -> dict[str, Any]:
         with _offline(cause is not None):
             loaded: Any = datasets.load_dataset(source)
             return dict(loaded)
+    except MemoryError:
+        raise
     except Exception as error:  # of its file systems, parsers and servers
         if cause is not None:
             raise DataError(
@@ -137,10 +147,27 @@ def _first(data: Any, kind: type) -> str | None:
     return next((name for name, feature in data.features.items() if isinstance(feature, kind)), None)
 
 
-def _labels(data: Any, column: str) -> Tensor:
-    """int64 `[N]`, -1 for rows without a label."""
-    values = data.select_columns([column])[:][column]
-    return torch.tensor([-1 if value is None else value for value in values])
+def _named(data: Any) -> str | None:
+    """The name of the column of integers or texts that is named as labels are, or None."""
+    usual = {key.casefold(): key for key in data.features}
+    found = next((usual[name] for name in (*LABELS, "class") if name in usual), None)
+    return found if getattr(data.features.get(found), "dtype", "") in KINDS else None
+
+
+def _labels(name: str, data: Any, column: str) -> tuple[Tensor, tuple[str, ...]]:
+    """int64 `[N]`, -1 for rows without a label, and the names of the classes."""
+    values, feature = data.select_columns([column])[:][column], data.features[column]
+    given = [value for value in values if value is not None and value != -1]
+    if not hasattr(feature, "names"):
+        try:
+            numbers, names = classes_of(np.array(given), len(given))
+        except ValueError as error:
+            raise DataError(f"cannot use the column {column!r} of {name!r}: {error}") from error
+    else:
+        numbers, names = torch.tensor(given, dtype=torch.int64), tuple(map(printable, feature.names))
+    labels = torch.full((len(values),), -1)
+    labels[[value is not None and value != -1 for value in values]] = numbers
+    return labels, names
 
 
 def _file(cell: dict[str, Any] | None) -> Path | BytesIO:

@@ -3,6 +3,7 @@
 import csv
 import hashlib
 import re
+import unicodedata
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from difflib import get_close_matches
@@ -15,20 +16,28 @@ from torch import Tensor
 
 from ..errors import DataError, DivergedError, printable
 
-SHOWN = 12  # classes listed in an error
+SHOWN = 12  # classes listed in a message
 REASONS = 3  # unreadable images listed in a message
+STEM = 100  # bytes, longest part of a file name that comes from the name of the data; names have at most 255
+
+EXTREME = 1e-4  # share of the pixels at each end that `Images.extent` leaves out, such as a few defective ones
+NUMBER = re.compile("[0-9]{1,9}")
 
 
 def to_unit(pixels: Tensor) -> Tensor:
-    """Pixels uint8 0..255 -> float32 in [-1, 1], any shape."""
+    """Pixels uint8 0..255 -> float32 in [-1, 1], any shape. Raises TypeError for another type."""
+    if pixels.dtype != torch.uint8:
+        raise TypeError(f"pixels must be uint8 from 0 to 255, got {pixels.dtype}: save or convert them as uint8")
     return pixels.float() / 127.5 - 1
 
 
 def to_uint8(x: Tensor) -> Tensor:
     """x, float in [-1, 1] of any shape -> uint8, rounded and clamped, so that nothing wraps around.
 
-    Infinities become black or white. Raises DivergedError for NaN.
+    Infinities become black or white. Raises TypeError if x is not floating-point, and DivergedError for NaN.
     """
+    if not x.is_floating_point():
+        raise TypeError(f"x must be floating-point in [-1, 1], got {x.dtype}: uint8 pixels need no conversion")
     if x.isnan().any():
         raise DivergedError("the samples of the model contain NaN: train it again with a lower learning rate")
     return ((x.float() + 1) * 127.5).round().clamp(0, 255).to(torch.uint8)
@@ -45,6 +54,10 @@ class Images:
     notes       what the user should know about loading (images resized, entries ignored, ...), a clause each
     left_out    images that cannot be read and were left out with `skip_bad`: path -> reason
     files       the name of each image for messages, its file for example; empty if there are none
+
+    Class names are kept in Unicode's NFC, so that equal names are equal. Raises TypeError for another type of pixels or
+    labels, and ValueError for another shape, labels without class names, a label that is not the number of a class, and
+    two classes of one name.
     """
 
     name: str
@@ -54,6 +67,27 @@ class Images:
     notes: tuple[str, ...] = field(default=())
     left_out: dict[str, str] = field(default_factory=dict)
     files: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "class_names", in_nfc(self.class_names))
+        for what, tensor, dtype in (("pixels", self.pixels, torch.uint8), ("labels", self.labels, torch.int64)):
+            if (what == "pixels" or tensor is not None) and getattr(tensor, "dtype", None) != dtype:
+                got = getattr(tensor, "dtype", type(tensor).__name__)
+                raise TypeError(f"{what} of Images must be a tensor of {dtype}, got {got}: see sd.to_uint8 and .long()")
+        if self.pixels.ndim != 4:
+            raise ValueError(f"pixels of Images must be [N, C, H, W], got shape {tuple(self.pixels.shape)}")
+        names, labels, n = self.class_names, self.labels, len(self.pixels)
+        if len(set(names)) < len(names):
+            raise ValueError(f"class_names of Images must differ, got {', '.join(names)}")
+        if (labels is None) != (not names):
+            raise ValueError("Images need labels and class_names together: give both or neither")
+        if labels is not None and labels.shape != (n,):
+            raise ValueError(f"labels of Images must be [N], one for each of {n} images, got {tuple(labels.shape)}")
+        if labels is not None and n and not 0 <= int(labels.min()) <= int(labels.max()) < len(names):
+            raise ValueError(
+                f"labels of Images must be from 0 to {len(names) - 1}, one number for each of class_names, got "
+                f"{int(labels.min())} to {int(labels.max())}"
+            )
 
     def __len__(self) -> int:
         return len(self.pixels)
@@ -88,7 +122,8 @@ class Images:
         """The name in a form for file names: `fashion-mnist`, or `photos-cats` for `./photos[cats]`."""
         data, classes = split_name(self.name)
         parts = [Path(data).resolve().stem, classes or ""]
-        return "-".join(re.sub(r"[^\w.-]+", "-", part).strip("-") for part in parts if part)
+        stem = "-".join(re.sub(r"[^\w.-]+", "-", part).strip("-") for part in parts if part)
+        return stem.encode()[:STEM].decode(errors="ignore")
 
     @cached_property
     def mean(self) -> float:
@@ -101,8 +136,20 @@ class Images:
         return self._moments[1]
 
     @cached_property
+    def counts(self) -> Tensor:
+        """How many pixels have each value 0..255: float64 `[256]`."""
+        return torch.bincount(self.pixels.flatten(), minlength=256).double()
+
+    @property
+    def extent(self) -> tuple[int, int]:
+        """The lowest and the highest value of the pixels, in 0..255, without a ten-thousandth at each end."""
+        share = self.counts.cumsum(0) / self.counts.sum()
+        low, high = ((share >= edge).nonzero()[0].item() for edge in (EXTREME, 1 - EXTREME))
+        return int(low), int(high)
+
+    @cached_property
     def _moments(self) -> tuple[float, float]:
-        count = torch.bincount(self.pixels.flatten(), minlength=256).double()  # exact, without a float copy of the data
+        count = self.counts  # exact, without a float copy of the data
         level = torch.arange(256, dtype=torch.float64) / 127.5 - 1
         mean = (count * level).sum() / count.sum()
         variance = (count * (level - mean) ** 2).sum() / count.sum()
@@ -112,10 +159,21 @@ class Images:
     def fingerprint(self) -> str:
         """SHA-256 of shape, pixels and labels, which identifies the data independently of its name and place."""
         digest = hashlib.sha256(repr(tuple(self.pixels.shape)).encode())
-        digest.update(self.pixels.numpy().tobytes())
-        if self.labels is not None:
-            digest.update(self.labels.numpy().tobytes())
+        for tensor in (self.pixels,) if self.labels is None else (self.pixels, self.labels):
+            digest.update(tensor.cpu().contiguous().numpy().data)
         return digest.hexdigest()
+
+    def in_classes(self, class_names: Sequence[str]) -> "Images":
+        """The images with the numbers of these classes as labels, by their names; those of other classes are left out.
+
+        Without labels, or without classes, the result has no labels.
+        """
+        if self.labels is None or not class_names:
+            return self.without_labels()
+        numbers = [class_number(name, class_names) for name in self.class_names]
+        labels = torch.tensor([-1 if number is None else number for number in numbers])[self.labels]
+        rows = (labels >= 0).nonzero().squeeze(1)
+        return replace(self[rows], labels=labels[rows], class_names=tuple(class_names))
 
 
 def first_reasons(left_out: Mapping[str, str]) -> str:
@@ -174,14 +232,50 @@ def only(images: Images, classes: str | None) -> Images:
     return replace(images[rows], labels=labels, class_names=names)
 
 
+def in_nfc(names: Sequence[str]) -> tuple[str, ...]:
+    """Names in Unicode's normalization form C: macOS and Linux spell the same name with different code points."""
+    return tuple(unicodedata.normalize("NFC", name) for name in names)
+
+
 def class_number(word: str, class_names: Sequence[str]) -> int | None:
-    """The class in `class_names` that a word names: exactly, in any case, or by its number; None if there is none."""
+    """The class in `class_names` that a word names: exactly, in any case, or by its number; None if there is none.
+
+    If all names are numbers, as in folders 0, 2 and 5, a number is a name: 1 is no class.
+    """
+    (word,) = in_nfc([word])
     folded = {name.casefold(): number for number, name in reversed(list(enumerate(class_names)))}
     exact = {name: number for number, name in enumerate(class_names)}
     found = exact.get(word, folded.get(word.casefold()))
-    if found is None and re.fullmatch(r"[0-9]{1,9}", word) and int(word) < len(class_names):
+    if found is None and NUMBER.fullmatch(word) and int(word) < len(class_names) and not are_numbers(class_names):
         return int(word)
     return found
+
+
+def are_numbers(class_names: Sequence[str]) -> bool:
+    """Whether all of `class_names` are numbers."""
+    return all(map(NUMBER.fullmatch, class_names))
+
+
+def class_list(class_names: Sequence[str]) -> str:
+    """The first of `class_names` with their numbers, and how many more there are, for messages."""
+    plain = are_numbers(class_names)
+    some = [name if plain else f"{number} {name}" for number, name in enumerate(class_names[:SHOWN])]
+    more = f" and {len(class_names) - SHOWN} more" if len(class_names) > SHOWN else ""
+    return f"{', '.join(some)}{more}" or "none"
+
+
+def drop_empty_classes(images: Images) -> Images:
+    """The images without the classes that no image has, with a note. A model could not learn them."""
+    if images.labels is None:
+        return images
+    present = images.labels.bincount(minlength=images.classes) > 0
+    if present.all():
+        return images
+    kept, empty = ([n for n, here in zip(images.class_names, present, strict=True) if here == w] for w in (True, False))
+    note = f"left out the classes that no image has: {', '.join(empty[:SHOWN])}"
+    note += f" and {len(empty) - SHOWN:,} more" if len(empty) > SHOWN else ""
+    labels = (present.cumsum(0) - 1)[images.labels]
+    return replace(images, labels=labels, class_names=tuple(kept), notes=(*images.notes, note))
 
 
 def _numbers(data: str, wanted: str, class_names: Sequence[str]) -> list[int]:
@@ -191,11 +285,9 @@ def _numbers(data: str, wanted: str, class_names: Sequence[str]) -> list[int]:
     for word in [wanted] if class_number(wanted, class_names) is not None else map(str.strip, wanted.split(",")):
         found = class_number(word, class_names)
         if found is None:
-            some = [f"{i} {name}" if name != str(i) else name for i, name in enumerate(class_names[:SHOWN])]
-            more = f" and {len(class_names) - SHOWN} more" if len(class_names) > SHOWN else ""
             names = {name.casefold(): name for name in reversed(class_names)}
             near = get_close_matches(word.casefold(), names, n=1)
             hint = f"; did you mean {names[near[0]]!r}?" if near else ""
-            raise DataError(f"{data!r} has no class {word!r}: its classes are {', '.join(some)}{more}{hint}")
+            raise DataError(f"{data!r} has no class {word!r}: its classes are {class_list(class_names)}{hint}")
         numbers.append(found)
     return list(dict.fromkeys(numbers))

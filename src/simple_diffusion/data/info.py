@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 
 from ..errors import DataError
-from .images import Images
+from .images import Images, in_nfc
 
 MAX_SIDE = 4096
 """Largest height and width in pixels: a batch of 64 such images, as in sampling, takes 13 GB."""
@@ -15,6 +15,7 @@ class DataInfo:
 
     name         the source as the user typed it
     count        number of images
+    class_names  in Unicode's NFC; empty for data without classes
     mean, std    of the pixels in [-1, 1]
     fingerprint  SHA-256 of shape, pixels and labels
     """
@@ -30,6 +31,7 @@ class DataInfo:
     fingerprint: str
 
     def __post_init__(self) -> None:
+        object.__setattr__(self, "class_names", in_nfc(self.class_names))
         if self.count < 1 or self.channels not in (1, 3):
             raise DataError(
                 f"{self.name} must have images of 1 or 3 channels, got {self.count} images of {self.channels} channels"
