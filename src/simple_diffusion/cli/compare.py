@@ -12,8 +12,10 @@ from .options import (
     data_of,
     data_options,
     device_options,
+    expect_sampling,
     path,
     png_only,
+    refuse_without_labels,
     sampling_text,
     say,
     seed,
@@ -95,6 +97,8 @@ def read_models(args: argparse.Namespace) -> tuple[Any, Any]:
     a, b = (read(path, args.device, args.precision) for path in (args.a, args.b or args.a))
     if a.info.shape != b.info.shape or a.info.class_names != b.info.class_names:
         raise DataError(f"{args.a} and {args.b} have different shapes or classes: compare models of the same data")
+    refuse_without_labels(changes, b.info)
+    expect_sampling(args, a)
     return a, b.changed(**changes)
 
 

@@ -10,7 +10,7 @@ from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
-from ..errors import UsageError, printable
+from ..errors import DataError, UsageError, printable
 
 STARTED = time.perf_counter()
 """When the command started: `train --for` counts from here."""
@@ -154,12 +154,22 @@ def say(args: argparse.Namespace, text: str) -> None:
         print(text, file=sys.stderr if args.json else sys.stdout, flush=True)
 
 
-def load(args: argparse.Namespace, source: str, size: int | None, skip_bad: bool):
-    """The images of DATA, read as the options ask; images that are left out are reported on stderr."""
-    from ..data.images import first_reasons
+def load(args: argparse.Namespace, source: str, size: int | None, skip_bad: bool, moved: str = ""):
+    """The images of DATA, read as the options ask; images that are left out are reported on stderr.
+
+    moved   how to name data that is no longer where a model was trained on it, for an error
+    """
+    from ..data.images import first_reasons, split_name
     from ..data.sources import load_images
 
-    images = load_images(source, root=args.data_root, size=size or None, skip_bad=skip_bad)
+    try:
+        images = load_images(source, root=args.data_root, size=size or None, skip_bad=skip_bad)
+    except DataError as error:
+        if not moved or os.path.exists(split_name(source)[0]):
+            raise
+        raise DataError(f"{error}; if the data has moved, {moved}") from error
+    _, height, width = images.shape
+    args.memory = f"for {len(images):,} images of {height} x {width} pixels", "use a smaller --size, or fewer images"
     if FIRST and (bad := images.left_out):
         total = len(bad) + len(images)
         print(f"left out {len(bad):,} of {total:,} images: {first_reasons(bad)}", file=sys.stderr, flush=True)
@@ -184,10 +194,9 @@ def data_of(args: argparse.Namespace, model: Any, n: int):
 
     The images are those of --data, or those that the model was trained on. Raises DataError where the shapes differ.
     """
-    from ..errors import DataError
-
     config = model.config
-    images = load(args, args.data or config.data, *read_as(args, config))
+    moved = "" if args.data else "name it with --data"
+    images = load(args, args.data or config.data, *read_as(args, config), moved)
     if images.shape != model.info.shape:
         raise DataError(f"the images of {images.name} have another shape than the model's: name its data with --data")
     return images, min(n, 2 * len(images))
@@ -206,12 +215,13 @@ def info_text(images) -> str:
     classes = f" in {images.classes} classes ({', '.join(images.class_names)})" if images.classes else ""
     text = f"{images.name}: {len(images):,} {kind} images of {height} x {width} pixels{classes}; "
     text += f"mean {images.mean:.3f}, standard deviation {images.std:.3f} in [-1, 1]."
-    return printable(" ".join([text, *images.notes]))
+    note = f" Note: {'; '.join(images.notes)}." if images.notes else ""
+    return printable(text + note)
 
 
 def parse_labels(text: str, class_names: tuple[str, ...]) -> list[int]:
     """`3,5` or `Bag,Sneaker` -> numbers of classes; `none` -> the null label. Raises UsageError."""
-    from ..data.images import class_number
+    from ..data.images import class_list, class_number
 
     labels = []
     for word in map(str.strip, text.split(",")):
@@ -219,8 +229,7 @@ def parse_labels(text: str, class_names: tuple[str, ...]) -> list[int]:
         if label is None and class_names and word.casefold() == "none":
             label = len(class_names)
         if label is None:
-            known = ", ".join(f"{i} {name}" if name != str(i) else name for i, name in enumerate(class_names))
-            raise UsageError(f"the model has no label {word!r}: its labels are {known or 'none'}")
+            raise UsageError(f"the model has no label {word!r}: its labels are {class_list(class_names)}")
         labels.append(label)
     return labels
 
@@ -234,7 +243,27 @@ def open_model(args: argparse.Namespace):
     model = read(args.model, args.device, args.precision)
     if args.ema is not None:
         model = posthoc_model(args.model, model, args.ema)
+    refuse_without_labels(settings, model.info)
+    expect_sampling(args, model)
     return model.changed(**settings)
+
+
+def refuse_without_labels(settings: Collection[str], info: Any) -> None:
+    """Raise UsageError where a setting that needs labels is given for data that has none."""
+    for setting in ("guidance", "drop_labels"):
+        if setting in settings and not info.classes:
+            raise UsageError(f"{setting} needs labels, and {info.name} has none: leave {setting} out")
+
+
+def expect_sampling(args: argparse.Namespace, model: Any) -> None:
+    """Say what needs memory and what to do, in case there is too little."""
+    from ..model.generate import sampling_batch
+
+    device = next(model.denoiser.parameters()).device
+    _, height, width = model.info.shape
+    batch = sampling_batch(device, height, width)
+    fix = "set OMP_NUM_THREADS=1 to sample one batch at a time" if device.type == "cpu" else "use --device cpu"
+    args.memory = f"to sample batches of {batch} images of {height} x {width} pixels on {device.type}", fix
 
 
 def sampling_settings(args: argparse.Namespace) -> dict[str, Any]:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ..errors import BusyError, UsageError
+from ..errors import BusyError
 from ..run.folder import hold
 from .options import (
     checkable_labels,
@@ -16,8 +16,10 @@ from .options import (
     data_options,
     device_options,
     ema_length,
+    expect_sampling,
     path,
     png_only,
+    refuse_without_labels,
     sampling_seconds,
     say,
     scale,
@@ -128,8 +130,8 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
     from ..system.files import write_atomic
 
     model = read(args.model, args.device, args.precision)
-    if args.guidance and not model.info.classes:
-        raise UsageError(f"guidance needs labels, and {args.model} has none: leave --guidance out")
+    refuse_without_labels({"guidance"} if args.guidance else (), model.info)
+    expect_sampling(args, model)
     images, n = data_of(args, model, args.n)
     labels = labels_for(model.info, images, n, args.seed)
     extractor = extractor_for(images, quiet=args.json)

@@ -18,6 +18,7 @@ from .options import (
     info_text,
     load,
     path,
+    refuse_without_labels,
     say,
     seed,
     whole,
@@ -111,7 +112,7 @@ def start(args: argparse.Namespace, values: dict[str, Any]) -> dict[str, Any]:
     """Train a new run, or with --dry-run print what it would do."""
     from ..data.info import DataInfo
     from ..model.build import ModelSpec
-    from ..model.config import Config, fitted
+    from ..model.config import Config, fitted, parse_settings
     from ..model.presets import PRESETS
     from ..run.estimate import choose_size, dry_run
     from ..run.folder import free_folder, refuse_taken
@@ -122,11 +123,13 @@ def start(args: argparse.Namespace, values: dict[str, Any]) -> dict[str, Any]:
     if args.out is not None:
         refuse_taken(args.out)  # before the data is loaded
     images = load_data(args, config)
+    refuse_without_labels(parse_settings(args.set), images)
     config = in_steps(args, config, images)
     if args.preset is None and config.seconds and not SHAPE & values.keys():
         size, reason = choose_size(ModelSpec(config, DataInfo.of(images)), device)
         config = fitted(Config(**PRESETS[size][1] | values), device)
         say(args, f"Network size: {reason}.")
+    expect_training(args, config, images)
     if args.dry_run:
         result = dry_run(config, images, device)
         say(args, result["text"])
@@ -136,7 +139,7 @@ def start(args: argparse.Namespace, values: dict[str, Any]) -> dict[str, Any]:
 
 
 def resume(args: argparse.Namespace, values: dict[str, Any]) -> dict[str, Any]:
-    """Resume a run. Its settings may be repeated on the command line but not changed."""
+    """Resume a run. Its settings may be repeated on the command line but not changed; its data may have moved."""
     from dataclasses import replace
 
     from ..data.info import DataInfo
@@ -145,8 +148,9 @@ def resume(args: argparse.Namespace, values: dict[str, Any]) -> dict[str, Any]:
 
     checkpoint = latest(args.out)
     config = replace(checkpoint.spec.config, **values)
-    images = load_data(args, config)
+    images = load_data(args, config, f"name it: simple-diffusion train DATA --resume --out {args.out}")
     config = in_steps(args, config, images)
+    expect_training(args, config, images)
     checkpoint.refuse_changes(ModelSpec(config, DataInfo.of(images)))
     for remark in checkpoint.remarks():
         say(args, f"Note: {remark}.")
@@ -156,9 +160,9 @@ def resume(args: argparse.Namespace, values: dict[str, Any]) -> dict[str, Any]:
     return train(args, config, images, args.out, checkpoint.numbers.n)
 
 
-def load_data(args: argparse.Namespace, config: Any) -> Any:
+def load_data(args: argparse.Namespace, config: Any, moved: str = "") -> Any:
     """The images of the configuration, with a summary printed."""
-    images = load(args, config.data, config.size, config.skip_bad == "yes")
+    images = load(args, config.data, config.size, config.skip_bad == "yes", moved)
     say(args, info_text(images))
     return images
 
@@ -168,6 +172,13 @@ def in_steps(args: argparse.Namespace, config: Any, images: Any) -> Any:
     from dataclasses import replace
 
     return replace(config, steps=math.ceil(args.epochs * len(images) / config.batch)) if args.epochs else config
+
+
+def expect_training(args: argparse.Namespace, config: Any, images: Any) -> None:
+    """Say what needs memory and what to do, in case there is too little."""
+    _, height, width = images.shape
+    what = f"to train on batches of {config.batch} images of {height} x {width} pixels"
+    args.memory = what, "use --set accumulate=8, a smaller --set batch, a smaller --size, or --preset tiny"
 
 
 def train(args: argparse.Namespace, config: Any, images: Any, folder: Path, step: int | None = None) -> dict[str, Any]:

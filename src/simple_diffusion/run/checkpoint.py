@@ -7,7 +7,7 @@ averages, the optimizer's buffers and a few numbers.
 import platform
 import shutil
 from contextlib import suppress
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -201,14 +201,21 @@ class Checkpoint:
         return self.spec.info
 
     def refuse_changes(self, spec: ModelSpec) -> None:
-        """Raise UsageError or DataError, with all differences, if the settings or the data have changed."""
+        """Raise UsageError or DataError, with all differences, if the settings or the data have changed.
+
+        The data may have another name or place: the fingerprint decides.
+        """
         folder = self.path.parent.parent
-        if changed := differences(asdict(self.spec.config), asdict(spec.config)):
+        if changed := differences(asdict(self.spec.config), asdict(replace(spec.config, data=self.spec.config.data))):
             raise UsageError(
                 f"the run in {folder} has other settings: {changed}; omit these options, or use another --out"
             )
-        if changed := differences(asdict(self.spec.info), asdict(spec.info)):
-            raise DataError(f"the data of {folder} has changed: {changed}; restore the original data")
+        if self.info.fingerprint != spec.info.fingerprint:
+            changed = differences(asdict(self.info), asdict(replace(spec.info, name=self.info.name)))
+            raise DataError(
+                f"the data of {folder} has changed: {changed}; restore it, or name the place of the original: "
+                f"simple-diffusion train DATA --resume --out {folder}"
+            )
 
     def remarks(self) -> list[str]:
         """Notes for the user before the run resumes."""
