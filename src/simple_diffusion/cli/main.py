@@ -10,7 +10,7 @@ import os
 import sys
 from typing import Any
 
-from ..errors import SimpleDiffusionError
+from ..errors import SimpleDiffusionError, is_out_of_memory, memory_asked_for
 from ..system.signals import exit_on_sigterm
 from . import (
     check,
@@ -97,6 +97,7 @@ def main(argv: list[str] | None = None) -> None:
     """Run a command and exit: 0 success, 1 wrong solution, 2 usage, 3 data, 4 diverged, 5 file, 6 disk, 7 in use, 130
     or 143 by a signal."""
     argv = current_names(sys.argv[1:] if argv is None else argv)
+    args = None
     try:
         args = parser().parse_args(argv)
         if args.version:
@@ -119,8 +120,12 @@ def main(argv: list[str] | None = None) -> None:
     except BrokenPipeError:  # the program that reads our output has ended
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         raise SystemExit(0) from None
-    except OSError as error:
-        if "--debug" in argv:
+    except (MemoryError, RuntimeError, OSError) as error:
+        no_memory = is_out_of_memory(error)
+        if "--debug" in argv or not (no_memory or isinstance(error, OSError)):
             raise
-        print(f"simple-diffusion: {error}: free disk space or choose another folder", file=sys.stderr)
+        what, fix = getattr(args, "memory", ("for this command", "use fewer or smaller images"))
+        memory = f"there is not enough memory{memory_asked_for(error)} {what}: {fix}"
+        disk = f"{error}: free disk space or choose another folder"
+        print(f"simple-diffusion: {memory if no_memory else disk}", file=sys.stderr)
         raise SystemExit(6) from None

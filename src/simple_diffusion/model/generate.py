@@ -1,5 +1,6 @@
 """Samples of a model, by the sampler of its configuration."""
 
+import math
 import sys
 from collections.abc import Iterator
 
@@ -10,6 +11,7 @@ from tqdm import tqdm
 from ..data.images import to_uint8
 from ..sampling import BATCH, sample_batches
 from ..system.distributed import all_reduce, rank, world_size
+from ..system.memory import require_memory
 from ..system.signals import Stopped
 from .model_file import Model
 
@@ -51,6 +53,7 @@ def generate(
     quiet     show no progress bar
     stopped   a signal that stops the work; the images that are missing by then are black
     """
+    require_memory(n * math.prod(model.info.shape), f"{n:,} images of this size", "generate fewer with --n")
     pixels = torch.zeros((n, *model.info.shape), dtype=torch.uint8)
     with tqdm(total=n, unit=" images", disable=quiet or rank() > 0 or not sys.stderr.isatty()) as bar:
         for first, x in generate_batches(model, n, labels, seed):

@@ -18,7 +18,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load, save
 from torch import Tensor, nn
 
-from ..errors import CheckpointError, ResourceError, reason
+from ..errors import CheckpointError, ResourceError, is_out_of_memory, reason
 
 FORMAT = 4
 """Format number of the records; a higher number means a newer version.
@@ -119,7 +119,9 @@ def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
 
 
 def damaged(path: Path, error: Exception) -> CheckpointError:
-    """The error for a file whose content is not valid."""
+    """The error for a file whose content is not valid. An error for want of memory, which is no damage, is raised."""
+    if is_out_of_memory(error):
+        raise error
     return CheckpointError(f"{path} is not a file of simple-diffusion, or is damaged: {reason(error)}")
 
 
