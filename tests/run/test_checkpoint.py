@@ -6,6 +6,7 @@ from dataclasses import replace
 from itertools import islice
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from faults import assert_equal
@@ -263,11 +264,18 @@ def test_a_run_goes_on_as_it_was_or_every_change_is_named(tmp_path):
 
 def test_what_the_last_bits_depend_on_is_told_where_it_changed(tmp_path):
     assert checkpoint(tmp_path).remarks() == []
-    (remark,) = checkpoint(tmp_path, torch="1.0", processes=8).remarks()
-    assert remark.endswith(f": torch is {torch.__version__} and was 1.0; processes is 1 and was 8")
+    (remark,) = checkpoint(tmp_path, torch="1.0", numpy="1.26.4", processes=8).remarks()
+    now = f"torch is {torch.__version__} and was 1.0; numpy is {np.__version__} and was 1.26.4"
+    assert remark.endswith(f": {now}; processes is 1 and was 8")
     threads = torch.get_num_threads()
     try:
         torch.set_num_threads(threads + 1)
         assert differences({"threads": threads}, made_by()).count(f"threads is {threads + 1} and was {threads}") == 1
     finally:
         torch.set_num_threads(threads)
+
+
+def test_what_an_older_checkpoint_does_not_record_is_not_reported_as_changed(tmp_path):
+    old = checkpoint(tmp_path)
+    del old.made_by["numpy"]
+    assert old.remarks() == []

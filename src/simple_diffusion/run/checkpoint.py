@@ -11,6 +11,7 @@ from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -128,10 +129,11 @@ class State:
 
 
 def made_by() -> dict[str, Any]:
-    """The versions and hardware on which the last bits of a run depend."""
+    """The versions and hardware on which the bits of a run depend. Noise and order are NumPy's random numbers."""
     return {
         "simple-diffusion": __version__,
         "torch": torch.__version__,
+        "numpy": np.__version__,
         "machine": f"{platform.machine()}, {torch.backends.cpu.get_cpu_capability()}",
         "threads": torch.get_num_threads(),
         "processes": world_size(),
@@ -219,8 +221,9 @@ class Checkpoint:
 
     def remarks(self) -> list[str]:
         """Notes for the user before the run resumes."""
-        changed = differences(self.made_by, made_by())
-        bits = [f"the last bits may differ from those of an uninterrupted run: {changed}"] if changed else []
+        now = {key: value for key, value in made_by().items() if key in self.made_by}  # older files record fewer
+        changed = differences(self.made_by, now)
+        bits = [f"the bits may differ from those of an uninterrupted run: {changed}"] if changed else []
         return [*(f"{text}; resuming from {self.path.name} instead" for text in self.damaged), *bits]
 
 
