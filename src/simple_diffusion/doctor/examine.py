@@ -1,6 +1,6 @@
 """Examine a trained model: run every diagnosis and rank what it finds.
 
-Each diagnosis divides a measurement by a bound that healthy runs keep (docs/doctor.md lists the runs). A ratio above 1
+Each diagnosis divides a measurement by a bound that the healthy runs of docs/doctor.md keep. A ratio above 1
 is a finding. Findings that explain a cause come before those that only describe a symptom; within each group the one
 that is furthest past its bound comes first.
 """

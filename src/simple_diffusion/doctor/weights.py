@@ -127,7 +127,7 @@ def too_little_training(patient: Patient) -> Finding:
         patient.relative_error / 0.9,
         f"at medium noise levels the denoising error is {patient.relative_error:.2f} times that of the linear (Wiener) "
         f"denoiser{after} (at most 0.9)",
-        "train for longer, for example --for 10min; --dry-run estimates the time to recognizable samples",
+        "train for longer, for example --for 10min; --dry-run estimates how many images a run sees",
     )
 
 

@@ -20,8 +20,7 @@ from .milestones import PICTURES
 from .steps import start_training
 
 RECOGNIZABLE = 15_000
-"""Training images after which most samples of a network are recognizable, judged by eye on Fashion-MNIST and digits
-(docs/notes/quality.md)."""
+"""Training images after which most samples are recognizable, judged by eye on Fashion-MNIST (docs/notes/quality.md)."""
 
 OVERHEAD = 0.03
 """Share of a run that pictures, checkpoints and the report take."""
@@ -30,11 +29,12 @@ SIZES: Mapping[str, Mapping[str, float]] = {
     "cpu": {"tiny": 0, "small": 20e3, "base": 50e3, "large": 4e6},
     "gpu": {"base": 0, "large": 8e5},
 }
-"""Presets by size, and the number of images from which each gives a lower FID than the one before in the same time,
-measured on Fashion-MNIST (docs/notes/quality.md). On a GPU, networks smaller than `base` take no less time."""
+"""Presets by size, and the number of images from which each is taken, as it then should give a lower FID than the one
+before in the same time: estimates from runs on Fashion-MNIST (docs/notes/quality.md)."""
 
 MATMUL_SHARE = {"cpu": 0.3, "gpu": 0.05}
-"""Speed of training as a share of the speed of a large matrix product (docs/notes/network.md)."""
+"""Speed of training as a share of the speed of a large matrix product, at the lower end of what was measured
+(docs/notes/quality.md, docs/notes/network.md)."""
 
 MEASURED = 4.0
 """Seconds of training steps that a dry run measures."""
@@ -67,7 +67,8 @@ class Forecast:
         advice = f"{duration(wait)} from the start" if enough else f"so train for {duration(2 * wait)}"
         return (
             f"At {self.speed:,.0f} images/s, the run sees {self.images:,.0f} images ({self.epochs:.1f} epochs) in "
-            f"{duration(self.seconds)}{memory}. Samples are recognizable after about {RECOGNIZABLE:,} images, {advice}."
+            f"{duration(self.seconds)}{memory}. Samples of Fashion-MNIST are recognizable after about "
+            f"{RECOGNIZABLE:,} images, {advice}; photographs need more."
         )
 
 
