@@ -1,7 +1,7 @@
 """The denoising loss, densities of noise levels, and weights of noise levels.
 
 By default the loss is the squared error of the network's output, with weight 1. This is the loss of each paper: DDPM
-eq. 14 for the target noise, EDM's lambda c_out^2 = 1 for v with data_std, flow matching eq. 23 for flow.
+eq. 14 for the target noise, EDM's lambda c_out^2 = 1 for v with data_std, flow matching eq. 23 for flow without it.
 """
 
 from collections.abc import Callable
@@ -29,7 +29,7 @@ Loss = Callable[[Denoiser, Tensor, Tensor | None, Draws], Tensor]
 
 
 def uniform(u: Tensor, schedule: Schedule) -> Tensor:
-    """Uniform times on (0, 1], for any schedule: u `[B]` in (0, 1) -> t `[B]` (Ho et al. 2020, algorithm 1)."""
+    """Uniform times on (0.001, 1], for any schedule: u `[B]` in (0, 1) -> t `[B]` (Ho et al. 2020, algorithm 1)."""
     return 1 - 0.999 * u
 
 

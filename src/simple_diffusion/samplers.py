@@ -1,8 +1,8 @@
 """Samplers: from noise to images along a grid of times, given E[x0 | x_t].
 
 A sampler is a generator `(denoiser, x, times, cond, noise)` that yields the state after every step; the last one is the
-image. On the same noise levels all schedules give the same images, so a grid is best chosen by noise levels. The
-coefficients of a step are Python floats, so they have float64 precision for images of any dtype.
+image. On the same noise levels all schedules give the same images up to rounding, so a grid is best chosen by noise
+levels. The coefficients of a step are Python floats, so they have float64 precision for images of any dtype.
 """
 
 import math
@@ -226,7 +226,7 @@ class SamplerInfo:
     nfe_per_step   evaluations of the network in a step; the last step of every sampler takes one
     order          of convergence to the solution of the ODE; None for a stochastic sampler, which adds noise in each
                    step
-    usual_steps    number of steps that is enough for most models
+    usual_steps    a number of steps to begin with
     """
 
     function: Sampler

@@ -28,8 +28,8 @@ def start_noise(seed: int, numbers: Sequence[int], shape: Sequence[int]) -> Tens
 def slerp(one: Tensor, other: Tensor, fractions: Sequence[float]) -> Tensor:
     """Spherical interpolation between two noises (Shoemake 1985; Song et al. 2021, "DDIM", eq. 67): `[N, *shape]`.
 
-    All results have the norm of noise; a linear interpolation would not. A deterministic sampler turns them into images
-    that lead from one image to the other.
+    All results have about the norm of noise; those of a linear interpolation would be shorter. A deterministic sampler
+    turns them into images that lead from one image to the other.
 
     one, other   unit noise of the same shape
     fractions    of the way, each in [0, 1]; both ends are exact

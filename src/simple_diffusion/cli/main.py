@@ -30,7 +30,7 @@ from . import (
 from .options import FIRST, SHARED, Parser
 
 # A waiting OpenMP thread sleeps instead of spinning. This must be set before torch is imported. On two idle cores it
-# costs 10 % of the speed; beside one other busy program spinning costs 90 % (docs/notes/network.md).
+# cost 13 % of the speed; beside one other busy program spinning cost half of it or more (docs/notes/network.md).
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 GROUPS = {

@@ -89,8 +89,8 @@ def digits(split: str = "train", seed: int = 0, classes: str | None = None) -> I
     rng = np.random.Generator(philox(seed, f"digits {split}"))
     labels = rng.permutation(n) % 10
     style = rng.random(n)
-    # The result is bit-exact on every processor: float64 geometry, rounded to float32, hides the order of summation in
-    # matrix products, and everything after that is elementwise or a maximum.
+    # With the same random numbers of NumPy the result should be bit-exact on every processor. float64 geometry, rounded
+    # to float32, hides the order of summation in matrix products; everything after that is elementwise or a maximum.
     ends = np.empty((n, 2, SEGMENTS, 2))
     for digit, styles in enumerate(STYLES):
         for i, text in enumerate(styles):

@@ -34,7 +34,7 @@ FORMATS = (
     "PNG",
     "WEBP",
     "BMP",
-)  # the other readers of Pillow, about forty, have had most of its security holes
+)  # not the other readers of Pillow, about forty: each may have security holes
 SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp")
 MAX_PIXELS = 64_000_000  # a file of 70 bytes can claim gigabytes of pixels
 MAX_ASPECT = 4  # the central square of a longer image is less than a quarter of it

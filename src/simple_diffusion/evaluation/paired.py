@@ -1,7 +1,7 @@
 """Two sets of samples from the same noise and labels: how much their scores differ, and how significantly.
 
-The samples are paired: image i of both sets has the same noise and label. So the interval of the difference is narrower
-than the intervals of the two scores. The jackknife leaves out pairs.
+The samples are paired: image i of both sets has the same noise and label. So the interval of the difference is usually
+narrower than the intervals of the two scores. The jackknife leaves out pairs.
 """
 
 import math

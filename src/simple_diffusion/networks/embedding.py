@@ -9,7 +9,7 @@ from torch import Tensor, nn
 def sinusoid(noise_level: Tensor, width: int) -> Tensor:
     """Noise levels `[B]` -> sines and cosines `[B, width]` (Vaswani et al. 2017, section 3.5); width is even.
 
-    Noise levels span about [-2, 1.5]; they are scaled to 0 .. 1000, the range of DDPM's step numbers.
+    The levels from -2 to 1.5 are scaled to 0 .. 1000, the range of DDPM's step numbers; `Cosine` and `Flow` go to 2.3.
     """
     half = width // 2
     frequencies = torch.exp(-math.log(10000.0) / max(half - 1, 1) * torch.arange(half, device=noise_level.device))

@@ -1,8 +1,7 @@
 """The default network: a small U-Net with a patch size of 2 and with attention at its lowest resolution.
 
 For images of 28 x 28 pixels it computes at 14 x 14 and 7 x 7. At these sizes a convolution spends more time on
-arithmetic than on memory access, so that it trains in a few minutes on two CPU cores. `docs/architecture.md` describes
-how the shape was chosen.
+arithmetic than on memory access. `docs/notes/network.md` has the measurements behind its layers.
 """
 
 import math
@@ -34,7 +33,7 @@ class Embedding(nn.Module):
 
     def __init__(self, width: int, classes: int, augmentations: int):
         super().__init__()
-        frequencies = math.pi * 2 ** torch.linspace(-1, 4, 32)  # noise levels span about [-2, 1.5]
+        frequencies = math.pi * 2 ** torch.linspace(-1, 4, 32)  # noise levels lie in about [-1.7, 2.5]
         self.register_buffer("frequencies", frequencies)
         self.level = nn.Sequential(nn.Linear(64, width), nn.SiLU(), nn.Linear(width, width))
         self.labels = Labels(classes, width, augmentations)
@@ -65,7 +64,8 @@ class ResBlock(nn.Module):
 class Attention(nn.Module):
     """Self-attention over the positions of the feature map, on a residual branch (Vaswani et al. 2017, eq. 1).
 
-    PyTorch's fused kernel takes twice as long on a CPU for the 49 to 64 positions of small images.
+    For the 49 positions of a 28 x 28 image PyTorch's fused kernel took at least twice as long on a CPU
+    (docs/notes/network.md).
     """
 
     def __init__(self, channels: int, head: int = 64):

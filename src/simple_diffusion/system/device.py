@@ -19,7 +19,7 @@ def pick_device(name: str = "auto") -> torch.device:
     if not present[name]:
         raise UsageError(f"this machine has no {name} device: use --device auto")
     if name == "cuda":  # pragma: no cover (GPU)
-        torch.backends.cudnn.deterministic = True  # a repeated or resumed run is bit-exact
+        torch.backends.cudnn.deterministic = True  # two equal runs were then bit-identical
     return torch.device(name)
 
 

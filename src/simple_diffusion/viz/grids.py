@@ -89,7 +89,7 @@ def webp(image: Image.Image) -> bytes:
 
 
 def animation(pictures: Sequence[Image.Image], format: str) -> bytes:
-    """The content of an animation file: about four seconds, then two on the last picture, in an endless loop.
+    """The content of an animation file: at most four seconds for up to 100 pictures, then two on the last, in a loop.
 
     format   "WEBP", lossless, or "GIF", which has 256 colors per picture and is exact for gray ones
     """
