@@ -9,8 +9,10 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
-from .denoiser import Denoiser
+from .checks import check_callable, check_integer
+from .denoiser import Denoiser, weights_of
 from .losses import Loss
+from .networks.embedding import check_null, label_embedding
 from .randomness import Draws
 
 Augmentation = Callable[[Tensor], Tensor]
@@ -49,13 +51,38 @@ def augmented(loss: Loss, augmentations: Sequence[Augmentation], null: int, cond
     null           the label that means "no label": the number of classes
     conditioned    whether the label also holds the number of the augmentation, for a network with
                    `Labels(classes, width, len(augmentations))`
+
+    Raises ValueError for no augmentation; in training, if the network has other numbers of classes or augmentations, or
+    if an augmentation changes the shape of the images.
     """
+    check_callable("loss", loss, "a function such as sd.denoising_loss")
+    check_integer("null", null, 0)
+    check_integer("the number of augmentations", len(augmentations), 1)
+
+    def check_network(network: object, cond: Tensor | None) -> None:
+        embedded = label_embedding(network)
+        check_null(network, null)
+        if cond is not None and not null:
+            raise ValueError("`null` is 0, but the images have labels: pass the number of classes as `null`")
+        if conditioned and embedded is not None and embedded.augmentations != len(augmentations):
+            raise ValueError(
+                f"the network is conditioned on {embedded.augmentations} augmentations and `augmentations` has "
+                f"{len(augmentations)}: build it with augmentations={len(augmentations)}, or pass conditioned=False"
+            )
 
     def augmented_loss(denoiser: Denoiser, x0: Tensor, cond: Tensor | None, draws: Draws) -> Tensor:
+        check_network(weights_of(denoiser), cond)
         chosen = (draws.uniform("view") * len(augmentations)).long().to(x0.device)  # [B]
         transformed = torch.empty_like(x0)  # keeps the memory format of x0
         for number, augmentation in enumerate(augmentations):
-            transformed[chosen == number] = augmentation(x0[chosen == number])
+            images = x0[chosen == number]
+            result = augmentation(images)
+            if result.shape != images.shape:
+                raise ValueError(
+                    f"augmentation {number} makes {tuple(result.shape[1:])} of images {tuple(images.shape[1:])}: use "
+                    f"one that keeps the shape, such as those of sd.symmetries(square=False)"
+                )
+            transformed[chosen == number] = result
         if conditioned:
             cond = chosen * (null + 1) + (null if cond is None else cond)
         return loss(denoiser, transformed, cond, draws)

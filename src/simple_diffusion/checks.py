@@ -1,6 +1,7 @@
 """Checks of arguments. An argument that is not allowed raises one sentence that names it and what is allowed."""
 
 import math
+from collections.abc import Sequence
 from numbers import Integral, Real
 from typing import Any
 
@@ -55,3 +56,9 @@ def check_floats(name: str, value: object, wanted: str = "a tensor of floats") -
     """Raise TypeError unless the value is a tensor of floats; integers would be rounded or overflow later."""
     if not isinstance(value, Tensor) or not value.is_floating_point():
         raise TypeError(f"`{name}` must be {wanted}, got {shown(value)}")
+
+
+def broadcasts_to(shape: Sequence[int], larger: Sequence[int]) -> bool:
+    """Whether a tensor of this shape broadcasts to a larger shape without changing it."""
+    pairs = zip(reversed(shape), reversed(larger), strict=False)
+    return len(shape) <= len(larger) and all(length in (1, wanted) for length, wanted in pairs)

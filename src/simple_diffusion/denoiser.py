@@ -77,6 +77,15 @@ class Denoiser(nn.Module):
         return self.data_std * z0_hat
 
 
+def weights_of(denoiser: object) -> nn.Module | None:
+    """The module inside the wrappers of a denoiser, such as `Clipped`; None for a function without weights."""
+    while not isinstance(denoiser, nn.Module):
+        if not hasattr(denoiser, "denoiser"):
+            return None
+        denoiser = denoiser.denoiser
+    return denoiser
+
+
 class Clipped:
     """A posterior mean that is clipped to the range of images, [-1, 1], as in the code of Ho et al. 2020.
 

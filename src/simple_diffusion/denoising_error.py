@@ -17,6 +17,7 @@ from .data.images import Images, to_unit
 from .denoiser import Denoiser, PosteriorMean
 from .losses import Weight, loss_of_error
 from .randomness import Draws, permutation
+from .system.device import widest_float
 
 LEVELS = torch.logspace(math.log10(0.02), math.log10(20), 13, dtype=torch.float64)
 """Noise levels sigma/alpha, for images in [-1, 1]."""
@@ -57,7 +58,7 @@ def model_error(denoiser: PosteriorMean, x0: Tensor, cond: Tensor | None) -> Ten
         for i in range(0, len(x0), BATCH):
             labels = None if cond is None else cond[i : i + BATCH]
             x0_hat = denoiser(x_t[i : i + BATCH], t, labels)
-            total += (x0_hat - x0[i : i + BATCH]).double().square().sum().item()
+            total += (x0_hat - x0[i : i + BATCH]).to(widest_float(x0.device)).square().sum().item()
         errors.append(total / x0.numel())
     return torch.tensor(errors, dtype=torch.float64)
 

@@ -10,8 +10,10 @@ import math
 import torch
 from torch import Tensor
 
-from .denoiser import PosteriorMean
+from .checks import check_callable, check_integer, check_number
+from .denoiser import PosteriorMean, weights_of
 from .losses import Loss
+from .networks.embedding import check_null
 from .randomness import Draws
 from .schedules import Schedule
 
@@ -27,10 +29,16 @@ def drop_labels(loss: Loss, null: int, p: float = 0.1) -> Loss:
     loss  (denoiser, x0, cond, draws) -> `[B]`; if cond is None, nothing is changed
     null  the label that means "no label": the number of classes
     p     probability that a label is dropped, in [0, 1]
+
+    Raises ValueError for another p, and in training if the network has another number of classes.
     """
+    check_callable("loss", loss, "a function such as sd.denoising_loss")
+    check_integer("null", null, 0)
+    check_number("p", p, 0, 1, "[]")
 
     def dropped(denoiser, x0: Tensor, cond: Tensor | None, draws: Draws) -> Tensor:
         if cond is not None:
+            check_null(denoiser, null)
             cond = torch.where((draws.uniform("drop label") < p).to(cond.device), unlabelled(cond, null), cond)
         return loss(denoiser, x0, cond, draws)
 
@@ -42,6 +50,13 @@ Interval = tuple[float, float]
 at low noise it has no effect (Kynkäänniemi et al. 2024)."""
 
 EVERYWHERE: Interval = (0.0, math.inf)
+
+
+def check_guidance(scale: float, interval: Interval) -> None:
+    """Raise ValueError unless the scale is a number and the interval is in order."""
+    check_number("scale", scale)
+    check_number("interval[1]", interval[1], 0, math.inf, "[]")
+    check_number("interval[0]", interval[0], 0, interval[1], "[]")
 
 
 def inside(interval: Interval, schedule: Schedule, t: Tensor) -> Tensor:
@@ -67,10 +82,13 @@ class Guided:
     null      the label that means "no label"
     interval  of the ratio sigma/alpha in which guidance acts; outside, it returns the conditional mean
 
-    Raises ValueError if it is called without labels.
+    Raises ValueError for another scale, null or interval, and if it is called without labels.
     """
 
     def __init__(self, denoiser: PosteriorMean, scale: float, null: int, interval: Interval = EVERYWHERE):
+        check_guidance(scale, interval)
+        check_integer("null", null, 1)
+        check_null(weights_of(denoiser), null)
         self.denoiser, self.scale, self.null, self.interval = denoiser, scale, null, interval
         self.schedule = denoiser.schedule
 
@@ -100,9 +118,15 @@ class AutoGuided:
               their difference points away from the error.
     scale     1 is no guidance and evaluates `denoiser` only; above 1 is stronger and evaluates both
     interval  of the ratio sigma/alpha in which guidance acts
+
+    Raises ValueError for another scale or interval, or for a guide with another schedule.
     """
 
     def __init__(self, denoiser: PosteriorMean, guide: PosteriorMean, scale: float, interval: Interval = EVERYWHERE):
+        check_guidance(scale, interval)
+        times = torch.linspace(0.1, 1, 10, dtype=torch.float64)
+        if not torch.equal(denoiser.schedule.ratio(times), guide.schedule.ratio(times)):
+            raise ValueError("`guide` must have the schedule of `denoiser`: use an early snapshot of the same run")
         self.denoiser, self.guide, self.scale, self.interval = denoiser, guide, scale, interval
         self.schedule = denoiser.schedule
 

@@ -7,6 +7,7 @@ from itertools import count
 import torch
 from torch import Tensor
 
+from .checks import broadcasts_to, check_floats, check_integer, shown
 from .denoiser import PosteriorMean
 from .samplers import Noise, grid_steps, renoised, unit_noise
 
@@ -21,12 +22,23 @@ class Inpainted:
     denoiser   of the model
     x0         the image `[C, H, W]`, or an image for each sample `[N, C, H, W]`, in [-1, 1]
     mask       bool `[H, W]`, or any shape that broadcasts to x0: True where the model generates
+
+    Raises TypeError or ValueError for another image or mask, and if x_t has another shape than the image.
     """
 
     def __init__(self, denoiser: PosteriorMean, x0: Tensor, mask: Tensor):
+        check_floats("x0", x0, "an image in [-1, 1], such as sd.to_unit(pixels)")
+        if x0.abs().max() > 2:  # samples of a model may exceed 1 a little
+            raise ValueError(f"`x0` must have pixels in [-1, 1], got values up to {x0.abs().max():g}")
+        if not isinstance(mask, Tensor) or mask.dtype != torch.bool:
+            raise TypeError(f"`mask` must be a tensor of bool, True where the model generates, got {shown(mask)}")
+        if not broadcasts_to(mask.shape, x0.shape):
+            raise ValueError(f"`mask` must broadcast to x0 {tuple(x0.shape)}, got {shown(mask)}")
         self.denoiser, self.x0, self.mask, self.schedule = denoiser, x0, mask, denoiser.schedule
 
     def __call__(self, x_t: Tensor, t: Tensor, cond: Tensor | None = None) -> Tensor:
+        if not broadcasts_to(self.x0.shape, x_t.shape):
+            raise ValueError(f"`x0` must be an image of the shape {tuple(x_t.shape[1:])}, got {tuple(self.x0.shape)}")
         return torch.where(self.mask.to(x_t.device), self.denoiser(x_t, t, cond), self.x0.to(x_t))
 
 
@@ -46,8 +58,9 @@ def repaint(
 
     repeats   how often each step is made, 1 or more; 1 is `ddim` with eta = 1
 
-    Takes and yields the same as `ddpm`: x `[B, ...]`, times `[n]`, cond `[B]`.
+    Takes and yields the same as `ddpm`: x `[B, ...]`, times `[n]`, cond `[B]`. Raises ValueError for other repeats.
     """
+    check_integer("repeats", repeats, 1)
     numbers = count()
 
     def next_noise(step: int, x: Tensor) -> Tensor:

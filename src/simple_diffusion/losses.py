@@ -4,6 +4,7 @@ By default the loss is the squared error of the network's output, with weight 1.
 eq. 14 for the target noise, EDM's lambda c_out^2 = 1 for v with data_std, flow matching eq. 23 for flow without it.
 """
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -11,6 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from .checks import check_number
 from .denoiser import Denoiser
 from .randomness import Draws
 from .schedules import Discrete, Schedule
@@ -60,6 +62,10 @@ class LogNormal:
     mean: float = -1.2
     std: float = 1.2
 
+    def __post_init__(self) -> None:
+        check_number("mean", self.mean)
+        check_number("std", self.std, 0)
+
     def __call__(self, u: Tensor, schedule: Schedule) -> Tensor:
         quantile = torch.special.ndtri(u.clamp(1e-9, 1 - 1e-9))  # of the standard normal
         return schedule.time_of((self.mean + self.std * quantile).exp())
@@ -73,6 +79,9 @@ class MinSNR:
     """
 
     gamma: float = 5.0
+
+    def __post_init__(self) -> None:
+        check_number("gamma", self.gamma, 0, math.inf, "(]")
 
     def __call__(self, snr: Tensor) -> Tensor:
         return snr.clamp(max=self.gamma)
@@ -107,7 +116,12 @@ def denoising_loss(
     weight     weight of |z0_hat - z0|^2 as a function of the SNR, in place of weight 1 on the output; the error is
                multiplied by its square root before the criterion
     criterion  elementwise penalty of the error, by default its square
+
+    Raises ValueError unless there are a label and random numbers for each sample.
     """
+    if len(draws.samples) != len(x0) or (cond is not None and cond.shape != (len(x0),)):
+        labels = "no labels" if cond is None else f"labels {tuple(cond.shape)}"
+        raise ValueError(f"{len(x0)} samples need as many draws and labels, got {len(draws.samples)} and {labels}")
     t = density(draws.stratified("time"), denoiser.schedule).to(x0)
     eps = draws.normal("noise", x0.shape[1:]).to(x0)
     alpha, sigma, a, b = denoiser.coefficients(t, x0)

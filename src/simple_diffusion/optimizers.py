@@ -59,7 +59,7 @@ def orthogonalized(matrices: Tensor, steps: int = 5) -> Tensor:
 
     wide = matrices.shape[-2] <= matrices.shape[-1]
     x = matrices if wide else matrices.mT
-    x = x / (x.norm(dim=(-2, -1), keepdim=True) + 1e-7)
+    x = x / (torch.linalg.vector_norm(x, dim=(-2, -1), keepdim=True) + 1e-7)
     gram = x @ x.mT
     product = p = polynomial(gram)
     for _ in range(steps - 1):

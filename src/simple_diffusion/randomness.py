@@ -9,14 +9,18 @@ import hashlib
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from numbers import Integral
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from .checks import check_type
+
 
 def philox(seed: int, purpose: str, step: int = 0) -> np.random.Philox:
-    """The bit generator of (seed, purpose, step), at sample 0."""
+    """The bit generator of (seed, purpose, step), at sample 0. Raises TypeError unless the seed is an integer."""
+    check_type("seed", seed, Integral, "an integer")  # any other text would be a seed, too
     digest = hashlib.blake2b(f"{seed}/{purpose}/{step}".encode(), digest_size=16).digest()
     return np.random.Philox(key=int.from_bytes(digest, "little"))
 

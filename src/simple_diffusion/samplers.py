@@ -13,6 +13,7 @@ from functools import partial
 import torch
 from torch import Tensor
 
+from .checks import check_floats, check_integer, check_number, check_type, shown
 from .denoiser import PosteriorMean
 from .schedules import Schedule
 
@@ -35,7 +36,11 @@ def uniform_grid(schedule: Schedule, n: int) -> Tensor:
     """Evenly spaced times 1, (n-1)/n, ..., 1/n: float64 `[n]`, the same for every schedule.
 
     For a table of T betas and n = T they are all steps of the table (Ho et al. 2020, algorithm 2).
+
+    Raises ValueError unless n is an integer of 1 or more.
     """
+    check_type("schedule", schedule, Schedule, "a schedule such as sd.Karras()")
+    check_integer("n", n, 1)
     return torch.arange(n, 0, -1, dtype=torch.float64) / n
 
 
@@ -46,8 +51,15 @@ def karras_grid(
 
     sigma_min, sigma_max   ends of sigma/alpha, for pixels in [-1, 1]; limited to the range of the schedule
     rho                    at 1 the noise levels are evenly spaced; a larger rho makes the steps at low noise smaller
+
+    Raises ValueError unless n is an integer of 1 or more, and the ends are in order and within reach of the schedule.
     """
+    check_type("schedule", schedule, Schedule, "a schedule such as sd.Karras()")
+    check_integer("n", n, 1)
+    check_number("rho", rho, 0)
     reach = schedule.ratio(torch.tensor([0.0, 1.0], dtype=torch.float64)).tolist()
+    check_number("sigma_max", sigma_max, reach[0], math.inf, "(]")
+    check_number("sigma_min", sigma_min, 0, min(sigma_max, reach[1]))
     low, high = max(sigma_min, reach[0]), min(sigma_max, reach[1])
     roots = torch.linspace(high ** (1 / rho), low ** (1 / rho), n, dtype=torch.float64)
     return schedule.time_of(roots**rho)
@@ -80,13 +92,27 @@ class GridStep:
 
 
 def levels_along(schedule: Schedule, times: Tensor) -> tuple[list[float], list[float]]:
-    """(alpha, sigma) at each of `times` `[n]` and at the clean image, n + 1 numbers each."""
-    return [*schedule.alpha(times.double()).tolist(), 1.0], [*schedule.sigma(times.double()).tolist(), 0.0]
+    """(alpha, sigma) at each of `times` `[n]` and at the clean image, n + 1 numbers each.
+
+    Raises TypeError unless the times are a tensor of floats, and ValueError unless they decrease within (0, 1].
+    """
+    check_floats("times", times, "a grid of times, such as sd.karras_grid(schedule, 10)")
+    times = times.detach().cpu().double()
+    if times.ndim != 1 or not len(times) or not (times[-1] >= 0 and times[0] <= 1 and (times.diff() < 0).all()):
+        text = ", ".join(f"{t:g}" for t in times.flatten()[:3]) or "no times"
+        raise ValueError(f"`times` must be a list of times that decrease within (0, 1], got {shown(times)}: {text} ...")
+    return [*schedule.alpha(times).tolist(), 1.0], [*schedule.sigma(times).tolist(), 0.0]
 
 
 def grid_steps(schedule: Schedule, times: Tensor, x: Tensor) -> Iterator[GridStep]:
-    """The n steps along `times` `[n]`, for images like x."""
+    """The n steps along `times` `[n]`, for images like x.
+
+    Raises TypeError or ValueError for x that are not floats, and for times that are no grid or end without noise.
+    """
+    check_floats("x", x, "noise, a tensor of floats")
     alphas, sigmas = levels_along(schedule, times)
+    if not sigmas[-2]:  # samplers divide by it
+        raise ValueError(f"{type(schedule).__name__} has no noise at the last of the `times`: end above {times[-1]:g}")
     ts: list[Tensor | None] = [*times.to(x), None]
     for i in range(len(times)):
         t = ts[i]
@@ -121,7 +147,8 @@ def ddpm(
     noise      (number of the step, x) -> unit noise like x
     variance   of a step: "posterior" or "beta", see VARIANCES
 
-    Yields x after each of the n steps, `[B, ...]`. Raises ValueError for another variance.
+    Yields x after each of the n steps, `[B, ...]`. Raises ValueError for another variance or other times, and TypeError
+    unless x and the times are floats.
     """
     if variance not in VARIANCES:
         raise ValueError(f"`variance` must be one of {', '.join(VARIANCES)}, got {variance!r}")
@@ -141,7 +168,10 @@ def renoised(i: GridStep, x: Tensor, x0_hat: Tensor, eta: float, noise: Noise) -
 
     x, x0_hat   `[B, ...]`
     eta         stochasticity in [0, 1]: 0 adds no noise, 1 adds as much as `ddpm`
+
+    Raises ValueError for another eta.
     """
+    check_number("eta", eta, 0, 1, "[]")
     eps_hat = (x - i.alpha_t * x0_hat) / i.sigma_t
     new = eta * i.sigma_s * math.sqrt(1 - (i.alpha_t * i.sigma_s / (i.alpha_s * i.sigma_t)) ** 2)
     x = i.alpha_s * x0_hat + math.sqrt(i.sigma_s**2 - new**2) * eps_hat
@@ -162,6 +192,7 @@ def ddim(
     eta   stochasticity, in [0, 1]: 0 solves the ODE in first order, 1 is `ddpm`
 
     Takes and yields the same as `ddpm`: x `[B, ...]`, times `[n]`, cond `[B]`. Calls `noise` only if eta is above 0.
+    Raises ValueError for another eta or other times.
     """
     for i in grid_steps(denoiser.schedule, times, x):
         x = renoised(i, x, denoiser(x, i.t, cond), eta, noise)
@@ -174,7 +205,7 @@ def heun(
     """Heun's method on d(x/alpha)/d(sigma/alpha) = eps_hat (Karras et al. 2022, algorithm 1), of second order.
 
     It evaluates the network twice in each step but the last. Takes and yields the same as `ddpm`: x `[B, ...]`, times
-    `[n]`, cond `[B]`. It is deterministic and never calls `noise`.
+    `[n]`, cond `[B]`. It is deterministic and never calls `noise`. Raises ValueError for other times.
     """
     for i in grid_steps(denoiser.schedule, times, x):
         x0_hat = denoiser(x, i.t, cond)
@@ -204,6 +235,7 @@ def dpmpp(
     eta   stochasticity, in [0, 1], as in `ddim`: 0 solves the ODE, 1 is SDE-DPM-Solver++(2M)
 
     Takes and yields the same as `ddpm`: x `[B, ...]`, times `[n]`, cond `[B]`. Calls `noise` only if eta is above 0.
+    Raises ValueError for another eta or other times.
     """
     before: tuple[Tensor, float] | None = None
     for i in grid_steps(denoiser.schedule, times, x):

@@ -15,6 +15,9 @@ from functools import cached_property, partial
 import torch
 from torch import Tensor
 
+from .checks import check_floats, check_number, shown
+from .system.device import widest_float
+
 
 class Schedule(ABC):
     """The curves alpha(t) and sigma(t), t in (0, 1]. They keep the shape and the dtype of t."""
@@ -32,7 +35,17 @@ class Schedule(ABC):
         return self.sigma(t) / self.alpha(t)
 
     def levels(self, t: Tensor, x: Tensor) -> tuple[Tensor, Tensor]:
-        """(alpha_t, sigma_t), in a shape that broadcasts to x `[B, ...]`; t is `[B]` or a single time."""
+        """(alpha_t, sigma_t), in a shape that broadcasts to x `[B, ...]`; t is `[B]` or a single time.
+
+        Raises TypeError unless both are floats, and ValueError for another t. The values of t are checked on a CPU
+        only, because other devices would have to wait.
+        """
+        check_floats("x", x, "a tensor of floats, such as sd.to_unit(pixels)")
+        check_floats("t", t, "times in (0, 1], a tensor of floats; step n of T is the time n / T")
+        if t.ndim > 1 or t.numel() not in (1, len(x)):
+            raise ValueError(f"`t` must be a single time or one for each of {len(x)} images, got {shown(t)}")
+        if t.device.type == "cpu" and not (t.min() >= 0 and t.max() <= 1):
+            raise ValueError(f"`t` must be times in (0, 1], got values from {t.min():g} to {t.max():g}")
         t = t.to(x).expand(len(x)).reshape(-1, *[1] * (x.ndim - 1))  # [B] -> [B, 1, ..., 1]
         return self.alpha(t), self.sigma(t)
 
@@ -42,7 +55,11 @@ class Schedule(ABC):
         return alpha * x0 + sigma * eps
 
     def time_of(self, ratio: Tensor) -> Tensor:
-        """The time at which sigma/alpha is `ratio`, clamped to [0, 1]: the inverse of `ratio(t)`, by bisection."""
+        """The time at which sigma/alpha is `ratio`, clamped to [0, 1]: the inverse of `ratio(t)`, by bisection.
+
+        Raises TypeError unless the ratio is a tensor of floats, of any shape.
+        """
+        check_floats("ratio", ratio)
         low, high = torch.zeros_like(ratio), torch.ones_like(ratio)
         for _ in range(60):  # enough for the resolution of float64
             middle = (low + high) / 2
@@ -61,6 +78,10 @@ class BetaCurve(Schedule):
 
     beta_min: float = 0.1
     beta_max: float = 20.0
+
+    def __post_init__(self) -> None:
+        check_number("beta_max", self.beta_max, 0)
+        check_number("beta_min", self.beta_min, 0, self.beta_max, "[]")
 
     @abstractmethod
     def beta(self, t: Tensor) -> Tensor:
@@ -133,6 +154,9 @@ class Cosine(Schedule):
 
     s: float = 0.008
 
+    def __post_init__(self) -> None:
+        check_number("s", self.s, 0, ends="[)")
+
     def _angles(self, t: Tensor) -> tuple[float, Tensor]:
         """a and b - a."""
         quarter = math.pi / 2 / (1 + self.s)
@@ -177,6 +201,11 @@ class Karras(Schedule):
     sigma_max: float = 80.0
     rho: float = 7.0
 
+    def __post_init__(self) -> None:
+        check_number("sigma_max", self.sigma_max, 0)
+        check_number("sigma_min", self.sigma_min, 0, self.sigma_max)
+        check_number("rho", self.rho, 0)
+
     @property
     def _ends(self) -> tuple[float, float]:
         return self.sigma_min ** (1 / self.rho), self.sigma_max ** (1 / self.rho)
@@ -190,7 +219,7 @@ class Karras(Schedule):
 
     def time_of(self, ratio: Tensor) -> Tensor:
         low, high = self._ends
-        return ((ratio ** (1 / self.rho) - low) / (high - low)).clamp(0, 1)
+        return ((ratio.clamp(min=0) ** (1 / self.rho) - low) / (high - low)).clamp(0, 1)
 
 
 @dataclass(frozen=True)
@@ -218,8 +247,9 @@ class Discrete(Schedule):
         return (torch.log(-torch.expm1(log_alpha2)) - log_alpha2) / 2  # [T], at t = 1/T ... 1
 
     def _log_ratio(self, t: Tensor) -> Tensor:
-        table = self._log_ratios.to(t.device)
-        place = t.double() * len(table) - 1
+        dtype = widest_float(t.device)
+        table = self._log_ratios.to(t.device, dtype)
+        place = t.to(dtype) * len(table) - 1
         left = place.floor().clamp(0, len(table) - 2).long()  # below the first step this extrapolates
         return torch.lerp(table[left], table[left + 1], place - left)
 
@@ -291,8 +321,8 @@ def _along(curve: BetaCurve, T: int, scaled: bool) -> Tensor:
 
 
 def _require(T: int, least: int, name: str) -> None:
-    if least > T:
-        raise ValueError(f"the {name} table of betas needs at least {least} steps, got {T}")
+    if not isinstance(T, int) or least > T:
+        raise ValueError(f"the {name} table of betas needs at least {least} steps, got {shown(T)}")
 
 
 BETAS: dict[str, Callable[[int], Tensor]] = {

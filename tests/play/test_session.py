@@ -17,7 +17,7 @@ from simple_diffusion.cli.main import main
 from simple_diffusion.errors import UsageError
 from simple_diffusion.model.generate import generate
 from simple_diffusion.play import session as module
-from simple_diffusion.play.reproduce import command, python_code
+from simple_diffusion.play.reproduce import command
 from simple_diffusion.play.request import MAX_IMAGES, SampleRequest
 from simple_diffusion.play.session import Session
 
@@ -104,10 +104,6 @@ def test_the_command_names_a_label_by_number_unless_it_is_ambiguous(session):
     assert "--label 2,0,none" in command(session.source, REQUEST)
     source = replace(session.source, class_names=("1", "2", "7"))  # numbers are names here
     assert "--label 7,1,none" in command(source, REQUEST)
-
-
-def test_code_for_another_device_names_it(session):
-    assert ", device='cuda:0')" in python_code(replace(session.source, used_device="cuda:0"), REQUEST)
 
 
 def test_there_is_no_command_to_interpolate_or_inpaint(session):

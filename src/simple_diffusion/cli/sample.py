@@ -259,7 +259,6 @@ def trajectory_file(model: Any, n: int, cond: Any, seed: int, at: tuple[float, .
         shown = PANELS if ending == ".png" else FRAMES
         at = tuple((i + 1) / shown for i in range(shown))
     denoiser, times, sampler = model.sampler()
-    device = next(model.denoiser.parameters()).device
     shape = (n, *model.info.shape)
-    pair = record_trajectory(denoiser, shape, times, cond, sampler=sampler, seed=seed, fractions=at, device=device)
+    pair = record_trajectory(denoiser, shape, times, cond, sampler=sampler, seed=seed, fractions=at)
     return png(strips(*pair)) if ending == ".png" else animation(frames(*pair), ending[1:].upper())

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from ..checks import check_integer, check_type
 from ..randomness import Draws, permutation
 from .images import Images, to_unit
 
@@ -45,7 +46,12 @@ def batches(
     seed    of the order of the images, and of the random numbers of each sample
     start   completed steps; a stream that resumes here is equal to one that never stopped
     device  of the batches
+
+    Raises TypeError or ValueError for an argument that is not allowed.
     """
+    check_type("images", images, Images, "Images, as sd.load_images returns them")
+    check_integer("size", size, 1)
+    check_integer("start", start, 0)
     pixels = images.pixels.to(device)
     labels = None if images.labels is None else images.labels.to(device)
     step, ahead = start, 64  # many steps at once, because a permutation costs more than a batch

@@ -94,7 +94,6 @@ def guidance_too_strong(patient: Patient) -> Finding:
         raise Skip("the samples are not guided")
     denoiser, schedule = patient.denoiser, patient.denoiser.schedule
     level = math.sqrt(max(config.guidance_low, 0.1) * min(config.guidance_high, 20.0)) * 2
-    t = schedule.time_of(torch.tensor([level], dtype=torch.float64)).to(patient.device)
     if patient.images is None:
         x0 = patient.sample(guidance=1.0)
     else:
@@ -102,9 +101,10 @@ def guidance_too_strong(patient: Patient) -> Finding:
         x0 = to_unit(patient.images.pixels[index])
         cond = patient.images.labels[index] if patient.images.labels is not None else cond[: len(index)]
     x0, cond = x0.to(patient.device), cond.to(patient.device)
+    t = schedule.time_of(torch.tensor([level], dtype=torch.float64)).to(x0)
     x = schedule.add_noise(x0, t, level_noise(x0, 0))
     with torch.no_grad():
-        each = [Guided(denoiser, scale, patient.info.classes)(x, t.float(), cond) for scale in (1.0, config.guidance)]
+        each = [Guided(denoiser, scale, patient.info.classes)(x, t, cond) for scale in (1.0, config.guidance)]
     without, guided = ((x.abs() - 1).clamp(min=0).square().mean().sqrt().item() for x in each)
     return Finding(
         (guided - without) / 0.1,
@@ -146,7 +146,7 @@ def exact_samples(patient: Patient) -> Tensor:
     denoiser, _, _ = patient.spec.sampler(patient.denoiser, patient.model.guide)
     times = karras_grid(patient.denoiser.schedule, steps)
     shape = (SAMPLES, *patient.info.shape)
-    options = {"sampler": SAMPLERS[name].function, "seed": patient.seed, "device": patient.device}
+    options = {"sampler": SAMPLERS[name].function, "seed": patient.seed}
     return sample(denoiser, shape, times, patient.labels, **options).clamp(-1, 1)
 
 

@@ -5,6 +5,8 @@ import math
 import torch
 from torch import Tensor, nn
 
+from ..checks import check_integer
+
 
 def sinusoid(noise_level: Tensor, width: int) -> Tensor:
     """Noise levels `[B]` -> sines and cosines `[B, width]` (Vaswani et al. 2017, section 3.5); width is even.
@@ -29,6 +31,8 @@ class Labels(nn.Module):
 
     def __init__(self, classes: int, width: int, augmentations: int = 1):
         super().__init__()
+        check_integer("classes", classes, 0)
+        check_integer("augmentations", augmentations, 1)
         self.classes, self.width, self.augmentations = classes, width, augmentations
         self.of_class = nn.Embedding(classes, width) if classes else None
         self.of_view = nn.Embedding(augmentations - 1, width) if augmentations > 1 else None  # its name in model files
@@ -69,3 +73,10 @@ def check_classes(network: object, labels: Tensor | None) -> None:
             f"the network has {embedded.classes} classes, but an image has the label {largest}: build it with "
             f"classes={largest + 1} or more"
         )
+
+
+def check_null(network: object, null: int) -> None:
+    """Raise ValueError if `null` is not the label that means "no label" in the network: its number of classes."""
+    embedded = label_embedding(network)
+    if embedded is not None and embedded.classes not in (0, null):
+        raise ValueError(f"`null` must be the number of classes of the network, {embedded.classes}, got {null}")

@@ -11,6 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ..checks import check_integer, check_number
 from .dropout import Dropout
 from .embedding import Labels
 
@@ -113,7 +114,8 @@ class UNet(nn.Module):
     augmentations  number of augmentations that the network is conditioned on (`Labels`), 1 for none
 
     x `[B, channels, H, W]`, noise_level = log(sigma/alpha)/4 `[B]`, cond `[B]` int64 or None ->
-    `[B, channels, H, W]`. Raises ValueError unless widths and blocks have the same length.
+    `[B, channels, H, W]`. Raises ValueError for a number that is not allowed, unless widths and blocks have the same
+    length, and for images of another number of channels.
 
     A U-Net (Ronneberger et al. 2015) of residual blocks and attention, as DDPM's (Ho et al. 2020, appendix B).
     """
@@ -131,7 +133,11 @@ class UNet(nn.Module):
         super().__init__()
         if len(widths) != len(blocks):
             raise ValueError(f"widths and blocks need one number for each level, got {widths} and {blocks}")
-        self.patch, self.stride = patch, patch * 2 ** (len(widths) - 1)
+        for name, numbers in {"channels": (channels,), "widths": widths, "blocks": blocks, "patch": (patch,)}.items():
+            for number in numbers:
+                check_integer(name, number, 1)
+        check_number("dropout", dropout, 0, 1, "[)")
+        self.channels, self.patch, self.stride = channels, patch, patch * 2 ** (len(widths) - 1)
         emb, (*upper, lowest) = 2 * widths[-1], widths
         self.embedding = Embedding(emb, classes, augmentations)
         self.stem = nn.Conv2d(channels * patch**2, widths[0], 3, padding=1, bias=False)
@@ -146,6 +152,8 @@ class UNet(nn.Module):
         self.head = zeroed(nn.Conv2d(widths[0], channels * patch**2, 3, padding=1, bias=False))
 
     def forward(self, x: Tensor, noise_level: Tensor, cond: Tensor | None = None) -> Tensor:
+        if x.ndim != 4 or x.shape[1] != self.channels:
+            raise ValueError(f"the network takes images [B, {self.channels}, H, W], got {tuple(x.shape)}")
         height, width = x.shape[-2:]
         bottom, right = -height % self.stride, -width % self.stride
         emb = self.embedding(noise_level, cond)

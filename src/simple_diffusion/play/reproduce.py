@@ -14,7 +14,6 @@ class Source:
     name               a run folder or a model file
     ema                EMA length for post-hoc EMA, or None
     device, precision  as given by the user, "auto" by default
-    used_device        the device of the weights
     shape              (C, H, W) of an image
     class_names        empty for a model without classes
     """
@@ -23,7 +22,6 @@ class Source:
     ema: float | None
     device: str
     precision: str
-    used_device: str
     shape: tuple[int, int, int]
     class_names: tuple[str, ...]
 
@@ -55,8 +53,6 @@ def python_code(source: Source, request: SampleRequest) -> str:
     lines = [*import_lines(source, request), "", *model_lines(source, request)]
     denoiser_arguments = f"denoiser, {(request.n, *source.shape)}, times"
     options = {"sampler": "sampler", "seed": str(request.seed), "batch": str(request.n)}
-    if source.used_device != "cpu":
-        options["device"] = repr(source.used_device)
     if request.inpaints:
         lines += inpainting_lines(source, request)
         options["sampler"] = "repaint"

@@ -39,13 +39,9 @@ class Session:
         model = read(name, device, precision)
         self.model: Model = model if ema is None else posthoc_model(name, model, ema)
         self.shape = model.info.shape
-        self.source = Source(name, ema, device, precision, str(self.device), self.shape, model.info.class_names)
+        self.source = Source(name, ema, device, precision, self.shape, model.info.class_names)
         self.max_images = max(1, min(MAX_IMAGES, MAX_PIXELS // math.prod(self.shape[1:])))
         self.reference: tuple[SampleRequest, Tensor] | None = None  # the last reference solution
-
-    @property
-    def device(self) -> torch.device:
-        return next(self.model.denoiser.parameters()).device
 
     def facts(self) -> dict[str, Any]:
         """The facts about the model that the page shows, and the defaults and limits of its controls."""
@@ -100,7 +96,7 @@ class Session:
             start = slerp(one, other, torch.linspace(0, 1, n).tolist())
         cond = torch.tensor([labels[i % len(labels)] for i in range(n)]) if labels else None
         arguments = {"denoiser": denoiser, "shape": (n, *self.shape), "times": times, "cond": cond, "sampler": sampler}
-        return arguments | {"seed": request.seed, "batch": n, "device": self.device, "start": start}
+        return arguments | {"seed": request.seed, "batch": n, "start": start}
 
     def sample(self, request: SampleRequest) -> Generator[dict[str, Any], None, None]:
         """The messages for the page: a description, the frames of the trajectory, and a summary."""

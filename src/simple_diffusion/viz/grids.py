@@ -9,6 +9,8 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from ..checks import check_integer, shown
+
 
 def default_scale(height: int, width: int) -> int:
     """The integer factor that brings the longer side of a small image to about 64 pixels."""
@@ -28,11 +30,13 @@ def make_grid(pixels: Tensor, columns: int, gap: int = 2, scale: int | None = No
     gap      pixels between images and around the grid
     scale    pixels of the grid per pixel of an image, in both directions; by default `default_scale`
 
-    Raises ValueError for another type or number of channels.
+    Raises ValueError for no images, another type or number of channels, and for sizes that are not allowed.
     """
-    n, channels, height, width = pixels.shape
-    if pixels.dtype != torch.uint8 or channels not in (1, 3):
-        raise ValueError(f"a grid needs uint8 images of 1 or 3 channels, got {pixels.dtype} {tuple(pixels.shape)}")
+    if pixels.dtype != torch.uint8 or pixels.ndim != 4 or pixels.shape[1] not in (1, 3) or not len(pixels):
+        raise ValueError(f"a grid needs uint8 images [N, C, H, W] of 1 or 3 channels, got {shown(pixels)}")
+    check_integer("columns", columns, 1)
+    check_integer("gap", gap, 0)
+    n, (height, width) = len(pixels), pixels.shape[2:]
     scale = scale or default_scale(height, width)
     high, wide = height * scale + gap, width * scale + gap
     sheet = np.full((*grid_size(n, columns, height, width, gap, scale), 3), 128, np.uint8)

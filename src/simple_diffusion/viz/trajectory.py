@@ -66,7 +66,7 @@ def record_trajectory(
     sampler: Sampler = dpmpp,
     seed: int = 0,
     fractions: Sequence[float] = FRACTIONS,
-    device: torch.device | str = "cpu",
+    device: torch.device | str | None = None,
 ) -> tuple[Tensor, Tensor]:
     """(x_t, x0_hat) at some steps of sampling: two uint8 tensors `[P, N, C, H, W]` on the CPU.
 
@@ -75,6 +75,7 @@ def record_trajectory(
     the same arguments.
 
     shape      (N, C, H, W), N at most `MAX_IMAGES`
+    device     as for `sample`
     fractions  of the trajectory, each in [0, 1]; P is smaller than their number if two fall on one step (`steps_shown`)
 
     Raises ValueError for more images or fractions outside [0, 1]; DivergedError for NaN.
