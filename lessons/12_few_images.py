@@ -2,7 +2,7 @@
 # # 12 · Few images: memorization and augmentation
 #
 # A diffusion model that trains for long on few images generates copies of these images (*memorization*). The reason is
-# the loss: the denoiser with the lowest training loss, the *ideal denoiser*, can only return training images
+# the loss: the denoiser with the lowest training loss, the *ideal denoiser*, generates only training images
 # (`ideal_error` in [`denoising_error.py`](../src/simple_diffusion/denoising_error.py)). You train on 50 images, count
 # near-duplicates, and then prevent them with augmentation and with early stopping.
 #

@@ -1,4 +1,4 @@
-"""Denoising diffusion (DDPM) in one file: generates images of clothes after a few minutes of training on two CPU cores.
+"""Denoising diffusion (DDPM) in one file: generates images of clothes after about ten minutes on two CPU cores.
 
     pip install torch numpy pillow
     python ddpm.py                     # trains for 4,000 steps on Fashion-MNIST, then writes ddpm.png
