@@ -1,7 +1,6 @@
 """The training loop (Ho et al. 2020, algorithm 1) as a generator of steps, learning-rate schedules, and `fit`."""
 
 import math
-import sys
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import nullcontext
 from dataclasses import dataclass
@@ -10,7 +9,6 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from tqdm import tqdm
 
 from .checks import check_callable, check_integer, check_number, check_type, shown
 from .data.batches import Batch, batches
@@ -24,6 +22,7 @@ from .networks.embedding import check_classes
 from .optimizers import adamw
 from .randomness import torch_seed
 from .system.data_parallel import shares_state, sum_over_parts
+from .system.terminal import progress_bar
 
 LearningRate = Callable[[int], float]
 """Number of a step, 1, 2, ... -> its learning rate."""
@@ -263,7 +262,7 @@ def fit(
     ema, device = EMA(denoiser, decay), next(denoiser.parameters()).device
     stream = islice(batches(images, batch, seed=seed, device=device), steps)
     updates = train(denoiser, stream, optimizer or adamw(denoiser), loss=loss, lr=rate)
-    bar = tqdm(updates, total=steps, unit=" steps", leave=False, disable=not sys.stderr.isatty())
+    bar = progress_bar(updates, total=steps, unit=" steps", leave=False)
     for step in bar:
         ema.update(denoiser, step.n)
         if step.n % 20 == 0:

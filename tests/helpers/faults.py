@@ -128,12 +128,12 @@ def watched(before: Callable[[str, Path, int], None]) -> Iterator[None]:
     def before(what: str, path: Path, size: int) -> None:
         tell(what, path.with_name(re.sub(r"\.[0-9a-f]{16}\.tmp$", ".tmp", path.name)), size)
 
-    def opened(path, mode="r"):
+    def opened(path, mode="r", **encoding):
         if mode == "rb":
             return open(path, mode)
         before("open", Path(path), 0)
         raw = Raw(path, mode.replace("b", ""), before)
-        return io.BufferedWriter(raw) if "b" in mode else io.TextIOWrapper(io.BufferedWriter(raw))
+        return io.BufferedWriter(raw) if "b" in mode else io.TextIOWrapper(io.BufferedWriter(raw), **encoding)
 
     def telling(what: str, real: Callable):
         def call(path, *args, **kwargs):

@@ -10,8 +10,9 @@ import os
 import sys
 from typing import Any
 
-from ..errors import SimpleDiffusionError, is_out_of_memory, memory_asked_for
+from ..errors import SimpleDiffusionError, is_out_of_memory, memory_asked_for, printable
 from ..system.signals import exit_on_sigterm
+from ..system.terminal import any_streams, note, show
 from . import (
     check,
     classifier,
@@ -74,7 +75,7 @@ def current_names(argv: list[str]) -> list[str]:
     if argv[:1] != ["race"]:
         return argv
     if FIRST:
-        print("`race` is now called `sweep`", file=sys.stderr)
+        note("`race` is now called `sweep`")
     return ["sweep", *argv[1:]]
 
 
@@ -89,9 +90,10 @@ def execute(args: argparse.Namespace) -> None:
     elif FIRST:
         result = args.run(args)
     if args.json and FIRST:
-        print(json.dumps(result))
+        show(json.dumps(result))
 
 
+@any_streams()
 @exit_on_sigterm()
 def main(argv: list[str] | None = None) -> None:
     """Run a command and exit: 0 success, 1 wrong solution, 2 usage, 3 data, 4 diverged, 5 file, 6 disk, 7 in use, 130
@@ -99,33 +101,33 @@ def main(argv: list[str] | None = None) -> None:
     argv = current_names(sys.argv[1:] if argv is None else argv)
     args = None
     try:
-        args = parser().parse_args(argv)
-        if args.version:
-            from .. import __version__
+        try:
+            args = parser().parse_args(argv)
+            if args.version:
+                from .. import __version__
 
-            print(__version__)
-        elif args.command is None:
-            parser().print_help()
-        else:
-            execute(args)
+                print(__version__)
+            elif args.command is None:
+                parser().print_help()
+            else:
+                execute(args)
+        finally:
+            show("", end="")  # what argparse has printed
     except SimpleDiffusionError as error:
         if "--debug" in argv:
             raise
         rank = "" if FIRST else f" (rank {os.environ['RANK']})"
-        print(f"simple-diffusion{rank}: {error}", file=sys.stderr)
+        note(f"simple-diffusion{rank}: {error}")
         raise SystemExit(error.exit_code) from None
     except KeyboardInterrupt:
-        print("simple-diffusion: stopped", file=sys.stderr)
+        note("simple-diffusion: stopped")
         raise SystemExit(130) from None
-    except BrokenPipeError:  # the program that reads our output has ended
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        raise SystemExit(0) from None
     except (MemoryError, RuntimeError, OSError) as error:
         no_memory = is_out_of_memory(error)
         if "--debug" in argv or not (no_memory or isinstance(error, OSError)):
             raise
         what, fix = getattr(args, "memory", ("for this command", "use fewer or smaller images"))
         memory = f"there is not enough memory{memory_asked_for(error)} {what}: {fix}"
-        disk = f"{error}: free disk space or choose another folder"
-        print(f"simple-diffusion: {memory if no_memory else disk}", file=sys.stderr)
+        disk = f"{printable(str(error))}: free disk space or choose another folder"
+        note(f"simple-diffusion: {memory if no_memory else disk}")
         raise SystemExit(6) from None

@@ -4,13 +4,13 @@ import argparse
 import math
 import os
 import re
-import sys
 import time
 from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
 from ..errors import DataError, UsageError, printable
+from ..system.terminal import note, show
 
 STARTED = time.perf_counter()
 """When the command started: `train --for` counts from here."""
@@ -151,7 +151,7 @@ def say(args: argparse.Namespace, text: str) -> None:
     """Print text for a person, from the first process only: to stdout, or with --json to stderr."""
     text = printable(text, keep="\n")  # names of files and classes may hold control characters
     if FIRST:
-        print(text, file=sys.stderr if args.json else sys.stdout, flush=True)
+        (note if args.json else show)(text)
 
 
 def load(args: argparse.Namespace, source: str, size: int | None, skip_bad: bool, moved: str = ""):
@@ -172,7 +172,7 @@ def load(args: argparse.Namespace, source: str, size: int | None, skip_bad: bool
     args.memory = f"for {len(images):,} images of {height} x {width} pixels", "use a smaller --size, or fewer images"
     if FIRST and (bad := images.left_out):
         total = len(bad) + len(images)
-        print(f"left out {len(bad):,} of {total:,} images: {first_reasons(bad)}", file=sys.stderr, flush=True)
+        note(f"left out {len(bad):,} of {total:,} images: {first_reasons(bad)}")
     return images
 
 

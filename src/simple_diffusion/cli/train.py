@@ -7,6 +7,7 @@ from typing import Any
 
 from ..errors import CheckpointError, UsageError
 from ..run.folder import refuse_held
+from ..system.terminal import command_line
 from .options import (
     FIRST,
     STARTED,
@@ -223,6 +224,6 @@ def print_result(args: argparse.Namespace, result: Any, folder: Path) -> None:
     )
     if result.picture:
         say(args, f"Samples: {result.picture}")
-    say(args, f"Model: {folder}; generate images with: simple-diffusion sample {folder}")
+    say(args, f"Model: {folder}; generate images with: {command_line(['simple-diffusion', 'sample', str(folder)])}")
     if result.signal:
-        say(args, f"Resume with: simple-diffusion train --resume --out {folder}")
+        say(args, f"Resume with: {command_line(['simple-diffusion', 'train', '--resume', '--out', str(folder)])}")

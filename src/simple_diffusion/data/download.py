@@ -10,9 +10,8 @@ from urllib.error import HTTPError
 from urllib.parse import urlsplit
 from urllib.request import HTTPRedirectHandler, Request, build_opener
 
-from tqdm import tqdm
-
 from ..errors import DataError
+from ..system.terminal import progress_bar
 
 SCHEMES = ("https",)
 TIMEOUT = 30.0  # seconds without data
@@ -63,7 +62,7 @@ def _fetch(url: str, part: Path) -> None:
         else:
             mode, start = "wb", 0
         total = start + response.length if response.length is not None else None
-        bar = tqdm(total=total, initial=start, desc=part.stem, unit="B", unit_scale=True, disable=None)
+        bar = progress_bar(total=total, initial=start, desc=part.stem, unit="B", unit_scale=True)
         with part.open(mode) as file, bar:
             began = time.monotonic()
             while file.tell() < MAX_BYTES and (chunk := response.read1(CHUNK)):

@@ -23,10 +23,10 @@ from PIL import (  # the readers of FORMATS: to find WebP, Pillow would import a
     WebPImagePlugin,  # noqa: F401
 )
 from torch import Tensor
-from tqdm import tqdm
 
 from ..errors import DataError, printable, reason
 from ..system.memory import require_memory
+from ..system.terminal import progress_bar
 from .images import SHOWN, Images, class_number, first_reasons, in_nfc, select
 
 FORMATS = (
@@ -99,7 +99,7 @@ def read_images(
     pixels, rows, names, shapes, bad = [], [], [], Counter(), {}
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # Pillow warns about unusual but readable files
-        bar = tqdm(files, total=n, desc="reading", unit=" images", delay=1, disable=None)
+        bar = progress_bar(files, total=n, desc="reading", unit=" images", delay=1)
         for row, (called, file) in enumerate(bar):
             try:
                 image = read_image(file)

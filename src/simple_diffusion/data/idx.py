@@ -125,7 +125,7 @@ def _find(name: str, file: str, root: str | Path | None) -> Path:
     """The path of `file` of the set `name`, with or without its .gz; downloads it if it is in none of the folders."""
     for folder in _folders(name, root):
         for path in (folder / file, folder / file.removesuffix(".gz")):
-            if path.is_file():
+            if os.path.isfile(path):  # false also for a folder that must not be read
                 return path
     path = _home(root) / name / file
     known = IDX_SETS[name]

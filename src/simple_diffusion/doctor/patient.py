@@ -239,7 +239,7 @@ def load_patient(path: Path, device: str = "auto", precision: str = "auto") -> P
         with suppress(CheckpointError):
             checkpoint = latest(path)
         with suppress(OSError):
-            rows = map(row_of, (path / FILE).read_text(errors="replace").splitlines())
+            rows = map(row_of, (path / FILE).read_text(encoding="utf-8", errors="replace").splitlines())
             log = [(step, loss) for step, loss, _ in filter(None, rows)]
     return Patient(path, spec, model, non_finite, checkpoint=checkpoint, log=log)
 

@@ -6,6 +6,7 @@ import torch
 
 from ..model.config import schedule_of
 from ..samplers import GRIDS
+from ..system.terminal import command_line
 from .patient import MAX_EXCESS, Finding, Patient
 
 # --- the data
@@ -40,7 +41,7 @@ def pixel_range(patient: Patient) -> Finding:
         f"the pixels lie from {low:.2f} to {high:.2f} in [-1, 1], {how} (they must span 1.0); their mean is "
         f"{patient.info.mean:.2f}, their standard deviation {patient.info.std:.3f}",
         "save the images as uint8 from 0 to 255, or as floats that use all of [0, 1] or [-1, 1], and train again; "
-        f"simple-diffusion data {patient.info.name} --out grid.png shows them",
+        f"{command_line(['simple-diffusion', 'data', patient.info.name, '--out', 'grid.png'])} shows them",
     )
 
 

@@ -9,7 +9,6 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from tqdm import tqdm
 
 from ..augmentation import symmetries
 from ..data.images import Images, to_uint8, to_unit
@@ -18,6 +17,7 @@ from ..networks.classifier import Classifier
 from ..optimizers import adamw
 from ..randomness import permutation, philox
 from ..system.device import PRECISIONS, pick_device, pick_precision
+from ..system.terminal import progress_bar
 from ..training import warmup_linear
 from ..validation import keep_out
 
@@ -94,7 +94,7 @@ def train_classifier(
     net = net.to(where).to(memory_format=torch.channels_last)  # pyrefly: ignore[no-matching-overload]
     best, weights = Report(0, 0, math.inf, 0.0, 0.0), {}
     done = 0
-    with tqdm(total=epochs, desc=f"classifier of {images.name}", unit=" epochs", disable=None) as bar:
+    with progress_bar(total=epochs, desc=f"classifier of {images.stem}", unit=" epochs") as bar:
         for done in passes(net, train, epochs, seed, PRECISIONS[pick_precision(precision, where)]):
             loss, right = score(net, held_out)
             if not math.isfinite(loss):
@@ -189,7 +189,7 @@ def in_batches(net: Callable[[Tensor], tuple[Tensor, Tensor]], pixels: Tensor, b
     All batches have the same size (the last one is padded), so the result for an image does not depend on N.
     """
     outputs = []
-    for part in tqdm(pixels.split(batch), desc="features", unit=" batches", disable=None, leave=False, delay=5):
+    for part in progress_bar(pixels.split(batch), desc="features", unit=" batches", leave=False, delay=5):
         missing = part.new_zeros(batch - len(part), *part.shape[1:])
         outputs.append([x[: len(part)].cpu() for x in net(torch.cat([part, missing]))])
     features, logits = zip(*outputs, strict=True)

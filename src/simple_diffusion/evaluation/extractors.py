@@ -5,8 +5,7 @@ Values of a metric are comparable only for the same extractor, so each extractor
 of the training data.
 """
 
-import shlex
-import sys
+import os
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -18,6 +17,7 @@ from ..data.images import Images
 from ..errors import CheckpointError, DataError, ResourceError
 from ..networks.classifier import Classifier
 from ..system.files import cache_folder, damaged, from_json, load_weights, read_tensors, write_tensors
+from ..system.terminal import command_line, note
 from .classifier import accuracy, infer, train_classifier
 
 VERSION = 1  # of the training code; increase it with any change of the resulting weights
@@ -115,13 +115,13 @@ def extractor_for(
 
     def say(text: str) -> None:
         if not quiet:
-            print(text, file=sys.stderr, flush=True)
+            note(text)
 
     if seed == 0 and (found := shipped(images)):
         return found
     name = name_of(images, seed)
     path = (cache or cache_folder() / "extractors") / f"{name}.safetensors"
-    if path.exists():
+    if os.path.exists(path):  # false also where the cache must not be read
         try:
             found = read_extractor(path)
             if found.record.fingerprint == images.fingerprint:
@@ -133,8 +133,8 @@ def extractor_for(
     made = make_extractor(images, name, seed=seed, device=device)
     try:
         save_extractor(path, made)
-    except ResourceError as error:
-        say(f"{error}; the extractor is used now but not saved.")
+    except ResourceError:
+        say(f"{path} can't be written; the extractor is used now but not saved.")
     return made
 
 
@@ -178,7 +178,7 @@ def make_extractor(
         epochs=report.epochs,
         validation_accuracy=report.accuracy,
         test_accuracy=None if test is None else accuracy(net, test),
-        command=shlex.join(words + (["--epochs", str(epochs)] if epochs else [])),
+        command=command_line(words + (["--epochs", str(epochs)] if epochs else [])),
         torch=torch.__version__,
     )
     return Extractor(record, net.requires_grad_(False))

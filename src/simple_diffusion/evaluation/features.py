@@ -1,5 +1,6 @@
 """Features of images, cached on disk, and the scores that compare two sets of them."""
 
+import os
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -64,7 +65,7 @@ def accuracy_of(side: ImageFeatures, labels: Tensor) -> float:
 def cached_features(images: Images, extractor: Features, name: str) -> ImageFeatures:
     """The features of real images, computed once and kept in the user's cache."""
     path = cache_folder() / "features" / f"{name}-{images.fingerprint[:16]}.safetensors"
-    if path.is_file():
+    if os.path.isfile(path):  # false also where the cache must not be read
         with suppress(CheckpointError):  # a damaged file is replaced
             return read_features(path, len(images))
     made = ImageFeatures(*extractor(images.pixels))

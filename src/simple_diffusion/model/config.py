@@ -141,6 +141,13 @@ class Config:
             _check(f.name, getattr(self, f.name), f.default, f.metadata)
         if not self.data:
             raise UsageError("data must be the name of a data set or a path, got ''")
+        try:
+            self.data.encode()
+        except UnicodeEncodeError:
+            raise UsageError(
+                f"the path {self.data} is not UTF-8, which config.toml must be: rename it, or set PYTHONUTF8=1 if this "
+                "system does not use UTF-8"
+            ) from None
         self._check_network()
         self._check_length()
         self._check_noise()

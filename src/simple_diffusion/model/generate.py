@@ -1,18 +1,17 @@
 """Samples of a model, by the sampler of its configuration."""
 
 import math
-import sys
 from collections.abc import Iterator
 
 import torch
 from torch import Tensor
-from tqdm import tqdm
 
 from ..data.images import to_uint8
 from ..sampling import BATCH, sample_batches
 from ..system.distributed import all_reduce, rank, world_size
 from ..system.memory import require_memory
 from ..system.signals import Stopped
+from ..system.terminal import progress_bar
 from .model_file import Model
 
 GPU_BATCH, GPU_PIXELS = 512, 2**19
@@ -55,7 +54,7 @@ def generate(
     """
     require_memory(n * math.prod(model.info.shape), f"{n:,} images of this size", "generate fewer with --n")
     pixels = torch.zeros((n, *model.info.shape), dtype=torch.uint8)
-    with tqdm(total=n, unit=" images", disable=quiet or rank() > 0 or not sys.stderr.isatty()) as bar:
+    with progress_bar(total=n, unit=" images", hidden=quiet or rank() > 0) as bar:
         for first, x in generate_batches(model, n, labels, seed):
             pixels[first : first + len(x)] = to_uint8(x).cpu()
             bar.update(len(x) * world_size())

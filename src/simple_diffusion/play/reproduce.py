@@ -1,9 +1,9 @@
 """The command, and the Python code, that generate the same images as the page."""
 
-import shlex
 from dataclasses import dataclass
 
 from ..data.images import class_number
+from ..system.terminal import command_line
 from .request import SampleRequest
 
 
@@ -38,7 +38,7 @@ def command(source: Source, request: SampleRequest) -> str | None:
     words += [] if source.ema is None else ["--ema", f"{source.ema:g}"]
     for option, value in (("--device", source.device), ("--precision", source.precision)):
         words += [] if value == "auto" else [option, value]
-    return shlex.join([*words, "--out", "grid.png"])
+    return command_line([*words, "--out", "grid.png"])
 
 
 def label_argument(label: int, names: tuple[str, ...]) -> str:

@@ -255,7 +255,11 @@ def read_checkpoint(path: Path, damaged_before: tuple[str, ...] = ()) -> Checkpo
         if not fits(made, dict[str, str | int]):
             raise TypeError(f"made_by must be a table of texts and integers, got {made!r}")
         numbers = from_json(Numbers, record["numbers"])
-        if {f.name for f in fields(Numbers)} != set(record["numbers"]) or numbers.n < 0 or not 0 <= numbers.progress <= 1:
+        if (
+            {f.name for f in fields(Numbers)} != set(record["numbers"])
+            or numbers.n < 0
+            or not 0 <= numbers.progress <= 1
+        ):
             raise ValueError("its numbers are incomplete or out of range")
         spec = ModelSpec(from_json(Config, record["config"]), from_json(DataInfo, record["info"]))
     except (KeyError, TypeError, ValueError, SimpleDiffusionError) as error:

@@ -1,10 +1,10 @@
 """config.toml: every setting of a run, and the command that repeats it."""
 
 import json
-import shlex
 from dataclasses import asdict, replace
 
 from ..model.config import Config
+from ..system.terminal import command_line
 
 
 def command_of(config: Config, steps: int = 0) -> str:
@@ -21,12 +21,12 @@ def command_of(config: Config, steps: int = 0) -> str:
         if value != defaults[key] and key != "data":
             text = ",".join(map(str, value)) if isinstance(value, tuple) else value
             words += ["--set", f"{key}={text}"]
-    return shlex.join(words)
+    return command_line(words)
 
 
 def config_toml(config: Config, steps: int = 0) -> bytes:
     """The content of config.toml; `steps` as in `command_of`."""
     lines = ["# every setting of this run; the command that repeats it:", f"# {command_of(config, steps)}", ""]
-    # Strings, numbers and lists are written in TOML as in JSON.
-    lines += [f"{key} = {json.dumps(value)}" for key, value in asdict(config).items()]
-    return ("\n".join(lines) + "\n").encode()
+    # Strings, numbers and lists are written in TOML as in JSON, except that TOML has no surrogate pairs and no raw DEL.
+    lines += [f"{key} = {json.dumps(value, ensure_ascii=False)}" for key, value in asdict(config).items()]
+    return ("\n".join(lines).replace("\x7f", "\\u007f") + "\n").encode()

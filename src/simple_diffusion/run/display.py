@@ -1,10 +1,8 @@
 """What a training run prints to stderr: a progress bar in a terminal, else a line with each picture."""
 
-import sys
-
-from tqdm import tqdm
-
+from ..errors import printable
 from ..system.distributed import rank
+from ..system.terminal import STDERR, progress_bar
 
 
 class Display:
@@ -17,13 +15,12 @@ class Display:
     def __init__(self, name: str, quiet: bool):
         self.quiet = quiet or rank() > 0
         layout = "{desc} {percentage:3.0f}%|{bar}| {postfix}"
-        hidden = self.quiet or not sys.stderr.isatty()
-        self.bar = tqdm(total=1.0, desc=name, bar_format=layout, disable=hidden)
+        self.bar = progress_bar(total=1.0, desc=printable(name), bar_format=layout, hidden=self.quiet)
 
     def print(self, text: str) -> None:
         """Print a line that stays."""
         if not self.quiet:
-            self.bar.write(text, file=sys.stderr)
+            self.bar.write(printable(text, keep="\n"), file=STDERR)
 
     def update(self, progress: float, loss: float, speed: float, seconds_left: float) -> None:
         """Move the bar."""

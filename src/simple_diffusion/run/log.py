@@ -35,13 +35,15 @@ class Log:
         rows = []
         if after:
             with suppress(OSError):  # a missing log starts empty
-                rows = list(filter(None, map(row_of, self.path.read_text(errors="replace").splitlines())))
+                rows = list(
+                    filter(None, map(row_of, self.path.read_text(encoding="utf-8", errors="replace").splitlines()))
+                )
         rows = [row for row in rows if row[0] <= after]
         self.loss = rows[-1][1] if rows else math.nan
         kept = [line for _, _, line in rows]
         write_atomic(self.path, "".join(f"{line}\n" for line in [",".join(COLUMNS), *kept]).encode())
         try:
-            self.file: TextIO = open(self.path, "a")  # noqa: SIM115  closed by `close`
+            self.file: TextIO = open(self.path, "a", encoding="utf-8")  # noqa: SIM115  closed by `close`
         except OSError as error:
             raise unwritable(self.path, error) from error
 

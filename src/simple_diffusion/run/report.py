@@ -9,7 +9,6 @@ import base64
 import csv
 import io
 import json
-import shlex
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
@@ -23,6 +22,7 @@ from ..model.build import ModelSpec
 from ..model.config import Config
 from ..randomness import permutation
 from ..system.files import write_atomic
+from ..system.terminal import command_line
 from ..viz.grids import make_grid, png
 from ..viz.svg import Line, Plot, plot
 from .log import FILE as LOG
@@ -133,11 +133,11 @@ def write_report(
         "settings": settings_of(spec.config),
         "commands": {
             "train": command,
-            "report": shlex.join(["simple-diffusion", "report", str(folder)]),
-            "evaluate": shlex.join(["simple-diffusion", "evaluate", str(folder)]),
+            "report": command_line(["simple-diffusion", "report", str(folder)]),
+            "evaluate": command_line(["simple-diffusion", "evaluate", str(folder)]),
         },
     }
-    write_atomic(folder / FILE, render(page).encode())
+    write_atomic(folder / FILE, render(page).encode(errors="backslashreplace"))  # a path may hold other bytes
 
 
 def render(page: dict[str, Any]) -> str:
@@ -305,7 +305,7 @@ def read_log(folder: Path) -> list[dict[str, float]]:
     """The rows of log.csv as numbers, without empty cells; rows that are not complete are left out."""
     rows = []
     with suppress(OSError):
-        for row in csv.DictReader(io.StringIO((folder / LOG).read_text(errors="replace"))):
+        for row in csv.DictReader(io.StringIO((folder / LOG).read_text(encoding="utf-8", errors="replace"))):
             with suppress(ValueError, TypeError):
                 rows.append({name: float(cell) for name, cell in row.items() if cell != ""})
     return rows
@@ -314,5 +314,5 @@ def read_log(folder: Path) -> list[dict[str, float]]:
 def read_json(path: Path) -> Any:
     """The content of a JSON file; None if the file is missing or damaged."""
     with suppress(OSError, ValueError):
-        return json.loads(path.read_text())
+        return json.loads(path.read_bytes())
     return None

@@ -10,7 +10,9 @@ import re
 import secrets
 import sys
 from contextlib import suppress
+from functools import cache
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from types import UnionType
 from typing import Any, TypeVar, get_args, get_origin, get_type_hints
 
@@ -185,11 +187,19 @@ def load_weights(module: nn.Module, tensors: dict[str, Tensor]) -> None:
 
 
 def cache_folder() -> Path:
-    """The user's folder for downloads and cached results."""
-    if sys.platform == "win32":
-        base = os.environ.get("LOCALAPPDATA") or Path.home() / "AppData" / "Local"
-    elif sys.platform == "darwin":
-        base = Path.home() / "Library" / "Caches"
-    else:
-        base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    """The user's folder for downloads and cached results; without a home, one that is removed when the process ends."""
+    try:
+        if sys.platform == "win32":
+            base = os.environ.get("LOCALAPPDATA") or Path.home() / "AppData" / "Local"
+        elif sys.platform == "darwin":
+            base = Path.home() / "Library" / "Caches"
+        else:
+            base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    except RuntimeError:  # of Path.home
+        base = _homeless().name
     return Path(base, "simple-diffusion")
+
+
+@cache
+def _homeless() -> TemporaryDirectory[str]:
+    return TemporaryDirectory(prefix="simple-diffusion-", ignore_cleanup_errors=True)

@@ -28,22 +28,24 @@ def free_memory() -> float:
     with suppress(OSError, ValueError):  # macOS reports no more than the size of the memory
         free.append(os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE"))
     with suppress(OSError, ValueError, StopIteration):
-        lines = Path("/proc/meminfo").read_text().splitlines()
+        lines = Path("/proc/meminfo").read_text(encoding="utf-8").splitlines()
         free.append(1024 * next(int(line.split()[1]) for line in lines if line.startswith("MemAvailable:")))
     with suppress(OSError, ValueError):
         limit, _ = resource.getrlimit(resource.RLIMIT_AS)
-        used = int(Path("/proc/self/statm").read_text().split()[0]) * os.sysconf("SC_PAGE_SIZE")
+        used = int(Path("/proc/self/statm").read_text(encoding="utf-8").split()[0]) * os.sysconf("SC_PAGE_SIZE")
         free.append(math.inf if limit == resource.RLIM_INFINITY else limit - used)
     for limit, used in CONTROL_GROUPS:
         with suppress(OSError, ValueError):  # "max" is no limit
             cache = _reclaimable(Path(used).with_name("memory.stat"))
-            free.append(int(Path(limit).read_text()) - int(Path(used).read_text()) + cache)
+            free.append(
+                int(Path(limit).read_text(encoding="utf-8")) - int(Path(used).read_text(encoding="utf-8")) + cache
+            )
     return max(min(free), 0)
 
 
 def _reclaimable(stat: Path) -> int:
     """Bytes of a control group that hold copies of files, which Linux gives up where the memory is needed."""
-    values = dict(line.split() for line in stat.read_text().splitlines())
+    values = dict(line.split() for line in stat.read_text(encoding="utf-8").splitlines())
     return int(values.get("total_inactive_file", values.get("inactive_file", 0)))
 
 
