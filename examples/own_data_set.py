@@ -22,7 +22,7 @@ print(f"{len(images):,} images of shape {images.shape}, standard deviation {imag
 
 steps = int(sys.argv[1]) if len(sys.argv) > 1 else 1000
 net = sd.UNet(channels=3, classes=images.classes, widths=(32, 64), blocks=(1, 2))
-denoiser = sd.Denoiser(net, sd.Karras(), sd.targets.v, data_std=images.std)
+denoiser = sd.Denoiser(net, sd.Karras(), sd.targets.v, images.std, images.mean)
 model = sd.fit(denoiser, images, steps, loss=sd.drop_labels(sd.denoising_loss, null=images.classes)).model
 guided = sd.Clipped(sd.Guided(model, scale=1.5, null=images.classes))
 samples = sd.sample(guided, (30, 3, 16, 16), sd.karras_grid(model.schedule, 12), torch.arange(3).repeat_interleave(10))

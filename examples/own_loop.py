@@ -10,7 +10,7 @@ steps = int(sys.argv[1]) if len(sys.argv) > 1 else 1000
 images = sd.load_images("digits")
 null = images.classes  # the label that means "no label"
 net = sd.UNet(classes=images.classes, widths=(32, 64), blocks=(1, 2))
-denoiser = sd.Denoiser(net, sd.Karras(), sd.targets.v, data_std=images.std)
+denoiser = sd.Denoiser(net, sd.Karras(), sd.targets.v, images.std, images.mean)
 ema = sd.EMA(denoiser)
 times, labels = sd.karras_grid(denoiser.schedule, 12), torch.arange(40) % 10
 

@@ -32,7 +32,7 @@ class ConvNet(nn.Module):
 
 steps = int(sys.argv[1]) if len(sys.argv) > 1 else 1000
 images = sd.load_images("digits")
-denoiser = sd.Denoiser(ConvNet(1, images.classes), sd.Karras(), sd.targets.v, data_std=images.std)
+denoiser = sd.Denoiser(ConvNet(1, images.classes), sd.Karras(), sd.targets.v, images.std, images.mean)
 model = sd.fit(denoiser, images, steps).model
 samples = sd.sample(model, (40, 1, 28, 28), sd.karras_grid(model.schedule, 12), torch.arange(40) % 10)
 sd.make_grid(sd.to_uint8(samples), columns=10).save("own_network.png")

@@ -26,7 +26,7 @@ def euler(
 steps = int(sys.argv[1]) if len(sys.argv) > 1 else 1000
 images = sd.load_images("digits")
 net = sd.UNet(classes=images.classes, widths=(32, 64), blocks=(1, 2))
-model = sd.fit(sd.Denoiser(net, sd.Karras(), sd.targets.v, data_std=images.std), images, steps).model
+model = sd.fit(sd.Denoiser(net, sd.Karras(), sd.targets.v, images.std, images.mean), images, steps).model
 times, labels = sd.karras_grid(model.schedule, 18), torch.arange(40) % 10
 ours = sd.sample(model, (40, 1, 28, 28), times, labels, sampler=euler)
 ddim = sd.sample(model, (40, 1, 28, 28), times, labels, sampler=sd.ddim)

@@ -12,16 +12,18 @@ X0, EPS = normal(50, 3, seed=1), normal(50, 3, seed=2)
 every_schedule = pytest.mark.parametrize("schedule", ALL.values(), ids=ALL)
 every_target = pytest.mark.parametrize("target", TARGETS.values(), ids=TARGETS)
 every_std = pytest.mark.parametrize("std", [1.0, 0.5])
+every_mean = pytest.mark.parametrize("mean", [0.0, -0.97])
 
 
 @every_schedule
 @every_target
 @every_std
-def test_a_perfect_network_returns_the_image(schedule, target, std):
+@every_mean
+def test_a_perfect_network_returns_the_image(schedule, target, std, mean):
     net = Affine()
-    denoiser = Denoiser(net, schedule, target, std)
+    denoiser = Denoiser(net, schedule, target, std, mean)
     alpha, sigma, a, b = denoiser.coefficients(TIMES, X0)
-    net.shift = a * X0 / std + b * EPS
+    net.shift = a * (X0 - mean) / std + b * EPS
     amplified = (sigma / (b * alpha - a * sigma)).abs().clamp(min=1)  # of the network's rounding, in z0
     close(denoiser(schedule.levels(TIMES, X0)[0] * X0 + sigma * EPS, TIMES) / amplified, X0 / amplified, 1e-12)
 
@@ -29,9 +31,10 @@ def test_a_perfect_network_returns_the_image(schedule, target, std):
 @every_schedule
 @every_target
 @every_std
-def test_the_optimal_network_gives_the_posterior_mean(schedule, target, std):
+@every_mean
+def test_the_optimal_network_gives_the_posterior_mean(schedule, target, std, mean):
     oracle = Gaussian(schedule, mean=0.3, std=0.2)
-    denoiser = Denoiser(Bayes(target, Gaussian(WIDE, 0.3 / std, 0.2 / std)), schedule, target, std)
+    denoiser = Denoiser(Bayes(target, Gaussian(WIDE, (0.3 - mean) / std, 0.2 / std)), schedule, target, std, mean)
     x = oracle.at(EPS, TIMES)
     close(denoiser(x, TIMES), oracle(x, TIMES), 1e-9)
 
@@ -46,6 +49,14 @@ def test_input_has_unit_variance(schedule, std):
         denoiser(x, TIMES)
         power = power + net.seen[0] ** 2
     close(power, torch.ones_like(power))
+
+
+@every_schedule
+def test_input_of_data_of_any_mean_has_mean_0(schedule):
+    """Nearly black images, whose mean is thirty times their standard deviation."""
+    net, mean = Affine(), -0.97
+    Denoiser(net, schedule, noise, 0.03, mean)(schedule.levels(TIMES, X0)[0] * mean, TIMES)
+    close(net.seen[0], torch.zeros_like(net.seen[0]), 1e-12)
 
 
 @every_schedule

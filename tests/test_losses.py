@@ -82,6 +82,14 @@ def test_the_ideal_network_reaches_the_bayes_error_and_another_does_not(schedule
     assert other.mean() > best.mean()
 
 
+def test_the_loss_does_not_depend_on_the_mean_of_the_data():
+    """The mean is subtracted from the images, so that images moved by it have the same loss."""
+    x0, cond, draws = normal(8, 4, seed=1), None, Draws(0, 1, range(8), total=8)
+    still, moved = (Denoiser(Affine(gain=0.4), Karras(), v, DATA_STD, mean) for mean in (0.0, 5.0))
+    want = denoising_loss(still, x0, cond, draws)
+    torch.testing.assert_close(denoising_loss(moved, x0 + 5, cond, draws), want, rtol=1e-9, atol=0)
+
+
 # --- weights ---------------------------------------------------------------------------------------------------------
 
 

@@ -108,7 +108,7 @@ def denoising_loss(
 ) -> Tensor:
     """The mean squared error of the network's output, for each sample: `[B]` (Ho et al. 2020, algorithm 1, eq. 14).
 
-    denoiser   its schedule, target and data_std define the output that the network is trained for
+    denoiser   its schedule, target, data_std and data_mean define the output that the network is trained for
     x0         clean data `[B, ...]` in [-1, 1]
     cond       labels `[B]` int64, or None
     draws      random numbers of these samples, for the noise and the times
@@ -125,7 +125,7 @@ def denoising_loss(
     t = density(draws.stratified("time"), denoiser.schedule).to(x0)
     eps = draws.normal("noise", x0.shape[1:]).to(x0)
     alpha, sigma, a, b = denoiser.coefficients(t, x0)
-    z0 = x0 / denoiser.data_std
+    z0 = denoiser.normalize(x0)
     error = denoiser.predict(alpha * z0 + sigma * eps, t, cond) - (a * z0 + b * eps)
     if weight is not None:
         # z0_hat - z0 = -sigma / (b alpha - a sigma) * (out - out*), from Denoiser.forward.

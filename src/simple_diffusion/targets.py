@@ -1,6 +1,7 @@
 """Training targets: what the network predicts, out* = a z0 + b eps, as the two numbers (a, b).
 
-z0 = x0 / data_std is the image at unit standard deviation; alpha and sigma are the scales of z0 and eps in x_t.
+z0 = (x0 - data_mean) / data_std is the image with mean 0 and standard deviation 1; alpha and sigma are the scales of z0
+and eps in z_t = alpha z0 + sigma eps.
 """
 
 from collections.abc import Callable

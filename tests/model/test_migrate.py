@@ -44,7 +44,7 @@ def test_an_old_run_resumes_to_the_same_model(tmp_path, monkeypatch):
 
 def test_only_names_change():
     record = {"format": 2, "config": {"times": "uniform", "target": "velocity", "lr": 0.1}, "card": {"name": "x"}}
-    assert migrated(record)["config"] == {"density": "uniform", "target": "v", "lr": 0.1}
+    assert migrated(record)["config"] == {"density": "uniform", "target": "v", "lr": 0.1, "center": "no"}
     assert migrated(record)["info"] == {"name": "x"}
     assert migrated({"format": 4, "config": {}}) == {"format": 4, "config": {}}
     with pytest.raises(TypeError, match="configuration"):

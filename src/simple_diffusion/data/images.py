@@ -127,7 +127,7 @@ class Images:
 
     @cached_property
     def mean(self) -> float:
-        """Mean of the pixels in [-1, 1]."""
+        """Mean of the pixels in [-1, 1]: the `data_mean` of a denoiser."""
         return self._moments[0]
 
     @cached_property

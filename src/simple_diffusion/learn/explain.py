@@ -44,7 +44,7 @@ SYMBOLS = {  # in a formula -> (in the code, its meaning)
     "x_t": ("x_t", "the image at noise level t"),
     "x_s": ("x_s", "the image at the next, lower level s"),
     "x": ("x", "the noisy image while it is denoised"),
-    "z₀": ("z0", "the clean image at unit scale, x0 / data_std"),
+    "z₀": ("z0", "the clean image with mean 0 and standard deviation 1"),
     "ε": ("eps", "standard normal noise"),
     "ε'": ("noise", "standard normal noise for this step"),
     "t": ("t", "time: 0 clean, 1 noise"),

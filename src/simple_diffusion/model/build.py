@@ -73,7 +73,8 @@ class ModelSpec:
         config = self.config
         net = self.network().to(memory_format=memory_format(config))  # pyrefly: ignore[no-matching-overload]
         target, dtype = TARGETS[config.target], PRECISIONS[config.precision]
-        return Denoiser(net, schedule_of(config), target, self.info.std, dtype)
+        mean = self.info.mean if config.center == "yes" else 0.0
+        return Denoiser(net, schedule_of(config), target, self.info.std, mean, dtype)
 
     def loss(self) -> Loss:
         """The loss without augmentation and dropped labels, for the held-out loss."""

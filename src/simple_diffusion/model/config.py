@@ -99,6 +99,9 @@ class Config:
     timesteps: int = setting(
         0, "timesteps of the schedule's table of betas (DDPM); 0 for continuous time", low=0, high=10**5
     )
+    center: str = setting(
+        "yes", "subtract the mean of the data, so that the input of the network has mean 0", among=("yes", "no")
+    )
     target: str = setting("v", "what the network predicts", among=TARGETS)
     criterion: str = setting("l2", "error in the loss", among=CRITERIA)
     density: str = setting("lognormal", "density of noise levels in training", among=DENSITIES)

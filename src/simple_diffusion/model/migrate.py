@@ -1,6 +1,6 @@
 """Migration of the records of older formats to the current names.
 
-Format 3 renamed settings, two training targets and the record of the data. Format 4 added the
+Format 3 renamed settings, two training targets and the record of the data. Format 4 added the setting `center` and the
 progress of a run. Models of formats 1 to 3 give the same images as before.
 """
 
@@ -34,7 +34,7 @@ def migrated(record: dict[str, Any]) -> dict[str, Any]:
         raise TypeError(f"its configuration must be a table, got {record['config']!r}")
     if record["format"] >= 4:
         return record
-    record = dict(record)
+    record = {**record, "config": {**record["config"], "center": "no"}}
     if "numbers" in record:
         record["numbers"] = {**record["numbers"], "progress": progress_of(record["config"], record["numbers"])}
     if record["format"] == 3:

@@ -7,6 +7,7 @@ DDPM: dict[str, Any] = {
     "schedule": "linear",
     "target": "noise",
     "density": "steps",
+    "center": "no",
     "grid": "uniform",
     "lr_schedule": "constant",
     "beta2": 0.999,
