@@ -6,7 +6,7 @@ A message says what is wrong, in which file or option, and how to fix it. It mus
 import re
 
 NO_MEMORY = re.compile(r"out of memory|not enough memory|can(no|')t allocate memory|alloc_failed|bad_alloc", re.I)
-ASKED = re.compile(r"allocate ([0-9.,]+ (?:[KMGTP]iB|bytes))")
+ASKED = re.compile(r"allocate ([0-9.]+) ([KMGTP]iB|bytes)")
 
 
 def printable(text: str, keep: str = "") -> str:
@@ -31,7 +31,10 @@ def is_out_of_memory(error: BaseException) -> bool:
 def memory_asked_for(error: BaseException) -> str:
     """How much memory an error says was asked for, in brackets; "" if it does not say it."""
     found = ASKED.search(str(error))
-    return f" (another {found[1]} asked for)" if found else ""
+    if found is None:
+        return ""
+    size = f"{int(found[1]) / 1e9:,.1f} GB" if found[2] == "bytes" else f"{found[1]} {found[2]}"
+    return f" (another {size} asked for)"
 
 
 class SimpleDiffusionError(Exception):

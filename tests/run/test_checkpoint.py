@@ -257,7 +257,7 @@ def test_a_run_goes_on_as_it_was_or_every_change_is_named(tmp_path):
     ):
         found.refuse_changes(ModelSpec(replace(CONFIG, lr=0.5, seed=3), replace(INFO, count=8)))
     changed = replace(INFO, count=8, fingerprint="other")
-    with pytest.raises(DataError, match=f"^the data of {tmp_path} has changed: count is 8 and was 9; .*; restore"):
+    with pytest.raises(DataError, match=f"^the data of {tmp_path} has changed: count is 8 and was 9; restore"):
         found.refuse_changes(ModelSpec(CONFIG, changed))
     found.refuse_changes(ModelSpec(replace(CONFIG, data="moved/photos"), replace(INFO, name="moved/photos")))
 

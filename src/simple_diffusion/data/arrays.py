@@ -4,6 +4,7 @@ Pickles are refused.
 """
 
 import io
+import math
 import os
 import zipfile
 from collections.abc import Callable, Sequence
@@ -14,7 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..errors import DataError, ResourceError, printable, reason
+from ..errors import DataError, ResourceError, is_out_of_memory, printable, reason
 from ..system.memory import require_memory
 from .folder import KEEP, MAX_ASPECT, SIZE, fit, resize_note
 from .images import Images, only, to_uint8
@@ -34,7 +35,7 @@ NAMES = "class_names"
 """The name of the array with the names of the classes, in the order of the labels."""
 
 EDGE = 1 / 255  # how far floats may lie outside of a range of length 1: resizing and rounding go a little beyond
-CHUNK = 256  # images that are converted at once
+CHUNK = 2**22  # pixels that are converted at once, about
 
 
 def load_array(path: str | Path, size: int | None = None, classes: str | None = None) -> Images:
@@ -77,7 +78,9 @@ def _read(path: str | Path) -> tuple[np.ndarray, np.ndarray | None, tuple[str, .
             return _chosen(loaded)
     except ResourceError:
         raise
-    except Exception as error:  # NumPy raises almost any error for a damaged header or archive
+    except Exception as error:  # NumPy raises almost any error for a damaged header or archive, also MemoryError
+        if isinstance(error, OSError) and is_out_of_memory(error):
+            raise
         has_objects = "pickle" in str(error) or "Python objects" in str(error)  # NumPy advises to unpickle them
         why = "it contains Python objects" if has_objects else reason(error)
         raise DataError(
@@ -125,12 +128,13 @@ def _pixels(array: np.ndarray, size: int | None, labeled: bool) -> tuple[Tensor,
         n * channels * height * width, f"{n:,} images of {height} x {width} pixels", "add --size 32, or save fewer"
     )
     pixels = np.empty((n, channels, height, width), np.uint8)
-    for start in range(0, n, CHUNK):
-        levels = to_levels(array[start : start + CHUNK])  # uint8 [B, H, W, C]
+    step = math.ceil(CHUNK / math.prod(shape))
+    for start in range(0, n, step):
+        levels = to_levels(array[start : start + step])  # uint8 [B, H, W, C]
         if shape != [height, width]:
             gray_or_color = levels.squeeze(3) if channels == 1 else levels
             levels = np.stack([np.atleast_3d(fit(image, height)) for image in gray_or_color])
-        pixels[start : start + CHUNK] = levels.transpose(0, 3, 1, 2)
+        pixels[start : start + step] = levels.transpose(0, 3, 1, 2)
     if shape != [height, width]:
         notes += (resize_note({(shape[0], shape[1]): n}, height),)
     elif max(shape) > KEEP:

@@ -93,7 +93,9 @@ class Images:
         return len(self.pixels)
 
     def __getitem__(self, chosen: Tensor | slice) -> "Images":
-        """A selection of the images with their labels; the class names stay."""
+        """A selection of the images with their labels; the class names stay. Raises TypeError for a single number."""
+        if isinstance(chosen, int):
+            raise TypeError(f"Images are selected by a slice or a tensor: images[{chosen}:{chosen + 1}] is one of them")
         labels = None if self.labels is None else self.labels[chosen]
         files = tuple(self.name_of(int(i)) for i in torch.arange(len(self))[chosen])  # each image keeps its number
         return replace(self, pixels=self.pixels[chosen], labels=labels, files=files)

@@ -20,7 +20,7 @@ from starlette.requests import ClientDisconnect, Request
 from starlette.responses import HTMLResponse, JSONResponse, Response, StreamingResponse
 from starlette.routing import Route
 
-from ..errors import SimpleDiffusionError, UsageError
+from ..errors import SimpleDiffusionError, UsageError, is_out_of_memory
 from ..system.files import from_json
 from .request import SampleRequest
 from .session import Session
@@ -70,6 +70,10 @@ async def stream(session: Session, request: SampleRequest, lock: Lock) -> AsyncI
                 yield json.dumps(message) + "\n"
         except SimpleDiffusionError as error:
             yield json.dumps({"error": str(error)}) + "\n"
+        except (MemoryError, RuntimeError) as error:
+            if not is_out_of_memory(error):
+                raise
+            yield json.dumps({"error": "there is not enough memory: ask for fewer images"}) + "\n"
         finally:  # also when the page is closed or sends another request
             messages.close()
 

@@ -213,7 +213,9 @@ class Checkpoint:
                 f"the run in {folder} has other settings: {changed}; omit these options, or use another --out"
             )
         if self.info.fingerprint != spec.info.fingerprint:
-            changed = differences(asdict(self.info), asdict(replace(spec.info, name=self.info.name)))
+            facts = ("count", "channels", "height", "width", "class_names")
+            before, now = ({fact: getattr(info, fact) for fact in facts} for info in (self.info, spec.info))
+            changed = differences(before, now) or "its pixels or labels are others"
             raise DataError(
                 f"the data of {folder} has changed: {changed}; restore it, or name the place of the original: "
                 f"simple-diffusion train DATA --resume --out {folder}"
