@@ -1,7 +1,6 @@
 """`simple-diffusion evaluate`: score a model, or a file of samples, against real images."""
 
 import argparse
-import json
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -81,7 +80,7 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
         return {}
 
     from ..evaluation.scores import evaluate
-    from ..system.files import write_atomic
+    from ..system.files import to_json, write_atomic
 
     _, height, width = samples.shape
     what = f"to compare {len(samples):,} samples with {len(plan.train):,} images of {height} x {width} pixels"
@@ -97,7 +96,7 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
         say(args, spread_text(results))
     answer = {"what": args.what, "data": plan.train.name, "n": len(samples), "sampling_seconds": round(seconds, 1)}
     answer |= {"extractors": [result.as_dict() for result in results]}
-    write_atomic(plan.out / "scores.json", json.dumps(answer, indent=1).encode())
+    write_atomic(plan.out / "scores.json", to_json(answer, indent=1).encode())
     write_pictures(plan, results[0], samples)
     say(args, f"Scores and pictures: {plan.out}")
     return answer

@@ -5,7 +5,6 @@ Each other file of this package is one command: `add` defines its options, `run`
 """
 
 import argparse
-import json
 import os
 import sys
 from typing import Any
@@ -90,7 +89,9 @@ def execute(args: argparse.Namespace) -> None:
     elif FIRST:
         result = args.run(args)
     if args.json and FIRST:
-        show(json.dumps(result))
+        from ..system.files import to_json
+
+        show(to_json(result))
 
 
 @any_streams()

@@ -1,7 +1,6 @@
 """`simple-diffusion report`: write a one-page report of a training run. The measurements take about a minute."""
 
 import argparse
-import json
 from contextlib import suppress
 from dataclasses import asdict
 from pathlib import Path
@@ -31,7 +30,7 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
     from ..model.model_file import read
     from ..run.command import command_of
     from ..run.report import FILE, LEVELS_FILE, TRAJECTORY_FILES, write_report
-    from ..system.files import write_atomic
+    from ..system.files import to_json, write_atomic
 
     model = read(folder, args.device, args.precision)
     config = model.training_config
@@ -41,7 +40,7 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
     images, test = load_data(args, model)
     if images is not None:
         curves = [asdict(curve) for curve in error_curves(model.denoiser, images, test)]
-        write_atomic(folder / LEVELS_FILE, json.dumps({"curves": curves}).encode())
+        write_atomic(folder / LEVELS_FILE, to_json({"curves": curves}).encode())
     reproduce = command_of(config, 0 if config.steps or progress < 1 else model.step)
     write_report(folder, ModelSpec(config, model.info), reproduce, images=images, progress=progress, live=live)
     say(args, f"Report: {folder / FILE}")

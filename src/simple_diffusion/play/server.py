@@ -21,7 +21,7 @@ from starlette.responses import HTMLResponse, JSONResponse, Response, StreamingR
 from starlette.routing import Route
 
 from ..errors import SimpleDiffusionError, UsageError, is_out_of_memory
-from ..system.files import from_json
+from ..system.files import from_json, to_json
 from .request import SampleRequest
 from .session import Session
 
@@ -67,13 +67,13 @@ async def stream(session: Session, request: SampleRequest, lock: Lock) -> AsyncI
         messages = session.sample(request)
         try:
             while (message := await run_sync(next, messages, None)) is not None:
-                yield json.dumps(message) + "\n"
+                yield to_json(message) + "\n"
         except SimpleDiffusionError as error:
-            yield json.dumps({"error": str(error)}) + "\n"
+            yield to_json({"error": str(error)}) + "\n"
         except (MemoryError, RuntimeError) as error:
             if not is_out_of_memory(error):
                 raise
-            yield json.dumps({"error": "there is not enough memory: ask for fewer images"}) + "\n"
+            yield to_json({"error": "there is not enough memory: ask for fewer images"}) + "\n"
         finally:  # also when the page is closed or sends another request
             messages.close()
 

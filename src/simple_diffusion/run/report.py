@@ -219,7 +219,8 @@ def error_plot(folder: Path) -> Plot | None:
 def curves_in(record: dict[str, Any]) -> list[ErrorCurve]:
     """The curves in levels.json, also in its form of version 0.1. Raises what `DAMAGED` lists."""
     if "errors" not in record:
-        return [ErrorCurve(**curve) for curve in record["curves"]]
+        curves = [ErrorCurve(**curve) for curve in record["curves"]]
+        return [replace(curve, points=[point for point in curve.points if None not in point]) for curve in curves]
     return [
         replace(BOUNDS_OF_0_1.get(name, ErrorCurve(name, [])), points=list(zip(record["levels"], errors, strict=True)))
         for name, errors in record["errors"].items()

@@ -5,6 +5,7 @@ A file of tensors is a safetensors file with JSON in its header. No code in a fi
 
 import hashlib
 import json
+import math
 import os
 import re
 import secrets
@@ -84,7 +85,7 @@ def unwritable(path: Path, error: OSError) -> ResourceError:
 
 def write_tensors(path: Path, tensors: dict[str, Tensor], record: dict[str, Any]) -> None:
     """Write tensors to a safetensors file, with a record of JSON values in its header. Raises ResourceError."""
-    header = {"simple-diffusion": json.dumps({"sha256": NO_CHECKSUM, "format": FORMAT, **record})}
+    header = {"simple-diffusion": to_json({"sha256": NO_CHECKSUM, "format": FORMAT, **record})}
     content = save({name: tensor.contiguous() for name, tensor in tensors.items()}, header)
     write_atomic(path, content.replace(NO_CHECKSUM.encode(), hashlib.sha256(content).hexdigest().encode(), 1))
 
@@ -139,6 +140,19 @@ def _each_once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     if len(dict(pairs)) < len(pairs):
         raise ValueError("its header repeats a key")
     return dict(pairs)
+
+
+def to_json(value: Any, indent: int | None = None) -> str:
+    """The text of a JSON value. NaN and infinities, which JSON does not have, become null."""
+
+    def finite(value: Any) -> Any:
+        if isinstance(value, dict):
+            return {key: finite(item) for key, item in value.items()}
+        if isinstance(value, list | tuple):
+            return [finite(item) for item in value]
+        return None if isinstance(value, float) and not math.isfinite(value) else value
+
+    return json.dumps(finite(value), indent=indent, allow_nan=False)
 
 
 def from_json(kind: type[T], values: Any) -> T:
