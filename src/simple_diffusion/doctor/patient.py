@@ -14,7 +14,7 @@ from ..data.images import Images, to_unit
 from ..data.info import DataInfo
 from ..data.labels import labels_for
 from ..denoiser import Denoiser
-from ..denoising_error import LEVELS, model_error, wiener_error
+from ..denoising_error import LEVELS, chosen_from, model_error, wiener_error
 from ..errors import CheckpointError, DataError, SimpleDiffusionError
 from ..model.build import ModelSpec
 from ..model.config import Config
@@ -105,9 +105,9 @@ class Patient:
 
     @cached_property
     def measured_pixels(self) -> Tensor:
-        """At most MEASURED training images, uint8 `[N, C, H, W]`."""
+        """At most MEASURED training images, fewer if they are large, uint8 `[N, C, H, W]`."""
         train, _ = self.split
-        return train.pixels[permutation(len(train), 0, "doctor")[:MEASURED]]
+        return train.pixels[chosen_from(train, MEASURED)]
 
     @property
     def denoiser(self) -> Denoiser:
@@ -151,7 +151,7 @@ class Patient:
 
     @cached_property
     def wiener(self) -> Tensor:
-        """Denoising error of the linear (Wiener) denoiser on training images, at each of LEVELS."""
+        """Denoising error of the linear (Wiener) denoiser on images that it was not fitted to, at each of LEVELS."""
         return wiener_error(to_unit(self.measured_pixels))
 
     @cached_property
