@@ -83,17 +83,16 @@ def test_each_score_detects_its_kind_of_damage(scored):
 def test_the_table_has_a_value_an_interval_a_baseline_and_a_count_for_each_score(scored):
     title, head, *lines = str(scored["honest"]).splitlines()
     assert title == "Features of bars, compared with the training set:"
-    assert head.split() == ["score", "value", "±", "95", "%", "baseline", "n"]
+    assert head.split() == ["score", "value", "95", "%", "interval", "baseline", "n"]
     for score, line in zip(scored["honest"].scores, lines, strict=False):
         assert line.split()[0] == score.name
         assert len(line) == len(head)
         unit = 1000 if score.name == "KID" else 1
-        numbers = [float(word) for word in line.replace("x 1000", "").split()[1:4]]
-        wanted = [unit * score.value, unit * 1.96 * score.error, unit * score.baseline]
-        assert numbers == pytest.approx(wanted, abs=6e-5)
+        numbers = [float(word) for word in line.replace("x 1000", "").replace(" to ", " ").split()[1:5]]
+        assert numbers == pytest.approx([unit * x for x in (score.value, *score.interval, score.baseline)], abs=6e-5)
     fid = value(scored["honest"], "FID")
     assert str(fid).startswith("FID[bars, n=600 vs train]  ")
-    assert f"(baseline {fid.baseline:.4g})" in str(fid)
+    assert "({:.4g} to {:.4g}; baseline {:.4g})".format(*fid.interval, fid.baseline) in str(fid)
 
 
 @pytest.mark.parametrize(
@@ -151,19 +150,28 @@ def test_too_few_samples_give_a_message_instead_of_a_score():
     assert str(result).count("FID of a class needs at least 32 samples") == 1  # not for each class
 
 
-def test_a_baseline_of_another_count_is_noted():
-    """Without unseen images the halves of the training set are the baseline; of a class there is then none."""
+def test_a_baseline_that_is_not_that_of_n_unseen_images_is_noted():
     samples, train, test = blobs(600, 2), blobs(800, 0), blobs(600, 1)
     assert not any(score.note for score in evaluate(samples, train, test, extractor, "bars").scores)
-    halves = evaluate(samples, train, None, extractor, "bars")
-    for score in halves.scores:
-        assert ("of n=400)" in score.short) == (score.name != "accuracy"), score
-    assert (
-        "The baseline is of n=400 for FID, KID, precision, recall, density, coverage, IS." in str(halves).splitlines()
-    )
-    for _, fid in halves.by_class.values():
-        assert fid.value is not None
-        assert fid.baseline is None
+    few = str(evaluate(samples, train, test[torch.arange(300)], extractor, "bars"))
+    assert "Baseline of FID: extrapolated from 300 test images." in few
+    assert "Baseline of KID, precision, recall, density, coverage: of 550 images, 250 of them other training" in few
+    alone = evaluate(samples, train, None, extractor, "bars")
+    assert all(score.baseline is not None and score.note for score in alone.scores)
+    assert "Baseline of FID: estimated from parts of the training set." in str(alone)
+    assert "Baseline of IS, accuracy: of 800 training images, new to the classifier." in str(alone)
+    assert all(fid.baseline is not None for _, fid in alone.by_class.values())
+
+
+def test_features_with_heavy_tails_are_reported():
+    """A few images decide FID there: its interval covers less than 95 %."""
+
+    def heavy(pixels):
+        features, logits = extractor(pixels)
+        return (10 * features).exp(), logits
+
+    assert "heavy tails" not in str(evaluate(blobs(100, 2), blobs(200, 0), None, extractor, "bars"))
+    assert "The features have heavy tails" in str(evaluate(blobs(100, 2), blobs(200, 0), None, heavy, "heavy"))
 
 
 def test_near_duplicates_are_not_searched_in_very_few_images():

@@ -170,7 +170,8 @@ def write_scores(folder, evaluation):
 
 def test_report_adds_a_trajectory_and_errors_by_noise_level_and_shows_scores(run, capsys):
     assert "Denoising trajectory" not in Page(run).text
-    scores = [Score("FID", "cnn", 1000, "train", 1.25, 0.5, 0.125), Score("IS", "cnn", 9, "", None, note="too few")]
+    fid = Score("FID", "cnn", 1000, "train", 1.25, 0.5, 0.125, interval=(0.75, 2.25))
+    scores = [fid, Score("IS", "cnn", 9, "", None, note="too few")]
     write_scores(run, Evaluation(scores, {"a": [Score("accuracy", "cnn", 9, "asked labels", 0.75)]}))
     shutil.copy(next((run / "samples").glob("*.png")), run / "evaluation" / "closest-in-pixels.png")
     main(["report", str(run), "--json"])
@@ -181,7 +182,7 @@ def test_report_adds_a_trajectory_and_errors_by_noise_level_and_shows_scores(run
         "linear denoiser (upper bound)",
         "model, training images",
         "real-data baseline",
-        "± 0.98",
+        "0.75 to 2.25",
         "0.125",
         "1,000",
         "too few",

@@ -15,6 +15,7 @@ from .options import (
     ema_option,
     load,
     open_model,
+    optional,
     path,
     read_as,
     sampling_options,
@@ -74,6 +75,10 @@ class Plan:
 def run(args: argparse.Namespace) -> dict[str, Any]:
     check_options(args)
     plan = plan_of(args)
+    if FIRST:
+        from ..system.files import make_folder
+
+        make_folder(plan.out)  # it may fail, so before minutes of work
     extractors = extractors_for(args, plan.train) if FIRST else {}
     samples, seconds = samples_of(args, plan)
     if not FIRST:  # this process has only helped to generate
@@ -86,18 +91,16 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
     what = f"to compare {len(samples):,} samples with {len(plan.train):,} images of {height} x {width} pixels"
     args.memory = what, "use a smaller --n, or --data with fewer or smaller images"
     augmentations = searched_augmentations(plan.train, plan.model)
-    results = [
-        evaluate(samples, plan.train, plan.test, extractor, name, augmentations)
-        for name, extractor in extractors.items()
-    ]
-    for result in results:
-        say(args, str(result))
+    results = []
+    for name, extractor in extractors.items():
+        results.append(evaluate(samples, plan.train, plan.test, extractor, name, augmentations))
+        say(args, str(results[-1]))
     if len(results) > 1:
         say(args, spread_text(results))
     answer = {"what": args.what, "data": plan.train.name, "n": len(samples), "sampling_seconds": round(seconds, 1)}
     answer |= {"extractors": [result.as_dict() for result in results]}
     write_atomic(plan.out / "scores.json", to_json(answer, indent=1).encode())
-    write_pictures(plan, results[0], samples)
+    write_pictures(args, plan, results[0], samples)
     say(args, f"Scores and pictures: {plan.out}")
     return answer
 
@@ -214,7 +217,7 @@ def spread_text(results: list) -> str:
     return "\n".join(lines)
 
 
-def write_pictures(plan: Plan, evaluation: Any, samples: Any) -> None:
+def write_pictures(args: argparse.Namespace, plan: Plan, evaluation: Any, samples: Any) -> None:
     """PNG files of the closest pairs of sample and training image and, for a model, of the error by noise level."""
     from ..denoising_error import error_curves
     from ..evaluation.scores import closest_pairs
@@ -223,9 +226,12 @@ def write_pictures(plan: Plan, evaluation: Any, samples: Any) -> None:
     from ..viz.plots import plot_denoising_error
 
     for space, found in evaluation.near_duplicates.items():
-        picture = png(make_grid(closest_pairs(found, samples, plan.train), 10))
-        write_atomic(plan.out / f"closest-in-{space}.png", picture)
+        with optional(args, f"closest-in-{space}.png"):
+            picture = png(make_grid(closest_pairs(found, samples, plan.train), 10))
+            write_atomic(plan.out / f"closest-in-{space}.png", picture)
     if plan.model is not None:
-        own = plan.model.info.in_own_classes
-        curves = error_curves(plan.model.denoiser, own(plan.train), None if plan.test is None else own(plan.test))
-        write_atomic(plan.out / "levels.png", plot_denoising_error(curves))
+        say(args, "Measuring the denoising error at each noise level: about a minute.")
+        with optional(args, "levels.png"):
+            own = plan.model.info.in_own_classes
+            curves = error_curves(plan.model.denoiser, own(plan.train), None if plan.test is None else own(plan.test))
+            write_atomic(plan.out / "levels.png", plot_denoising_error(curves))

@@ -5,11 +5,12 @@ import math
 import os
 import re
 import time
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NoReturn
 
-from ..errors import DataError, UsageError, printable
+from ..errors import DataError, SimpleDiffusionError, UsageError, is_out_of_memory, printable, reason
 from ..system.terminal import note, show
 
 STARTED = time.perf_counter()
@@ -145,6 +146,18 @@ def table_row(columns: Collection[str], cells: Sequence[str] | None = None) -> s
     words = columns if cells is None else cells
     first, *rest = (word.rjust(max(9, len(title))) for title, word in zip(columns, words, strict=True))
     return "  ".join(["  " + first.strip().ljust(len(first)), *rest]).rstrip()
+
+
+@contextmanager
+def optional(args: argparse.Namespace, what: str) -> Iterator[None]:
+    """Say that `what` is left out where memory, disk or data fail, so that what was measured before is not lost."""
+    try:
+        yield
+    except (SimpleDiffusionError, MemoryError, RuntimeError, OSError) as error:
+        known = isinstance(error, (SimpleDiffusionError, OSError)) or is_out_of_memory(error)
+        if args.debug or not known or isinstance(error, BrokenPipeError):
+            raise
+        say(args, f"Without {what}: {'not enough memory' if is_out_of_memory(error) else reason(error)}.")
 
 
 def say(args: argparse.Namespace, text: str) -> None:

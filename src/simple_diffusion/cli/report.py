@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import BusyError, CheckpointError, DataError, SimpleDiffusionError
-from .options import command, data_options, device_options, load, path, read_as, say
+from .options import command, data_options, device_options, load, optional, path, read_as, say
 
 TRAJECTORIES = 4
 """Number of denoising trajectories; each is of another class."""
@@ -36,11 +36,14 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
     config = model.training_config
     live = is_training(folder)
     progress = fraction_done(model, live)
-    write_atomic(folder / TRAJECTORY_FILES[0], trajectory_png(model))
+    with optional(args, "a denoising trajectory"):
+        write_atomic(folder / TRAJECTORY_FILES[0], trajectory_png(model))
     images, test = load_data(args, model)
     if images is not None:
-        curves = [asdict(curve) for curve in error_curves(model.denoiser, images, test)]
-        write_atomic(folder / LEVELS_FILE, to_json({"curves": curves}).encode())
+        say(args, "Measuring the denoising error at each noise level: about a minute.")
+        with optional(args, "a new denoising error by noise level"):
+            curves = [asdict(curve) for curve in error_curves(model.denoiser, images, test)]
+            write_atomic(folder / LEVELS_FILE, to_json({"curves": curves}).encode())
     reproduce = command_of(config, 0 if config.steps or progress < 1 else model.step)
     write_report(folder, ModelSpec(config, model.info), reproduce, images=images, progress=progress, live=live)
     say(args, f"Report: {folder / FILE}")

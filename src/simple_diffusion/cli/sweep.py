@@ -108,7 +108,7 @@ class Plan:
 
 SCORES: dict[str, Callable[[Any], str]] = {
     "FID": lambda point: f"{point.fid:.4f}",
-    "± 95 %": lambda point: f"{1.96 * point.error:.4f}",
+    "95 % interval of FID": lambda point: "{:.4f} to {:.4f}".format(*point.interval),
     "KID x 1000": lambda point: f"{1000 * point.kid:.3f}",
     "precision": lambda point: f"{point.precision:.3f}",
     "recall": lambda point: f"{point.recall:.3f}",

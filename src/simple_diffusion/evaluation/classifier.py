@@ -30,6 +30,8 @@ KID detects noise of standard deviation 20 at 1, 3, 4 and 6 times its standard e
 PEAK = 4e-3  # learning rate
 SHIFT = 2  # largest random shift of an image in pixels, in each direction
 SYMMETRIES = 8  # of the square
+VALIDATION = 0.1  # fraction of the images that is held out
+PURPOSE = "classifier validation"
 
 
 @dataclass(frozen=True)
@@ -56,7 +58,7 @@ def train_classifier(
     seed: int = 0,
     epochs: int | None = None,
     patience: int | None = None,
-    validation: float = 0.1,
+    validation: float = VALIDATION,
     device: str = "auto",
     precision: str = "auto",
 ) -> tuple[Classifier, Report]:
@@ -115,7 +117,12 @@ def split(images: Images, share: float, seed: int) -> tuple[Images, Images]:
     held_out = round(share * len(images))
     if len(images) < 20 or not 1 <= held_out <= len(images) - 2:
         raise DataError(f"{images.name} has {len(images)} images: a classifier needs 20, some of them for validation")
-    return keep_out(images, share, seed, "classifier validation")
+    return keep_out(images, share, seed, PURPOSE)
+
+
+def held_out_part(n: int, seed: int) -> Tensor:
+    """The numbers of those of n images that a training with this seed holds out: int64 `[round(n / 10)]`."""
+    return permutation(n, seed, PURPOSE)[: round(VALIDATION * n)]
 
 
 def pretext(images: Images, size: int) -> Images:

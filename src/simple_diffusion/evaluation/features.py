@@ -47,6 +47,11 @@ def fid_of(real: ImageFeatures, fake: ImageFeatures) -> float:
     return frechet_distance(real.moments, fake.moments)
 
 
+def fid_needs(real: ImageFeatures) -> int:
+    """The least number of samples, and of real images, for FID and its error."""
+    return max(2 * real.features.shape[1], GROUPS)
+
+
 def fid_and_error(real: ImageFeatures, fake: ImageFeatures) -> tuple[float, float]:
     """(FID of samples, its standard error over samples)."""
     return fid_of(real, fake), jackknife(lambda keep: fid_of(real, fake[keep]), len(fake), GROUPS).item()

@@ -8,7 +8,8 @@ extractor and on N, so print it with both.
 import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, reduce
+from operator import add
 from typing import NamedTuple
 
 import numpy as np
@@ -42,7 +43,12 @@ class Moments:
     @classmethod
     def of(cls, features: Tensor) -> "Moments":
         """The moments of features `[N, D]`, N >= 1. Raises DataError for another shape, or numbers not finite."""
-        x = _checked(features, 1, "a mean")
+        _check(features, 1, "a mean")
+        return reduce(add, map(cls._of_block, features.split(max(1, BLOCK // max(1, features.shape[1])))))
+
+    @classmethod
+    def _of_block(cls, features: Tensor) -> "Moments":
+        x = features.detach().cpu().double()
         mean = x.mean(0)
         x = x - mean
         return cls(len(x), mean, x.T @ x)
@@ -248,8 +254,8 @@ def jackknife(statistic: Callable[[Tensor], Numbers], n: int, groups: int = 50, 
     groups      number of random groups; each is left out once, with one call of the statistic
     seed        for the random groups
 
-    At least 95 % of the intervals value ± 1.96 errors contain the statistic's expectation at this n. The error is up to
-    √2 times too large for a distance between equal distributions, and up to 1.6 times for `recall`.
+    The error is up to 1.6 times too large for a distance between equal distributions and for `recall`. It is too small
+    if a few outlying samples decide the statistic (`evaluation/intervals.py`).
 
     The bootstrap is not used because FID is biased in n. The duplicates of a bootstrap reduce the effective n, so its
     percentiles lie above the value. If n is only a few times D, its spread is up to three times that of FID.
@@ -270,16 +276,20 @@ def _blocks(x: Tensor, y: Tensor) -> tuple[Tensor, ...]:
     return x.split(max(1, BLOCK // len(y)))
 
 
-def _checked(x: Tensor, least: int, what: str) -> Tensor:
-    """x as float64 on the CPU; DataError unless it is `[N, D]`, N >= least, and finite."""
+def _check(x: Tensor, least: int, what: str) -> None:
+    """DataError unless x is `[N, D]`, N >= least, and finite."""
     if x.ndim != 2:
         raise DataError(f"{what} needs features of shape [N, D], got {list(x.shape)}")
     if len(x) < least:
         raise DataError(f"{what} needs at least {least} samples, got {len(x)}")
-    x = x.detach().cpu().double()
     if not (finite := x.isfinite().all(1)).all():
         raise DataError(f"{what} needs finite features: {(~finite).sum()} of {len(x)} samples contain NaN or infinity")
-    return x
+
+
+def _checked(x: Tensor, least: int, what: str) -> Tensor:
+    """x as float64 on the CPU; DataError unless it is `[N, D]`, N >= least, and finite."""
+    _check(x, least, what)
+    return x.detach().cpu().double()
 
 
 def _checked_pair(real: Tensor, fake: Tensor, least: int, what: str) -> tuple[Tensor, Tensor]:

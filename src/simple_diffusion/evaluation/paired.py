@@ -6,12 +6,14 @@ narrower than the intervals of the two scores. The jackknife leaves out pairs.
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
+import torch
 from torch import Tensor
 
 from ..errors import DataError
-from .features import GROUPS, NEIGHBORS, PAIR_GROUPS, ImageFeatures, accuracy_of, fid_of, subset
+from .features import GROUPS, NEIGHBORS, PAIR_GROUPS, ImageFeatures, accuracy_of, fid_needs, fid_of, subset
+from .intervals import STUDENT
 from .metrics import inception_score, jackknife, precision_recall
 
 Score = Callable[[ImageFeatures, Tensor | slice], float]
@@ -32,6 +34,7 @@ class Difference:
     a, b     the two values
     error    standard error of b - a
     lower    whether lower is better
+    groups   of the jackknife that measured the error
     """
 
     name: str
@@ -40,11 +43,12 @@ class Difference:
     b: float
     error: float
     lower: bool = False
+    groups: int = GROUPS
 
     @property
     def margin(self) -> float:
         """Half the interval of 95 %."""
-        return 1.96 * self.error
+        return STUDENT[self.groups] * self.error
 
     @property
     def verdict(self) -> str:
@@ -67,7 +71,7 @@ class Difference:
 
 def check_count(n: int, real: ImageFeatures) -> None:
     """Raise DataError for fewer pairs than FID needs."""
-    needed = 2 * real.features.shape[1]
+    needed = fid_needs(real)
     if min(n, len(real)) < needed:
         raise DataError(f"FID needs {needed} samples and real images, twice the extractor's features: use a larger --n")
 
@@ -86,8 +90,12 @@ def differences(a: ImageFeatures, b: ImageFeatures, real: ImageFeatures, labels:
     found = [difference_of("FID", lambda side, keep: fid_of(real, side[keep]), a, b, lower=True)]
     if a.logits.shape[1] > 1 and n >= 10 * a.logits.shape[1]:
         found.append(difference_of("IS", lambda side, keep: inception_score(side.logits[keep], splits=1)[0], a, b))
+    # Where no pair differs, the next one may: a share of n pairs is uncertain by at least 1 / (n + 2) (Agresti & Min
+    # 2005, with no discordant pair). The same images differ by nothing.
+    least = 0.0 if torch.equal(a.features, b.features) else 1.0
     if labels is not None:
-        found.append(difference_of("accuracy", lambda side, keep: accuracy_of(side[keep], labels[keep]), a, b))
+        accuracy = difference_of("accuracy", lambda side, keep: accuracy_of(side[keep], labels[keep]), a, b)
+        found.append(replace(accuracy, error=max(accuracy.error, least / (n + 2))))
     few = min(n, len(real), NEIGHBORS)
     reals, a_few, b_few = (subset(side, few) for side in (real, a, b))
 
@@ -101,7 +109,7 @@ def differences(a: ImageFeatures, b: ImageFeatures, real: ImageFeatures, labels:
         PAIR_GROUPS,
     ).tolist()
     for name, x, y, error in zip(("precision", "recall"), of_a, of_b, errors, strict=True):
-        found.append(Difference(name, few, x, y, error))
+        found.append(Difference(name, few, x, y, max(error, least / (few + 2)), groups=PAIR_GROUPS))
     return found
 
 

@@ -1,10 +1,9 @@
 """Scores of samples against data, each with its extractor, its sample size, its standard error and its baseline.
 
-The real-data baseline of a score is the score of unseen real images at the same sample size: the best that samples of a
-model that does not memorize can reach.
+The real-data baseline of a score is its mean over perfect generators, whose samples are unseen images of the data's
+distribution: the best that samples of a model that does not memorize can reach (`baselines.py`).
 """
 
-import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
@@ -13,21 +12,22 @@ from torch import Tensor
 
 from ..augmentation import Augmentation, identity
 from ..data.images import Images, to_unit
-from ..randomness import permutation
+from ..errors import is_out_of_memory
 from ..viz.grids import pairs_in_rows
+from .baselines import fid_baseline, images_new_to, inception_baseline, neighbor_sets
 from .extractors import Features
 from .features import (
     GROUPS,
-    NEIGHBORS,
     PAIR_GROUPS,
     ImageFeatures,
     accuracy_of,
     cached_features,
     check_samples,
     fid_and_error,
-    fid_of,
+    fid_needs,
     subset,
 )
+from .intervals import HEAVY, STUDENT, Interval, about, of_distance, of_share, share_text, tail_weight
 from .memorization import NEIGHBOR, NearDuplicates, find_near_duplicates
 from .metrics import (
     FrechetByCount,
@@ -41,6 +41,8 @@ from .metrics import (
 
 SPLIT = 5000
 """Samples behind one published inception score: a tenth of 50,000 (Salimans et al. 2016)."""
+LEAST = 25
+"""Fewest images of each set for KID, precision, recall, density and coverage."""
 SEARCHED_SAMPLES = 2000
 """Most samples that are searched for near-duplicates."""
 
@@ -54,8 +56,10 @@ class Score:
     n          number of samples
     against    the real images that it compares with
     value      None where n is too small; then `note` says what is needed
-    error      standard error over samples; the 95 % interval is value ± 1.96 errors
-    baseline   the same score of unseen real images, None where there are none; `note` says where their number is not n
+    error      standard error over samples
+    baseline   the mean of the score of unseen real images, None where there are none
+    note       how the baseline was measured, if not with n unseen images
+    interval   95 % interval over samples; None without a spread
     """
 
     name: str
@@ -66,6 +70,7 @@ class Score:
     error: float | None = None
     baseline: float | None = None
     note: str = ""
+    interval: Interval | None = None
 
     @property
     def title(self) -> str:
@@ -78,10 +83,11 @@ class Score:
         """The value with its interval and baseline, or the note."""
         if self.value is None:
             return self.note
-        interval = "" if self.error is None else f" ± {1.96 * self.error:.2g}"
+        interval = "" if self.interval is None else "{:.4g} to {:.4g}".format(*self.interval)
         at = f", {self.note}" if self.note else ""
-        baseline = "" if self.baseline is None else f" (baseline {self.baseline:.4g}{at})"
-        return f"{self.value:.4g}{interval}{baseline}"
+        baseline = "" if self.baseline is None else f"baseline {self.baseline:.4g}{at}"
+        about = "; ".join(filter(None, (interval, baseline)))
+        return f"{self.value:.4g} ({about})" if about else f"{self.value:.4g}"
 
     @property
     def row(self) -> str:
@@ -89,9 +95,9 @@ class Score:
         name, unit = ("KID x 1000", 1000) if self.name == "KID" else (self.name, 1)
         if self.value is None:
             return f"  {name:<10}  {self.note}"
-        numbers = (self.value, None if self.error is None else 1.96 * self.error, self.baseline)
-        cells = ["" if number is None else f"{unit * number:.4f}" for number in numbers]
-        return f"  {name:<10}  {cells[0]:>9}  {cells[1]:>9}  {cells[2]:>9}  {self.n:>7,}"
+        value, baseline = ("" if x is None else f"{unit * x:.4f}" for x in (self.value, self.baseline))
+        interval = "" if self.interval is None else " to ".join(f"{unit * end:.4f}" for end in self.interval)
+        return f"  {name:<10}  {value:>9}  {interval:>20}  {baseline:>9}  {self.n:>7,}"
 
     def __str__(self) -> str:
         return f"{self.title}  {self.short}"
@@ -105,20 +111,29 @@ class Evaluation:
     by_class         class name -> its accuracy and FID; empty without labels
     by_count         FID at n/4, n/2, n and extrapolated; None with too few samples
     near_duplicates  "pixels" and "features" -> nearest training images; empty with too few of them
+    tails            `tail_weight` of the features of the training images
+    missing          why near-duplicates were not searched, as a sentence; "" where they were
     """
 
     scores: list[Score]
     by_class: dict[str, list[Score]] = field(default_factory=dict)
     by_count: FrechetByCount | None = None
     near_duplicates: dict[str, NearDuplicates] = field(default_factory=dict)
+    tails: float = 0.0
+    missing: str = ""
 
     def __str__(self) -> str:
         lines = [f"Features of {self.scores[0].extractor}, compared with the training set:"]
-        lines += [f"  {'score':<10}  {'value':>9}  {'± 95 %':>9}  {'baseline':>9}  {'n':>7}"]
+        lines += [f"  {'score':<10}  {'value':>9}  {'95 % interval':>20}  {'baseline':>9}  {'n':>7}"]
         lines += [score.row for score in self.scores]
         for note in dict.fromkeys(score.note for score in self.scores if score.value is not None and score.note):
             names = [score.name for score in self.scores if score.note == note]
-            lines.append(f"The baseline is {note} for {', '.join(names)}.")
+            lines.append(f"Baseline of {', '.join(names)}: {note}.")
+        if self.tails > HEAVY:
+            lines.append(
+                f"The features have heavy tails ({self.tails:.1f}, images usually 1.3): a few of them decide FID and "
+                "KID, and their intervals cover less than 95 %."
+            )
         if self.by_count is not None:
             pairs = zip(self.by_count.counts, self.by_count.values, strict=True)
             values = ", ".join(f"{value:.4f} at n={n:,}" for n, value in pairs)
@@ -135,9 +150,9 @@ class Evaluation:
             n = len(found.score)
             lines.append(
                 f"Near-duplicates of training images in {space}: {found.count:,} of {n:,} samples "
-                f"({found.share:.1%}; 1 % expected by chance)"
+                f"({found.share:.1%}, 95 % interval {share_text(found.share, n)}; 1 % expected by chance)"
             )
-        return "\n".join(lines)
+        return "\n".join([*lines, self.missing] if self.missing else lines)
 
     def as_dict(self) -> dict[str, Any]:
         """Plain values, for JSON."""
@@ -145,6 +160,7 @@ class Evaluation:
             "scores": [asdict(score) for score in self.scores],
             "by_class": {name: [asdict(score) for score in scores] for name, scores in self.by_class.items()},
             "by_count": None if self.by_count is None else self.by_count._asdict(),
+            "tails": self.tails,
             "near_duplicates": {
                 space: {"samples": len(found.score), "count": found.count}
                 | {"share": found.share, "threshold": found.threshold}
@@ -165,8 +181,8 @@ def evaluate(
 
     samples        uint8, of the data's shape; with labels, if they were generated for labels
     train          the training set, not augmented
-    test           unseen images, for the baselines and the threshold of near-duplicates; without them the baselines
-                   compare two halves of the training set
+    test           unseen images, for the baselines and the threshold of near-duplicates; without them both come from
+                   parts of the training set
     extractor      uint8 images -> (features, logits)
     name           of the extractor
     augmentations  of a training image that a sample may resemble, the identity first
@@ -176,54 +192,61 @@ def evaluate(
     check_samples(samples, train)
     fake, real = ImageFeatures(*extractor(samples.pixels)), cached_features(train, extractor, name)
     unseen = None if test is None else cached_features(test, extractor, name)
-    if unseen is None:  # two halves of the training set share no image
-        baseline_real, baseline_fake = (real[half] for half in permutation(len(real), 0, "halves").tensor_split(2))
-    else:
-        baseline_real, baseline_fake = real, unseen
-    baseline_fake = baseline_fake[permutation(len(baseline_fake), 0, "floor")[: len(fake)]]
-
-    scores = [fid_score(name, real, fake, baseline_real, baseline_fake)]
-    scores += neighbor_scores(name, real, fake, baseline_real, baseline_fake)
+    scores = [fid_score(name, real, fake, unseen)]
+    scores += neighbor_scores(name, real, fake, unseen)
     by_class: dict[str, list[Score]] = {}
+    known, labels, note = known_images(train, real, test, unseen, extractor)
     if fake.logits.shape[1] > 1:
-        scores.append(inception_score_of(name, fake, baseline_fake))
-    if samples.labels is not None and train.labels is not None and fake.logits.shape[1] == train.classes > 1:
-        # The baseline of the accuracy is that of unseen images; without any, that of the training images.
-        known, labels = (unseen, test.labels) if unseen is not None and test is not None else (real, train.labels)
-        assert labels is not None
-        scores.append(accuracy_score(name, fake, samples.labels, known, labels))
-        by_class = class_scores(name, train, real, fake, samples.labels, known, labels)
+        scores.append(inception_score_of(name, fake, known, note))
+    if samples.labels is not None and labels is not None and fake.logits.shape[1] == train.classes > 1:
+        scores.append(accuracy_score(name, fake, samples.labels, known, labels, note))
+        by_class = class_scores(name, train, real, fake, samples.labels, unseen, test, known, labels)
     enough = min(len(fake), len(real)) >= 16 * real.features.shape[1]  # n/4 is four times the features, or more
     by_count = frechet_by_count(real.features, fake.features) if enough else None
-    near_duplicates = search_near_duplicates(samples, train, test, fake, real, unseen, extractor, augmentations)
-    return Evaluation(scores, by_class, by_count, near_duplicates)
+    near_duplicates, missing = {}, ""
+    try:
+        near_duplicates = search_near_duplicates(samples, train, test, fake, real, unseen, extractor, augmentations)
+    except (MemoryError, RuntimeError) as error:  # the scores are not lost
+        if not is_out_of_memory(error):
+            raise
+        missing = "Near-duplicates were not searched: there is not enough memory for the images as float numbers."
+    return Evaluation(scores, by_class, by_count, near_duplicates, tail_weight(real.features), missing)
 
 
-def neighbor_scores(
-    name: str, real: ImageFeatures, fake: ImageFeatures, baseline_real: ImageFeatures, baseline_fake: ImageFeatures
-) -> list[Score]:
+def known_images(
+    train: Images, real: ImageFeatures, test: Images | None, unseen: ImageFeatures | None, extractor: Features
+) -> tuple[ImageFeatures, Tensor | None, str]:
+    """(images that the extractor was not trained on, their labels, a note): the test set, or a part of the training
+    set."""
+    if test is not None and unseen is not None and (test.labels is not None or train.labels is None):
+        return unseen, test.labels, ""
+    new = images_new_to(extractor, train)
+    labels = None if train.labels is None else train.labels[new]
+    return real[new], labels, f"of {len(new):,} training images, new to the classifier"
+
+
+def neighbor_scores(name: str, real: ImageFeatures, fake: ImageFeatures, unseen: ImageFeatures | None) -> list[Score]:
     """KID, precision, recall, density and coverage, on the same number of samples and real images."""
-    n = min(len(fake), len(real), NEIGHBORS)
-    if n < 50:
-        note = "needs at least 50 samples and 50 real images"
+    reals, others, note = neighbor_sets(real, unseen, len(fake))
+    if (n := len(reals)) < LEAST:
+        note = f"needs at least {LEAST} samples and {2 * LEAST} real images, those of the test set included"
         return [Score(kind, name, n, "train", None, note=note) for kind in ("KID", *PrecisionRecall._fields)]
 
-    reals, fakes = subset(real, n), subset(fake, n)
-    few = min(n, len(baseline_real), len(baseline_fake))
-    baseline_reals, baseline_fakes = subset(baseline_real, few), subset(baseline_fake, few)
+    fakes = subset(fake, n)
     value, error = kernel_distance(reals, fakes)
-    baseline, _ = kernel_distance(baseline_reals, baseline_fakes)
-    note = count_note(few, n)
-    scores = [Score("KID", name, n, "train", value, error, baseline, note)]
+    baseline, _ = kernel_distance(reals, others)
+    scores = [Score("KID", name, n, "train", value, error, baseline, note, about(value, error))]
     errors = jackknife(lambda keep: tuple(precision_recall(reals, fakes[keep])), n, PAIR_GROUPS).tolist()
-    values, baselines = precision_recall(reals, fakes), precision_recall(baseline_reals, baseline_fakes)
+    values, baselines = precision_recall(reals, fakes), precision_recall(reals, others)
     for kind, value, error, baseline in zip(PrecisionRecall._fields, values, errors, baselines, strict=True):
-        scores.append(Score(kind, name, n, "train", value, error, baseline, note))
+        quantile = STUDENT[PAIR_GROUPS]
+        interval = of_distance(value, error, quantile) if kind == "density" else of_share(value, n, error, quantile)
+        scores.append(Score(kind, name, n, "train", value, error, baseline, note, interval))
     return scores
 
 
-def inception_score_of(name: str, fake: ImageFeatures, baseline_fake: ImageFeatures) -> Score:
-    """The inception score in one split, with its standard error over samples."""
+def inception_score_of(name: str, fake: ImageFeatures, known: ImageFeatures, note: str = "") -> Score:
+    """The inception score in one split, with its standard error over samples; the baseline is that of real images."""
     n, classes = fake.logits.shape
     # The entropy of the mean prediction is biased by up to -(classes - 1) / 2n nats (Miller 1955): with ten samples a
     # class the score is 5 % too low. 5000 samples are always enough, because published scores are of 5000 each.
@@ -234,9 +257,11 @@ def inception_score_of(name: str, fake: ImageFeatures, baseline_fake: ImageFeatu
     def of(logits: Tensor) -> float:
         return inception_score(logits, splits=1)[0]
 
-    error = jackknife(lambda keep: of(fake.logits[keep]), n, GROUPS).item()
-    note = count_note(len(baseline_fake), n)
-    return Score("IS", name, n, "", of(fake.logits), error, of(baseline_fake.logits), note)
+    value, error = of(fake.logits), jackknife(lambda keep: of(fake.logits[keep]), n, GROUPS).item()
+    enough = len(known) >= needed
+    baseline = inception_baseline(known.logits, n) if enough else None
+    note = note if enough else f"none: it needs {needed} images that the classifier was not trained on"
+    return Score("IS", name, n, "", value, error, baseline, note, about(value, error, STUDENT[GROUPS]))
 
 
 def class_scores(
@@ -245,6 +270,8 @@ def class_scores(
     real: ImageFeatures,
     fake: ImageFeatures,
     asked: Tensor,
+    unseen: ImageFeatures | None,
+    test: Images | None,
     known: ImageFeatures,
     labels: Tensor,
 ) -> dict[str, list[Score]]:
@@ -253,38 +280,35 @@ def class_scores(
     scores = {}
     for c, class_name in enumerate(train.class_names):
         mine, theirs, others = (of.eq(c) for of in (asked, train.labels, labels))
-        if min(mine.sum(), theirs.sum(), others.sum()) >= 2:
-            reals, fakes, baseline_fakes = real[theirs], fake[mine], known[others]
-            unseen = 0 if known is real else len(fakes)  # the FID of images to themselves is no baseline
+        if min(mine.sum(), theirs.sum()) >= 2:
+            spare = None if unseen is None or test is None or test.labels is None else unseen[test.labels.eq(c)]
             scores[class_name] = [
-                accuracy_score(name, fakes, asked[mine], baseline_fakes, labels[others]),
-                fid_score(name, reals, fakes, reals, baseline_fakes[slice(unseen)]),
+                accuracy_score(name, fake[mine], asked[mine], known[others], labels[others]),
+                fid_score(name, real[theirs], fake[mine], spare),
             ]
     return scores
 
 
-def count_note(baseline: int, n: int) -> str:
-    """The note on a baseline whose number of images is not that of the score."""
-    return f"of n={baseline}" if 1 < baseline != n else ""
-
-
-def fid_score(
-    name: str, real: ImageFeatures, fake: ImageFeatures, baseline_real: ImageFeatures, baseline_fake: ImageFeatures
-) -> Score:
+def fid_score(name: str, real: ImageFeatures, fake: ImageFeatures, unseen: ImageFeatures | None) -> Score:
     """FID of samples with error and baseline, or a note that there are too few."""
-    n, width = len(fake), real.features.shape[1]
-    if n < 2 * width or len(real) < 2 * width:
-        note = f"needs at least {2 * width} samples and real images, twice the number of features"
+    n, needed = len(fake), fid_needs(real)
+    if min(n, len(real)) < needed:
+        note = f"needs at least {needed} samples and real images, twice the number of features"
         return Score("FID", name, n, "train", None, note=note)
     value, error = fid_and_error(real, fake)
-    baseline = fid_of(baseline_real, baseline_fake) if len(baseline_fake) > 1 else None
-    return Score("FID", name, n, "train", value, error, baseline, count_note(len(baseline_fake), n))
+    baseline, note = fid_baseline(real, unseen, n)
+    interval = of_distance(value, error, STUDENT[GROUPS])
+    return Score("FID", name, n, "train", value, error, baseline, note, interval)
 
 
-def accuracy_score(name: str, fake: ImageFeatures, asked: Tensor, known: ImageFeatures, labels: Tensor) -> Score:
+def accuracy_score(
+    name: str, fake: ImageFeatures, asked: Tensor, known: ImageFeatures, labels: Tensor, note: str = ""
+) -> Score:
     """Share of samples for which the classifier predicts the requested label; the baseline is that of real images."""
-    hit, baseline = accuracy_of(fake, asked), accuracy_of(known, labels)
-    return Score("accuracy", name, len(fake), "requested labels", hit, math.sqrt(hit * (1 - hit) / len(fake)), baseline)
+    n, hit = len(fake), accuracy_of(fake, asked)
+    baseline = accuracy_of(known, labels) if len(known) else None
+    interval, error = of_share(hit, n), (hit * (1 - hit) / n) ** 0.5
+    return Score("accuracy", name, n, "requested labels", hit, error, baseline, note, interval)
 
 
 def search_near_duplicates(

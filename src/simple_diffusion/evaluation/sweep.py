@@ -17,7 +17,8 @@ from ..guidance import Interval
 from ..samplers import FINE, SAMPLERS
 from ..sampling import distance
 from .extractors import Features
-from .features import NEIGHBORS, ImageFeatures, accuracy_of, fid_and_error, fid_of, subset
+from .features import GROUPS, NEIGHBORS, ImageFeatures, accuracy_of, fid_and_error, fid_of, subset
+from .intervals import STUDENT, of_distance
 from .metrics import kernel_distance, precision_recall
 from .paired import difference_of
 
@@ -94,9 +95,14 @@ class SweepPoint:
         """Network evaluations for one image."""
         return nfe_of(self.settings)
 
+    @property
+    def interval(self) -> tuple[float, float]:
+        """95 % interval of FID over samples."""
+        return of_distance(self.fid, self.error, STUDENT[GROUPS]) or (self.fid, self.fid)
+
     def as_dict(self) -> dict[str, Any]:
         """Settings and scores, for JSON."""
-        names = ("fid", "error", "kid", "precision", "recall", "accuracy", "distance")
+        names = ("fid", "error", "interval", "kid", "precision", "recall", "accuracy", "distance")
         return self.settings | {name: getattr(self, name) for name in names}
 
 

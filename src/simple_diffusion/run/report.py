@@ -38,7 +38,7 @@ BOUNDS_OF_0_1 = {
 """The bounds in levels.json of version 0.1, by their names there."""
 REFRESH = 10
 """Seconds after which a browser reloads the page of a run that still trains."""
-DAMAGED = (KeyError, TypeError, ValueError, AttributeError)
+DAMAGED = (KeyError, IndexError, TypeError, ValueError, AttributeError)
 """Errors from reading a JSON file whose content has another form."""
 
 
@@ -253,7 +253,9 @@ def extractor_scores(record: dict[str, Any]) -> ExtractorScores:
     rows: list[tuple[str, ...]] = []
     for score in record["scores"]:
         value = score["note"] if score["value"] is None else f"{score['value']:.4g}"
-        interval = "" if score["error"] is None else f"± {1.96 * score['error']:.2g}"
+        interval = "" if not score.get("interval") else "{:.4g} to {:.4g}".format(*score["interval"])
+        if "interval" not in score and score["error"] is not None:  # files of version 0.1 and before
+            interval = f"± {1.96 * score['error']:.2g}"
         value_of_real = score.get("baseline", score.get("floor"))  # "floor" in files of version 0.1 and before
         baseline = "" if value_of_real is None else f"{value_of_real:.4g}"
         rows.append((score["name"], value, interval, baseline, f"{score['n']:,}", score["extractor"]))

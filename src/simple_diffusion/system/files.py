@@ -13,7 +13,7 @@ import sys
 from contextlib import suppress
 from functools import cache
 from pathlib import Path
-from tempfile import TemporaryDirectory
+from tempfile import TemporaryDirectory, TemporaryFile
 from types import UnionType
 from typing import Any, TypeVar, get_args, get_origin, get_type_hints
 
@@ -76,6 +76,16 @@ def remove_parts(folder: Path) -> None:
         if PART.fullmatch(part.name):
             with suppress(OSError):
                 part.unlink()
+
+
+def make_folder(path: Path) -> None:
+    """Make a folder in which files can be written, if there is none. Raises ResourceError."""
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+        with TemporaryFile(dir=path):
+            pass
+    except OSError as error:
+        raise unwritable(path, error) from error
 
 
 def unwritable(path: Path, error: OSError) -> ResourceError:
