@@ -107,6 +107,27 @@ def test_skip_bad_leaves_out_the_rows_that_cannot_be_read(tmp_path):
     assert values(held_out(f"hub:{tmp_path}[cat]", skip_bad=True)) == [0]
 
 
+@pytest.mark.parametrize(
+    ("kind", "labels", "test_labels", "classes"),
+    [
+        ("string", ["b", "a", "b"], ["c", "b", "a"], ("a", "b")),
+        ("int64", [7, 3, 7], [0, 7, 3], ("3", "7")),
+    ],
+)
+def test_a_column_with_a_usual_name_holds_labels_and_the_rest_is_named(tmp_path, kind, labels, test_labels, classes):
+    for split, values in (("train", labels), ("test", test_labels)):
+        path = tmp_path / "data" / f"{split}-00000-of-00001.parquet"
+        path.parent.mkdir(exist_ok=True)
+        columns = {"image": [cell(png(noise(4, 4)))] * 3, "Label": values, "caption": ["x"] * 3}
+        kinds = {"image": datasets.Image(), "Label": datasets.Value(kind), "caption": datasets.Value("string")}
+        datasets.Dataset.from_dict(columns, datasets.Features(kinds)).to_parquet(path)
+    train = load_images(f"hub:{tmp_path}")
+    assert (train.class_names, train.labels.tolist()) == (classes, [1, 0, 1])
+    assert train.notes[0] == "did not use the columns caption"
+    test = held_out(f"hub:{tmp_path}", class_names=train.class_names)
+    assert (test.class_names, test.labels.tolist()) == (classes, [1, 0])  # without the class that is not trained
+
+
 def test_names_of_classes_can_be_printed(tmp_path):
     parquet(tmp_path, [png(noise(4, 4))] * 2, [0, 1], names=("\x1b[31mred\n", "blue"))
     assert load_images(f"hub:{tmp_path}").class_names == (r"\x1b[31mred\n", "blue")

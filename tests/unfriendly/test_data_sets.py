@@ -240,8 +240,14 @@ WRONG: dict[str, tuple[Callable[[], object], type[Exception], str]] = {
         ValueError,
         "differ",
     ),
-    "to_unit of floats": (lambda: to_unit(torch.rand(3)), TypeError, "must be uint8"),
-    "to_uint8 of bytes": (lambda: to_uint8(PIXELS), TypeError, "must be floating-point"),
+    "numbers as names": (
+        lambda: Images("x", PIXELS, torch.arange(3), (0, 1, 2)),  # pyrefly: ignore[bad-argument-type]
+        *(TypeError, "must be a tuple of texts"),
+    ),
+    "one text as names": (lambda: Images("x", PIXELS, torch.arange(3), "abc"), TypeError, "a tuple of texts"),  # pyrefly: ignore[bad-argument-type]
+    "to_unit of floats": (lambda: to_unit(torch.rand(3)), TypeError, "uint8 from 0 to 255, got torch.float32"),
+    "to_unit of an array": (lambda: to_unit(np.zeros(3, np.uint8)), TypeError, "got ndarray"),  # pyrefly: ignore[bad-argument-type]
+    "to_uint8 of bytes": (lambda: to_uint8(PIXELS), TypeError, "must be a floating-point tensor"),
     "no path": (lambda: load_images(5), TypeError, "a text or a path"),  # pyrefly: ignore[bad-argument-type]
     "bytes": (lambda: load_images(b"x"), TypeError, "a text or a path"),  # pyrefly: ignore[bad-argument-type]
 }

@@ -26,9 +26,14 @@ NUMBER = re.compile("[0-9]{1,9}")
 
 def to_unit(pixels: Tensor) -> Tensor:
     """Pixels uint8 0..255 -> float32 in [-1, 1], any shape. Raises TypeError for another type."""
-    if pixels.dtype != torch.uint8:
-        raise TypeError(f"pixels must be uint8 from 0 to 255, got {pixels.dtype}: save or convert them as uint8")
+    if not isinstance(pixels, Tensor) or pixels.dtype != torch.uint8:
+        raise TypeError(f"pixels must be a tensor of torch.uint8 from 0 to 255, got {kind_of(pixels)}")
     return pixels.float() / 127.5 - 1
+
+
+def kind_of(value: object) -> str:
+    """The type of the numbers of a tensor, or the type of another value."""
+    return str(value.dtype) if isinstance(value, Tensor) else type(value).__name__
 
 
 def to_uint8(x: Tensor) -> Tensor:
@@ -36,8 +41,8 @@ def to_uint8(x: Tensor) -> Tensor:
 
     Infinities become black or white. Raises TypeError if x is not floating-point, and DivergedError for NaN.
     """
-    if not x.is_floating_point():
-        raise TypeError(f"x must be floating-point in [-1, 1], got {x.dtype}: uint8 pixels need no conversion")
+    if not isinstance(x, Tensor) or not x.is_floating_point():
+        raise TypeError(f"x must be a floating-point tensor in [-1, 1], got {kind_of(x)}")
     if x.isnan().any():
         raise DivergedError("the samples of the model contain NaN: train it again with a lower learning rate")
     return ((x.float() + 1) * 127.5).round().clamp(0, 255).to(torch.uint8)
@@ -69,11 +74,13 @@ class Images:
     files: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "class_names", in_nfc(self.class_names))
         for what, tensor, dtype in (("pixels", self.pixels, torch.uint8), ("labels", self.labels, torch.int64)):
-            if (what == "pixels" or tensor is not None) and getattr(tensor, "dtype", None) != dtype:
-                got = getattr(tensor, "dtype", type(tensor).__name__)
-                raise TypeError(f"{what} of Images must be a tensor of {dtype}, got {got}: see sd.to_uint8 and .long()")
+            optional = what == "labels" and tensor is None
+            if not optional and kind_of(tensor) != str(dtype):
+                raise TypeError(f"{what} of Images must be a tensor of {dtype}, got {kind_of(tensor)}")
+        if isinstance(self.class_names, str) or not all(isinstance(name, str) for name in self.class_names):
+            raise TypeError(f"class_names of Images must be a tuple of texts, got {self.class_names!r}")
+        object.__setattr__(self, "class_names", in_nfc(self.class_names))
         if self.pixels.ndim != 4:
             raise ValueError(f"pixels of Images must be [N, C, H, W], got shape {tuple(self.pixels.shape)}")
         names, labels, n = self.class_names, self.labels, len(self.pixels)

@@ -79,7 +79,7 @@ def _text(source: str | os.PathLike[str]) -> str:
     """The text of a source. Raises TypeError."""
     text = os.fspath(source) if isinstance(source, (str, os.PathLike)) else None
     if not isinstance(text, str):
-        raise TypeError(f"the source of images must be a text or a path, got {source!r}: arrays go into sd.Images")
+        raise TypeError(f"the source of images must be a text or a path, got {type(source).__name__}: see sd.Images")
     return text
 
 
