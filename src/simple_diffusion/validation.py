@@ -50,11 +50,12 @@ class HeldOut:
 
     def measure(self, denoiser: Denoiser) -> float:
         """The mean loss of ROWS noisy images. The processes of a run share the work."""
-        device = next(denoiser.parameters()).device
+        device, count = next(denoiser.parameters()).device, len(self.images)
+        some = torch.arange(count) if count <= ROWS else permutation(count, self.seed, "measured")[:ROWS]
 
         @torch.no_grad()
         def of_batch(first: int) -> float:
-            rows = torch.arange(first, first + BATCH) % len(self.images)
+            rows = some[torch.arange(first, first + BATCH) % len(some)]
             x0 = to_unit(self.images.pixels[rows].to(device)).contiguous(memory_format=self.memory_format)
             cond = None if self.images.labels is None else self.images.labels[rows].to(device)
             draws = Draws(self.seed, 0, range(first, first + BATCH), total=ROWS)

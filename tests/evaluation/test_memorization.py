@@ -64,8 +64,8 @@ def test_a_duplicated_training_image_can_have_near_duplicates():
 
 
 def test_very_few_training_images_are_refused():
-    with pytest.raises(DataError, match="12 training images"):
-        find_near_duplicates(torch.zeros(2, 4), [torch.zeros(11, 4)], None)
+    with pytest.raises(DataError, match="12 different training images, got 11"):
+        find_near_duplicates(torch.zeros(2, 4), [torch.arange(44.0).view(11, 4)], None)
 
 
 class ByHeart:

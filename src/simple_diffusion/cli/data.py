@@ -47,6 +47,7 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
         "mean": images.mean,
         "std": images.std,
         "fingerprint": images.fingerprint,
+        "duplicates": images.duplicates,
         "notes": list(images.notes),
         "left_out": images.left_out,
     }

@@ -164,8 +164,13 @@ def in_classes_of(train: Any, samples: Any) -> Any:
 
 def samples_of(args: argparse.Namespace, plan: Plan) -> tuple[Any, float]:
     """(the samples, seconds that it took to generate them)."""
+    from ..randomness import permutation
+
     if plan.samples is not None:
-        return plan.samples if args.n is None else plan.samples[: args.n], 0.0
+        samples = plan.samples  # often in the order of their classes
+        if args.n is not None and args.n < len(samples):
+            samples = samples[permutation(len(samples), args.seed, "samples")[: args.n]]
+        return samples, 0.0
 
     from ..data.images import Images
     from ..data.labels import labels_for

@@ -228,6 +228,8 @@ def info_text(images) -> str:
     classes = f" in {images.classes} classes ({', '.join(images.class_names)})" if images.classes else ""
     text = f"{images.name}: {len(images):,} {kind} images of {height} x {width} pixels{classes}; "
     text += f"mean {images.mean:.3f}, standard deviation {images.std:.3f} in [-1, 1]."
+    if images.duplicates:
+        text += f" {images.duplicates:,} are exact duplicates of earlier ones."
     note = f" Note: {'; '.join(images.notes)}." if images.notes else ""
     return printable(text + note)
 

@@ -48,6 +48,17 @@ def to_uint8(x: Tensor) -> Tensor:
     return ((x.float() + 1) * 127.5).round().clamp(0, 255).to(torch.uint8)
 
 
+def distinct(views: Sequence[Tensor]) -> Tensor:
+    """The rows that equal no earlier row in any view: their numbers, int64 `[M]`, ascending.
+
+    views  a data set under each augmentation, each `[N, ...]` of one type, the identity first
+    """
+    first: dict[bytes, int] = {}
+    for number, rows in enumerate(zip(*(view.numpy() for view in views), strict=True)):
+        first.setdefault(min(hashlib.blake2b(row.tobytes(), digest_size=16).digest() for row in rows), number)
+    return torch.tensor(list(first.values()), dtype=torch.int64)
+
+
 @dataclass(frozen=True, eq=False)
 class Images:
     """Images and, if the data has classes, their labels.
@@ -163,6 +174,16 @@ class Images:
         mean = (count * level).sum() / count.sum()
         variance = (count * (level - mean) ** 2).sum() / count.sum()
         return mean.item(), variance.sqrt().item()
+
+    @cached_property
+    def distinct(self) -> Tensor:
+        """The numbers of the images whose pixels equal those of no earlier image: int64 `[M]`, ascending."""
+        return distinct([self.pixels])
+
+    @property
+    def duplicates(self) -> int:
+        """Number of images whose pixels equal those of an earlier image."""
+        return len(self) - len(self.distinct)
 
     @cached_property
     def fingerprint(self) -> str:

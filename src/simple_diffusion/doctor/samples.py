@@ -7,7 +7,7 @@ from torch import Tensor
 
 from ..data.images import Images, to_unit
 from ..denoising_error import LEVELS, level_noise, model_error
-from ..evaluation.memorization import NEIGHBOR, find_near_duplicates
+from ..evaluation.memorization import find_near_duplicates
 from ..guidance import Guided
 from ..randomness import permutation
 from ..samplers import FINE, SAMPLERS, karras_grid
@@ -15,18 +15,19 @@ from ..sampling import sample
 from .patient import MAX_EXCESS, MEASURED, SAMPLES, Finding, Patient, Skip, ratio
 from .weights import OVERFITTING_FIX
 
+CALIBRATION = 250
+"""Training images that calibrate the threshold of near-duplicates: enough for a bound of 20%, and soon compared."""
+
 
 def memorization(patient: Patient) -> Finding:
     """How many samples are near-duplicates: closer to a training image than 99% of these are to each other?
 
-    The bound is a fifth of the samples: twenty times the share expected by chance, and measurable with 64 samples.
+    The bound is a fifth of the samples: twenty times the share expected by chance, and measurable with 64 samples. All
+    training images are searched, because a sample is a near-duplicate of any of them.
     """
     train, _ = patient.split
-    if len(train) < NEIGHBOR + 2:
-        raise Skip(f"{len(train)} images are too few to define near-duplicates")
-    pixels = patient.measured_pixels
-    views = [to_unit(view(pixels)).flatten(1) for view in patient.spec.augmentations]
-    found = find_near_duplicates(patient.samples.flatten(1), views, None)
+    views = [view(train.pixels).flatten(1) for view in patient.spec.augmentations]
+    found = find_near_duplicates(patient.samples.flatten(1), views, None, limit=CALIBRATION)
     return Finding(
         found.share / 0.2,
         f"{found.count} of {SAMPLES} samples are near-duplicates of a training image (at most 20%)",

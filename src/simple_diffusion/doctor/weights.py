@@ -5,6 +5,7 @@ from torch import Tensor, nn
 
 from ..data.images import to_unit
 from ..denoising_error import LEVELS, level_noise, model_error
+from ..randomness import permutation
 from .patient import MAX_EXCESS, Finding, Patient, Skip, ratio
 
 NON_FINITE_FIX = "train again with a lower learning rate (--set lr=1e-3) and --precision fp32, or restore a backup"
@@ -45,7 +46,10 @@ def non_finite_outputs(patient: Patient, layers: dict[str, nn.Module]) -> list[s
         return record
 
     images, denoiser = patient.images, patient.denoiser
-    x0 = torch.zeros(8, *patient.info.shape) if images is None else to_unit(images.pixels[:8])
+    if images is None:
+        x0 = torch.zeros(8, *patient.info.shape)
+    else:
+        x0 = to_unit(images.pixels[permutation(len(images), 0, "doctor")[:8]])
     cond = (torch.arange(len(x0)) % patient.info.classes).to(patient.device) if patient.info.classes else None
     handles = [module.register_forward_hook(hook(name)) for name, module in layers.items()]
     try:

@@ -5,14 +5,16 @@ distribution: the best that samples of a model that does not memorize can reach 
 """
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from ..augmentation import Augmentation, identity
-from ..data.images import Images, to_unit
-from ..errors import is_out_of_memory
+from ..data.images import Images, distinct
+from ..errors import DataError, is_out_of_memory
+from ..randomness import permutation
 from ..viz.grids import pairs_in_rows
 from .baselines import fid_baseline, images_new_to, inception_baseline, neighbor_sets
 from .extractors import Features
@@ -28,7 +30,7 @@ from .features import (
     subset,
 )
 from .intervals import HEAVY, STUDENT, Interval, about, of_distance, of_share, share_text, tail_weight
-from .memorization import NEIGHBOR, NearDuplicates, find_near_duplicates
+from .memorization import NearDuplicates, find_near_duplicates
 from .metrics import (
     FrechetByCount,
     PrecisionRecall,
@@ -110,9 +112,9 @@ class Evaluation:
     scores           of all samples together
     by_class         class name -> its accuracy and FID; empty without labels
     by_count         FID at n/4, n/2, n and extrapolated; None with too few samples
-    near_duplicates  "pixels" and "features" -> nearest training images; empty with too few of them
+    near_duplicates  "pixels" and "features" -> nearest training images; empty where they were not searched
     tails            `tail_weight` of the features of the training images
-    missing          why near-duplicates were not searched, as a sentence; "" where they were
+    notes            sentences: duplicates in the data, and why near-duplicates were not searched
     """
 
     scores: list[Score]
@@ -120,7 +122,7 @@ class Evaluation:
     by_count: FrechetByCount | None = None
     near_duplicates: dict[str, NearDuplicates] = field(default_factory=dict)
     tails: float = 0.0
-    missing: str = ""
+    notes: tuple[str, ...] = ()
 
     def __str__(self) -> str:
         lines = [f"Features of {self.scores[0].extractor}, compared with the training set:"]
@@ -147,12 +149,12 @@ class Evaluation:
         missing = [score for scores in self.by_class.values() for score in scores if score.value is None]
         lines += dict.fromkeys(f"  {score.name} of a class {score.note}" for score in missing)
         for space, found in self.near_duplicates.items():
-            n = len(found.score)
+            n, chance = len(found.score), f"{100 * found.expected:.2g} % expected by chance"
             lines.append(
                 f"Near-duplicates of training images in {space}: {found.count:,} of {n:,} samples "
-                f"({found.share:.1%}, 95 % interval {share_text(found.share, n)}; 1 % expected by chance)"
+                f"({found.share:.1%}, 95 % interval {share_text(found.share, n)}; {chance})"
             )
-        return "\n".join([*lines, self.missing] if self.missing else lines)
+        return "\n".join([*lines, *self.notes])
 
     def as_dict(self) -> dict[str, Any]:
         """Plain values, for JSON."""
@@ -163,9 +165,10 @@ class Evaluation:
             "tails": self.tails,
             "near_duplicates": {
                 space: {"samples": len(found.score), "count": found.count}
-                | {"share": found.share, "threshold": found.threshold}
+                | {"share": found.share, "threshold": found.threshold, "expected": found.expected}
                 for space, found in self.near_duplicates.items()
             },
+            "notes": list(self.notes),
         }
 
 
@@ -203,14 +206,30 @@ def evaluate(
         by_class = class_scores(name, train, real, fake, samples.labels, unseen, test, known, labels)
     enough = min(len(fake), len(real)) >= 16 * real.features.shape[1]  # n/4 is four times the features, or more
     by_count = frechet_by_count(real.features, fake.features) if enough else None
-    near_duplicates, missing = {}, ""
+    near_duplicates, notes = {}, duplicate_notes(train, test)
     try:
         near_duplicates = search_near_duplicates(samples, train, test, fake, real, unseen, extractor, augmentations)
+    except DataError as error:
+        notes.append(f"{error}.")
     except (MemoryError, RuntimeError) as error:  # the scores are not lost
         if not is_out_of_memory(error):
             raise
-        missing = "Near-duplicates were not searched: there is not enough memory for the images as float numbers."
-    return Evaluation(scores, by_class, by_count, near_duplicates, tail_weight(real.features), missing)
+        notes.append("Near-duplicates were not searched: there is not enough memory.")
+    return Evaluation(scores, by_class, by_count, near_duplicates, tail_weight(real.features), tuple(notes))
+
+
+def duplicate_notes(train: Images, test: Images | None) -> list[str]:
+    """Sentences about the training images that occur again, in the training set or among the unseen images."""
+    notes = []
+    if train.duplicates:
+        notes.append(
+            f"Of the {len(train):,} training images, {train.duplicates:,} are exact duplicates of earlier ones."
+        )
+    if test is not None:
+        both = len(distinct([torch.cat([train.pixels, test.pixels])]))
+        if seen := len(train.distinct) + len(test.distinct) - both:
+            notes.append(f"Of the {len(test):,} unseen images, {seen:,} also occur among the training images.")
+    return notes
 
 
 def known_images(
@@ -322,25 +341,32 @@ def search_near_duplicates(
     augmentations: Sequence[Augmentation],
 ) -> dict[str, NearDuplicates]:
     """The nearest training images of up to SEARCHED_SAMPLES samples under all augmentations, in pixels and in
-    features."""
-    if len(train) < NEIGHBOR + 2:
-        return {}
-    pixels = [to_unit(augment(train.pixels)).flatten(1) for augment in augmentations]
-    features = [real.features, *(extractor(augment(train.pixels).contiguous())[0] for augment in augmentations[1:])]
-    searched = samples.pixels[:SEARCHED_SAMPLES]
-    return {
+    features. Raises DataError for too few training images."""
+    rows, some = train.distinct, searched(len(samples))
+    pixels = train.pixels if len(rows) == len(train) else train.pixels[rows]
+    views = [augment(pixels).contiguous() for augment in augmentations]
+    found = {
         "pixels": find_near_duplicates(
-            to_unit(searched).flatten(1),
-            pixels,
-            None if test is None else to_unit(test.pixels[:SEARCHED_SAMPLES]).flatten(1),
+            samples.pixels[some].flatten(1),
+            [view.flatten(1) for view in views],
+            None if test is None else test.pixels.flatten(1),
         ),
         "features": find_near_duplicates(
-            fake.features[:SEARCHED_SAMPLES], features, None if unseen is None else unseen.features[:SEARCHED_SAMPLES]
+            fake.features[some],
+            [real.features[rows], *(extractor(view)[0] for view in views[1:])],
+            None if unseen is None else unseen.features,
         ),
     }
+    return {space: replace(result, nearest=rows[result.nearest]) for space, result in found.items()}
+
+
+def searched(n: int) -> Tensor:
+    """Which of n samples are searched for near-duplicates: int64, a random part, always the same."""
+    return permutation(n, 0, "searched samples")[:SEARCHED_SAMPLES]
 
 
 def closest_pairs(found: NearDuplicates, samples: Images, train: Images, n: int = 30) -> Tensor:
     """The n samples that are closest to a training image, in rows of 10 above those images: uint8 `[2n, C, H, W]`."""
     closest = found.score.argsort()[:n]
-    return pairs_in_rows(samples.pixels[closest], train.pixels[found.nearest[closest]])
+    above = samples.pixels[searched(len(samples))[closest]]
+    return pairs_in_rows(above, train.pixels[found.nearest[closest]])

@@ -267,12 +267,14 @@ def extractor_scores(record: dict[str, Any]) -> ExtractorScores:
 
 
 def data_of(info: DataInfo, images: Images | None) -> Data:
-    """Count, size and statistics of the images; with the images also examples, classes, and what was left out."""
+    """Count, size and statistics of the images; with the images also examples, classes, and what to know of them."""
     kind = {1: "gray", 3: "color"}[info.channels]
     sentence = f"{info.count:,} {kind} images of {info.height} × {info.width} pixels. Pixels in [-1, 1] have mean "
     sentence += f"{info.mean:.3f} and standard deviation {info.std:.3f}."
     if images is None:
         return Data(sentence, None, [])
+    if images.duplicates:
+        sentence += f" {images.duplicates:,} are exact duplicates of earlier ones."
     if images.left_out:
         count = len(images.left_out)
         sentence += f" {count:,} more could not be read and were left out; left-out.csv lists them with the reason."
