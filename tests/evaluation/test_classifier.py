@@ -1,8 +1,10 @@
 """The classifier, its training, and the extractors made of it."""
 
+import copy
 import itertools
 import json
 import math
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -30,8 +32,10 @@ from simple_diffusion.evaluation.classifier import (
     train_classifier,
 )
 from simple_diffusion.evaluation.extractors import (
+    SHIPPED,
     Extractor,
     extractor_for,
+    hash_of,
     make_extractor,
     name_of,
     read_extractor,
@@ -398,17 +402,19 @@ def quick(monkeypatch):
 def test_other_data_trains_once_and_is_cached(quick, tmp_path, capsys):
     images = bars(40, 0)
     first = extractor_for(images, cache=tmp_path)
-    assert first.name == f"0-cnn-1-{images.fingerprint[:8]}"
+    file = f"0-cnn-1-{images.fingerprint[:8]}"
+    assert first.name == f"{file}-{hash_of(first.net)[:8]}"
     assert first.classes == 3
-    assert str(tmp_path / first.name) in capsys.readouterr().err
+    assert str(tmp_path / file) in capsys.readouterr().err
     second = extractor_for(replace(images, name="elsewhere/0"), cache=tmp_path)
-    assert quick == [first.name]
+    assert quick == [file]
+    assert second.name == first.name
     assert same_weights(first.net, second.net)
     assert capsys.readouterr().err == ""
     other = extractor_for(images, cache=tmp_path, seed=2)
-    assert other.name == f"{first.name}-seed2"
+    assert other.name == f"{file}-seed2-{hash_of(other.net)[:8]}"
     assert not same_weights(first.net, other.net)
-    assert extractor_for(bars(40, 1), cache=tmp_path).name not in quick[:2]
+    assert extractor_for(bars(40, 1), cache=tmp_path).record.name not in quick[:2]
     assert len(quick) == 3
 
 
@@ -429,7 +435,7 @@ def test_without_classes_the_name_contains_symmetry_and_there_are_no_logits(quic
 def test_a_cached_file_that_cannot_be_used_is_replaced(quick, tmp_path, capsys, damage):
     images = bars(40, 0)
     made = extractor_for(images, cache=tmp_path, quiet=True)
-    path = tmp_path / f"{made.name}.safetensors"
+    path = tmp_path / f"{made.record.name}.safetensors"
     if damage == "text":
         path.write_text("not weights")
     else:
@@ -454,7 +460,20 @@ def test_the_default_cache_is_the_users(quick, tmp_path, monkeypatch):
     for variable in ("XDG_CACHE_HOME", "LOCALAPPDATA", "HOME"):
         monkeypatch.setenv(variable, str(tmp_path))
     made = extractor_for(bars(40, 0), quiet=True)
-    assert [path.stem for path in tmp_path.rglob("*.safetensors")] == [made.name]
+    assert [path.stem for path in tmp_path.rglob("*.safetensors")] == [made.record.name]
+
+
+def test_the_printed_name_stands_for_the_weights(tmp_path):
+    images = bars(40, 0)
+    one, two = (make_extractor(images, "x", seed=seed, epochs=1) for seed in (0, 1))
+    half = replace(one, net=copy.deepcopy(one.net).bfloat16())
+    assert len({one.name, two.name, half.name, "x"}) == 4
+    save_extractor(tmp_path / "y.safetensors", one)
+    assert read_extractor(tmp_path / "y.safetensors").name == one.name
+    original = SHIPPED / "digits-cnn-1.safetensors"
+    shutil.copy(original, tmp_path)
+    assert read_extractor(original).name == "digits-cnn-1"
+    assert read_extractor(tmp_path / original.name).name.startswith("digits-cnn-1-")  # not known to be the shipped one
 
 
 def test_names_are_fit_for_files():
@@ -503,9 +522,10 @@ def test_the_command_writes_an_extractor(squares, tmp_path, capsys):
     for name in ("a", "b"):
         main([*argv, "--out", str(tmp_path / f"{name}.safetensors")])
         result = json.loads(capsys.readouterr().out)
-        assert result["name"] == name
+        assert result["name"] == read_extractor(tmp_path / f"{name}.safetensors").name
         assert result["test_accuracy"] is None
     made = [read_extractor(tmp_path / f"{name}.safetensors") for name in ("a", "b")]
+    assert [one.name for one in made] == [f"{name}-{hash_of(made[0].net)[:8]}" for name in ("a", "b")]
     assert same_weights(made[0].net, made[1].net)
     record = made[0].record
     assert record.classes == 3

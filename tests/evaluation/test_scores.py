@@ -15,7 +15,7 @@ from simple_diffusion.data.images import Images
 from simple_diffusion.data.sources import load_images
 from simple_diffusion.denoising_error import error_curves
 from simple_diffusion.errors import DataError
-from simple_diffusion.evaluation.features import ImageFeatures, cached_features
+from simple_diffusion.evaluation.features import PROBED, ImageFeatures, cached_features, fid_of
 from simple_diffusion.evaluation.memorization import NEIGHBOR
 from simple_diffusion.evaluation.scores import evaluate, inception_score_of
 from simple_diffusion.model.model_file import read
@@ -208,12 +208,44 @@ def test_features_are_cached_by_the_fingerprint_of_the_data():
 
     first = cached_features(train, counted, "counted")
     again = cached_features(replace(train, name="other name"), counted, "counted")
-    assert calls == [100]
+    assert calls == [100, PROBED]
     assert torch.equal(first.features, again.features)
     changed = replace(train, pixels=train.pixels.flip(0))
     cached_features(changed, counted, "counted")
     cached_features(train, counted, "another extractor")
-    assert calls == [100, 100, 100]
+    assert calls == [100, PROBED, 100, 100]
+
+
+def scaled(factor: float):
+    """The extractor with all features and logits times a factor."""
+    return lambda pixels: tuple(factor * x for x in extractor(pixels))
+
+
+@pytest.mark.parametrize(
+    "other",
+    [
+        scaled(1.01),
+        lambda pixels: tuple(x.bfloat16().float() for x in extractor(pixels)),
+        lambda pixels: (extractor(pixels)[0], extractor(pixels)[1].flip(1)),
+        lambda pixels: (extractor(pixels)[0][:, :5], extractor(pixels)[1]),
+        lambda pixels: (extractor(pixels)[0], extractor(pixels)[1][:, :0]),
+        lambda pixels: tuple(0 * x for x in extractor(pixels)),
+    ],
+    ids=["weights", "arithmetic", "logits", "fewer features", "no logits", "zeros"],
+)
+def test_features_of_another_extractor_with_the_same_name_are_replaced(other):
+    train = blobs(100, 8)
+    for one in (extractor, other, other, extractor):
+        cached, own = cached_features(train, one, "same"), ImageFeatures(*one(train.pixels))
+        assert torch.equal(cached.features, own.features)
+        assert torch.equal(cached.logits, own.logits)
+        assert fid_of(cached, own) < 1e-6
+
+
+def test_rounding_does_not_replace_cached_features():
+    train = blobs(100, 9)
+    first = cached_features(train, extractor, "rounded")
+    assert torch.equal(cached_features(train, scaled(1 + 1e-6), "rounded").features, first.features)
 
 
 @pytest.mark.parametrize(

@@ -47,8 +47,8 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
     on_test = "" if record.test_accuracy is None else f", {record.test_accuracy:.2%} on the test set"
     say(
         args,
-        f"Trained {record.name} on {task} for {record.epochs} epochs in {time.perf_counter() - STARTED:.0f} s; "
+        f"Trained {made.name} on {task} for {record.epochs} epochs in {time.perf_counter() - STARTED:.0f} s; "
         f"accuracy {record.validation_accuracy:.2%} on held-out training images{on_test}.",
     )
     say(args, f"Extractor: {out}")
-    return {"out": str(out), **asdict(record)}
+    return {"out": str(out), **asdict(record), "name": made.name}

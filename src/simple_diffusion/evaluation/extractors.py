@@ -2,12 +2,14 @@
 
 Values of a metric are comparable only for the same extractor, so each extractor has a name. Some are shipped in
 `weights/`, made by `simple-diffusion classifier`. Others are trained at first use; their names contain the fingerprint
-of the training data.
+of the training data and a hash of the weights, which differ from machine to machine.
 """
 
+import hashlib
 import os
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
+from functools import cached_property
 from pathlib import Path
 
 import torch
@@ -34,7 +36,7 @@ K is the number of classes, or 0 if the extractor was trained without classes.
 class ExtractorInfo:
     """The record of an extractor, stored in its file with the weights.
 
-    name                 name of the extractor, printed with every score
+    name                 name of the extractor's file; `Extractor.name` is printed with every score
     data, fingerprint    of the training set
     classes              number of classes of the logits, 0 if the extractor was trained on symmetries
     validation_accuracy  on the held-out part of the training set
@@ -64,17 +66,19 @@ class Extractor:
 
     record   name, training data and accuracy
     net      the trained classifier
+    shipped  whether it comes with the package, so that its name stands for its weights
 
     Raises DataError for images of another dtype, shape or number of channels.
     """
 
     record: ExtractorInfo
     net: Classifier
+    shipped: bool = False
 
-    @property
+    @cached_property
     def name(self) -> str:
-        """Name of the extractor, printed with every score."""
-        return self.record.name
+        """Name of the extractor, printed with every score. It ends in a hash of the weights unless they are shipped."""
+        return self.record.name if self.shipped else f"{self.record.name}-{hash_of(self.net)[:8]}"
 
     @property
     def classes(self) -> int:
@@ -136,6 +140,15 @@ def extractor_for(
     except ResourceError:
         say(f"{path} can't be written; the extractor is used now but not saved.")
     return made
+
+
+def hash_of(net: Classifier) -> str:
+    """SHA-256 of the weights with their names, types and shapes."""
+    digest = hashlib.sha256()
+    for name, weights in net.state_dict().items():
+        digest.update(f"{name} {weights.dtype} {tuple(weights.shape)} ".encode())
+        digest.update(weights.cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()
 
 
 def shipped(images: Images) -> Extractor | None:
@@ -204,4 +217,4 @@ def read_extractor(path: Path) -> Extractor:
     except (KeyError, TypeError, ValueError, RuntimeError) as error:
         raise damaged(path, error) from error
     net = net.to(memory_format=torch.channels_last)  # pyrefly: ignore[no-matching-overload]
-    return Extractor(record, net.eval().requires_grad_(False))
+    return Extractor(record, net.eval().requires_grad_(False), shipped=path.parent == SHIPPED)

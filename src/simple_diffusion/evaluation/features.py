@@ -22,6 +22,10 @@ GROUPS = 20
 """Groups of the jackknife of FID and the inception score."""
 PAIR_GROUPS = 10
 """Groups of the jackknife of precision and recall, which cost more."""
+PROBED = 16
+"""Images whose features are computed again to check those in the cache."""
+SAME = 1e-4
+"""Largest difference of equal features, relative to the largest: float32 on other processors stays below, bf16 not."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -36,6 +40,14 @@ class ImageFeatures:
 
     def __getitem__(self, chosen: Tensor | slice) -> "ImageFeatures":
         return ImageFeatures(self.features[chosen], self.logits[chosen])
+
+    def equals(self, other: "ImageFeatures") -> bool:
+        """Whether the numbers are the same up to the rounding of float32."""
+        pairs = ((self.features, other.features), (self.logits, other.logits))
+        return all(
+            a.shape == b.shape and (not a.numel() or bool((a - b).abs().max() <= SAME * b.abs().max()))
+            for a, b in pairs
+        )
 
     @cached_property
     def moments(self) -> Moments:
@@ -68,11 +80,18 @@ def accuracy_of(side: ImageFeatures, labels: Tensor) -> float:
 
 
 def cached_features(images: Images, extractor: Features, name: str) -> ImageFeatures:
-    """The features of real images, computed once and kept in the user's cache."""
+    """The features of real images, computed once and kept in the user's cache under a name of the extractor.
+
+    A few images are computed each time, so that features of other weights, or of another arithmetic, are not taken for
+    those of this extractor: they are replaced.
+    """
     path = cache_folder() / "features" / f"{name}-{images.fingerprint[:16]}.safetensors"
     if os.path.isfile(path):  # false also where the cache must not be read
+        some = permutation(len(images), 0, "probe")[:PROBED]
         with suppress(CheckpointError):  # a damaged file is replaced
-            return read_features(path, len(images))
+            cached = read_features(path, len(images))
+            if cached[some].equals(ImageFeatures(*extractor(images.pixels[some]))):
+                return cached
     made = ImageFeatures(*extractor(images.pixels))
     with suppress(ResourceError):  # without a cache only time is lost
         write_tensors(
