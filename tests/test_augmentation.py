@@ -118,7 +118,7 @@ def test_no_label_and_no_augmentation_are_the_zero_vector():
 def test_a_label_out_of_range_is_an_error():
     plain, augmented_labels = Labels(NULL, 6), Labels(NULL, 6, augmentations=2)
     for labels, wrong in ((plain, NULL + 1), (plain, -1), (augmented_labels, 2 * (NULL + 1))):
-        with pytest.raises(IndexError):
+        with pytest.raises(ValueError, match="the labels of this network are from 0 to"):
             labels(torch.tensor([0, wrong]))
 
 

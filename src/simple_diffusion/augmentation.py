@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
-from .checks import check_callable, check_integer
+from .checks import check_callable, check_integer, check_type
 from .denoiser import Denoiser, weights_of
 from .losses import Loss
 from .networks.embedding import check_null, label_embedding
@@ -30,7 +30,11 @@ def mirror(x: Tensor) -> Tensor:
 
 
 def symmetries(square: bool) -> list[Augmentation]:
-    """The 8 symmetries of a square, or the 4 of another rectangle, for images `[..., H, W]`; the identity is first."""
+    """The 8 symmetries of a square, or the 4 of another rectangle, for images `[..., H, W]`; the identity is first.
+
+    Raises TypeError unless `square` is True or False.
+    """
+    check_type("square", square, bool, "True or False")
     turns = (0, 1, 2, 3) if square else (0, 2)
     return [lambda x, k=k, f=f: torch.rot90(f(x), k, (-2, -1)) for f in (identity, mirror) for k in turns]
 
@@ -58,6 +62,8 @@ def augmented(loss: Loss, augmentations: Sequence[Augmentation], null: int, cond
     check_callable("loss", loss, "a function such as sd.denoising_loss")
     check_integer("null", null, 0)
     check_integer("the number of augmentations", len(augmentations), 1)
+    for augmentation in augmentations:
+        check_callable("augmentations", augmentation, "functions such as those of sd.symmetries(square=True)")
 
     def check_network(network: object, cond: Tensor | None) -> None:
         embedded = label_embedding(network)

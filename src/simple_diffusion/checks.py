@@ -9,13 +9,19 @@ from torch import Tensor
 
 
 def shown(value: object) -> str:
-    """A value in an error message: a tensor by its type and shape, an object without a short text by its class."""
+    """A value in an error message: a tensor by its type and shape, an object without a short text by its type."""
     if isinstance(value, Tensor) and value.ndim:
         return f"a tensor of {value.dtype} {tuple(value.shape)}"
     if isinstance(value, type):
         return f"the class {value.__name__}"
     text = repr(value)
-    return text if len(text) <= 60 and "\n" not in text else f"an object of type {type(value).__name__}"
+    if text.startswith("<") or len(text) > 60 or "\n" in text:
+        return (
+            f"the {type(value).__name__} {value.__name__}"
+            if hasattr(value, "__name__")
+            else f"a {type(value).__name__}"
+        )
+    return text
 
 
 def check_type(name: str, value: object, kind: type, wanted: str) -> None:
@@ -48,7 +54,7 @@ def check_number(name: str, value: Any, low: float = -math.inf, high: float = ma
         number = float(value)
         if low < number < high or (number == low and ends[0] == "[") or (number == high and ends[1] == "]"):
             return
-    allowed = f" in {ends[0]}{low:g}, {high:g}{ends[1]}" if (low, high) != (-math.inf, math.inf) else ", not infinite"
+    allowed = f" in {ends[0]}{low:g}, {high:g}{ends[1]}" if (low, high) != (-math.inf, math.inf) else " that is finite"
     raise ValueError(f"`{name}` must be a number{allowed}, got {shown(value)}")
 
 

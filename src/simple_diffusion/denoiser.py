@@ -53,6 +53,8 @@ class Denoiser(nn.Module):
         check_callable("target", target, "a function such as sd.targets.v")
         check_number("data_std", data_std, 0)
         check_number("data_mean", data_mean)
+        if not isinstance(dtype, torch.dtype) or not dtype.is_floating_point:
+            raise TypeError(f"`dtype` must be a type of floats such as torch.bfloat16, got {shown(dtype)}")
         self.net, self.schedule, self.target, self.dtype = net, schedule, target, dtype
         self.data_std, self.data_mean = data_std, data_mean
 
@@ -71,6 +73,8 @@ class Denoiser(nn.Module):
         alpha, sigma, _, _ = self.coefficients(t, z_t)
         unit = z_t * (alpha**2 + sigma**2).rsqrt()
         noise_level = (sigma / alpha).log().flatten() / 4
+        if cond is not None and cond.shape != (len(z_t),):
+            raise ValueError(f"`cond` must be a label for each of {len(z_t)} images, got {shown(cond)}")
         with torch.autocast(z_t.device.type, self.dtype, enabled=self.dtype != torch.float32):
             out = self.net(unit, noise_level, cond)
         if not isinstance(out, Tensor) or out.shape != z_t.shape:
@@ -86,6 +90,14 @@ class Denoiser(nn.Module):
         return self.data_mean + self.data_std * z0_hat
 
 
+def check_denoiser(denoiser: object) -> None:
+    """Raise TypeError unless the denoiser has a schedule, which a bare network has not."""
+    if not isinstance(getattr(denoiser, "schedule", None), Schedule):
+        raise TypeError(
+            f"`denoiser` needs a schedule, as sd.Denoiser(net, schedule, target) has, got {shown(denoiser)}"
+        )
+
+
 def weights_of(denoiser: object) -> nn.Module | None:
     """The module inside the wrappers of a denoiser, such as `Clipped`; None for a function without weights."""
     while not isinstance(denoiser, nn.Module):
@@ -98,10 +110,11 @@ def weights_of(denoiser: object) -> nn.Module | None:
 class Clipped:
     """A posterior mean that is clipped to the range of images, [-1, 1], as in the code of Ho et al. 2020.
 
-    It is called like `PosteriorMean`, with x_t `[B, ...]`, and returns the same shape.
+    It is called like `PosteriorMean`, with x_t `[B, ...]`, and returns the same shape. Raises TypeError for a network.
     """
 
     def __init__(self, denoiser: PosteriorMean):
+        check_denoiser(denoiser)
         self.denoiser, self.schedule = denoiser, denoiser.schedule
 
     def __call__(self, x_t: Tensor, t: Tensor, cond: Tensor | None = None) -> Tensor:

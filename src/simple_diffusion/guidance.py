@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from .checks import check_callable, check_integer, check_number
-from .denoiser import PosteriorMean, weights_of
+from .denoiser import PosteriorMean, check_denoiser, weights_of
 from .losses import Loss
 from .networks.embedding import check_null
 from .randomness import Draws
@@ -86,6 +86,7 @@ class Guided:
     """
 
     def __init__(self, denoiser: PosteriorMean, scale: float, null: int, interval: Interval = EVERYWHERE):
+        check_denoiser(denoiser)
         check_guidance(scale, interval)
         check_integer("null", null, 1)
         check_null(weights_of(denoiser), null)
@@ -123,6 +124,8 @@ class AutoGuided:
     """
 
     def __init__(self, denoiser: PosteriorMean, guide: PosteriorMean, scale: float, interval: Interval = EVERYWHERE):
+        check_denoiser(denoiser)
+        check_denoiser(guide)
         check_guidance(scale, interval)
         times = torch.linspace(0.1, 1, 10, dtype=torch.float64)
         if not torch.equal(denoiser.schedule.ratio(times), guide.schedule.ratio(times)):

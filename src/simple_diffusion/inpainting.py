@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from .checks import broadcasts_to, check_floats, check_integer, shown
-from .denoiser import PosteriorMean
+from .denoiser import PosteriorMean, check_denoiser
 from .samplers import Noise, grid_steps, renoised, unit_noise
 
 
@@ -27,6 +27,7 @@ class Inpainted:
     """
 
     def __init__(self, denoiser: PosteriorMean, x0: Tensor, mask: Tensor):
+        check_denoiser(denoiser)
         check_floats("x0", x0, "an image in [-1, 1], such as sd.to_unit(pixels)")
         if x0.abs().max() > 2:  # samples of a model may exceed 1 a little
             raise ValueError(f"`x0` must have pixels in [-1, 1], got values up to {x0.abs().max():g}")

@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .checks import check_number
+from .checks import check_callable, check_number, shown
 from .denoiser import Denoiser
 from .randomness import Draws
 from .schedules import Discrete, Schedule
@@ -117,11 +117,15 @@ def denoising_loss(
                multiplied by its square root before the criterion
     criterion  elementwise penalty of the error, by default its square
 
-    Raises ValueError unless there are a label and random numbers for each sample.
+    Raises ValueError unless there are a label and random numbers for each sample, and a penalty for each element, and
+    TypeError for a density, weight or criterion that is no function.
     """
     if len(draws.samples) != len(x0) or (cond is not None and cond.shape != (len(x0),)):
         labels = "no labels" if cond is None else f"labels {tuple(cond.shape)}"
         raise ValueError(f"{len(x0)} samples need as many draws and labels, got {len(draws.samples)} and {labels}")
+    check_callable("density", density, "a function such as sd.uniform or sd.LogNormal()")
+    check_callable("weight", weight or MinSNR(), "a function such as sd.MinSNR()")
+    check_callable("criterion", criterion, "a function such as torch.square")
     t = density(draws.stratified("time"), denoiser.schedule).to(x0)
     eps = draws.normal("noise", x0.shape[1:]).to(x0)
     alpha, sigma, a, b = denoiser.coefficients(t, x0)
@@ -130,7 +134,10 @@ def denoising_loss(
     if weight is not None:
         # z0_hat - z0 = -sigma / (b alpha - a sigma) * (out - out*), from Denoiser.forward.
         error = error * weight((alpha / sigma) ** 2).sqrt() * sigma / (b * alpha - a * sigma)
-    return criterion(error).flatten(1).mean(1)
+    penalty = criterion(error)
+    if penalty.shape != error.shape:
+        raise ValueError(f"`criterion` must penalize each element of {tuple(error.shape)}, got {shown(penalty)}")
+    return penalty.flatten(1).mean(1)
 
 
 def loss_of_error(denoiser: Denoiser, ratios: Tensor, errors: Tensor, weight: Weight | None = None) -> Tensor:

@@ -7,9 +7,17 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from .checks import check_number
+from .checks import check_number, check_type
 from .networks.embedding import Labels
 from .system.threads import parallel_map
+
+
+def check_settings(model: nn.Module, lr: float, betas: tuple[float, float]) -> None:
+    """Raise TypeError or ValueError for a model, lr `[0, inf)` or betas `[0, 1)` that an optimizer can't have."""
+    check_type("model", model, nn.Module, "a module such as a Denoiser")
+    check_number("lr", lr, 0, ends="[)")
+    for beta in betas:
+        check_number("betas", beta, 0, 1, "[)")
 
 
 def adamw(model: nn.Module, lr: float = 3e-3, betas: tuple[float, float] = (0.9, 0.99)) -> torch.optim.AdamW:
@@ -17,7 +25,10 @@ def adamw(model: nn.Module, lr: float = 3e-3, betas: tuple[float, float] = (0.9,
 
     lr      learning rate; `train` sets it in each step
     betas   decay of the averages of the gradient and of its square, in [0, 1)
+
+    Raises TypeError unless `model` is a module, and ValueError for another lr or betas.
     """
+    check_settings(model, lr, betas)
     return torch.optim.AdamW(model.parameters(), lr=lr, betas=betas, weight_decay=0.0, fused=True)
 
 
@@ -28,7 +39,10 @@ def muon(model: nn.Module, lr: float = 3e-3, betas: tuple[float, float] = (0.9, 
 
     lr      learning rate of both; `train` sets it in each step
     betas   of AdamW: decay of the averages of the gradient and of its square, in [0, 1)
+
+    Raises TypeError unless `model` is a module, and ValueError for another lr or betas.
     """
+    check_settings(model, lr, betas)
     tables = {id(p) for module in model.modules() if isinstance(module, Labels) for p in module.parameters()}
     matrices = [p for p in model.parameters() if p.ndim > 1 and id(p) not in tables]
     matrix_ids = {id(p) for p in matrices}
@@ -103,6 +117,12 @@ class Muon(torch.optim.Optimizer):
         super().__setstate__(state)
         self.param_groups[0].setdefault("momentum", 0.95)  # it was not saved in the first versions
         self._share_state()
+
+    def add_param_group(self, param_group: dict[str, Any]) -> None:
+        """Add one of the two groups. Raises ValueError for a third one, which would not be updated."""
+        if len(self.param_groups) == 2:
+            raise ValueError("Muon has two groups of weights, matrices and others: make a new one for all weights")
+        super().add_param_group(param_group)
 
     @torch.no_grad()
     def step(self, closure: Callable[[], Any] | None = None) -> Any:  # pyrefly: ignore[bad-override]

@@ -111,12 +111,12 @@ def grid_steps(schedule: Schedule, times: Tensor, x: Tensor) -> Iterator[GridSte
     """
     check_floats("x", x, "noise, a tensor of floats")
     alphas, sigmas = levels_along(schedule, times)
-    if not sigmas[-2]:  # samplers divide by it
-        raise ValueError(f"{type(schedule).__name__} has no noise at the last of the `times`: end above {times[-1]:g}")
     ts: list[Tensor | None] = [*times.to(x), None]
     for i in range(len(times)):
         t = ts[i]
         assert t is not None
+        if not sigmas[i]:  # samplers divide by it
+            raise ValueError(f"{type(schedule).__name__} has no noise at the time {t:g}: end `times` above it")
         yield GridStep(i, t, ts[i + 1], alphas[i], sigmas[i], alphas[i + 1], sigmas[i + 1])
 
 

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from .checks import check_callable, check_floats, check_integer, check_number, shown
-from .denoiser import PosteriorMean, weights_of
+from .denoiser import PosteriorMean, check_denoiser, weights_of
 from .networks.embedding import label_embedding
 from .randomness import Draws
 from .samplers import Sampler, dpmpp, levels_along
@@ -80,8 +80,12 @@ def device_of(denoiser: PosteriorMean, device: torch.device | str | None = None)
 
 def check_shape(shape: Sequence[int], batch: int) -> None:
     """Raise ValueError unless the shape `(N, ...)` and the batch size are integers of 1 or more."""
-    if len(shape) < 2 or not all(isinstance(length, Integral) and length >= 1 for length in shape):
-        raise ValueError(f"`shape` must be (N, C, H, W), integers of 1 or more, got {tuple(shape)}")
+    if (
+        not isinstance(shape, Sequence)
+        or len(shape) < 2
+        or not all(isinstance(length, Integral) and length >= 1 for length in shape)
+    ):
+        raise ValueError(f"`shape` must be (N, C, H, W), integers of 1 or more, got {shown(shape)}")
     check_integer("batch", batch, 1)
 
 
@@ -94,12 +98,10 @@ def checked_labels(denoiser: PosteriorMean, cond: Tensor, n: int) -> Tensor:
         raise TypeError(f"`cond` must be a tensor of integers, a label for each image, got {shown(cond)}")
     if cond.shape != (n,):
         raise ValueError(f"{n} images need {n} labels, not {len(cond) if cond.ndim == 1 else shown(cond)}")
-    embedded = label_embedding(weights_of(denoiser))
-    labels = math.inf if embedded is None else (embedded.classes + 1) * embedded.augmentations
-    if cond.min() < 0 or cond.max() >= labels:
-        wanted = "0 or more" if embedded is None else f"from 0 to {labels - 1}, where {embedded.classes} is no label"
-        raise ValueError(f"the labels of this network are {wanted}, got labels from {cond.min()} to {cond.max()}")
-    return cond.long()
+    embedded, cond = label_embedding(weights_of(denoiser)), cond.long()
+    if embedded is not None:
+        embedded.check(cond)
+    return cond
 
 
 @torch.no_grad()
@@ -126,6 +128,7 @@ def trajectory(
 
     Raises ValueError or TypeError for arguments that are not allowed.
     """
+    check_denoiser(denoiser)
     check_shape(shape, batch)
     check_callable("sampler", sampler, "a function such as sd.ddim")
     n, numbers, device = shape[0], range(first, first + batch), device_of(denoiser, device)

@@ -19,6 +19,16 @@ from .checks import check_floats, check_number, shown
 from .system.device import widest_float
 
 
+def check_times(t: Tensor) -> None:
+    """Raise TypeError unless t, of any shape, are floats, and ValueError unless they lie in [0, 1].
+
+    The values are checked on a CPU only, because other devices would have to wait.
+    """
+    check_floats("t", t, "times in (0, 1], a tensor of floats; step n of T is the time n / T")
+    if t.device.type == "cpu" and t.numel() and not (t.min() >= 0 and t.max() <= 1):
+        raise ValueError(f"`t` must be times in (0, 1], got values from {t.min():g} to {t.max():g}")
+
+
 class Schedule(ABC):
     """The curves alpha(t) and sigma(t), t in (0, 1]. They keep the shape and the dtype of t."""
 
@@ -31,26 +41,32 @@ class Schedule(ABC):
         """Scale of the noise in x_t."""
 
     def ratio(self, t: Tensor) -> Tensor:
-        """Noise-to-signal ratio sigma/alpha, the noise level: it is comparable between schedules."""
+        """Noise-to-signal ratio sigma/alpha, the noise level: it is comparable between schedules.
+
+        Raises TypeError or ValueError unless t, of any shape, are times, as `levels` does.
+        """
+        check_times(t)
         return self.sigma(t) / self.alpha(t)
 
     def levels(self, t: Tensor, x: Tensor) -> tuple[Tensor, Tensor]:
         """(alpha_t, sigma_t), in a shape that broadcasts to x `[B, ...]`; t is `[B]` or a single time.
 
-        Raises TypeError unless both are floats, and ValueError for another t. The values of t are checked on a CPU
-        only, because other devices would have to wait.
+        Raises TypeError unless both are floats, and ValueError for another t (`check_times`).
         """
         check_floats("x", x, "a tensor of floats, such as sd.to_unit(pixels)")
-        check_floats("t", t, "times in (0, 1], a tensor of floats; step n of T is the time n / T")
+        check_times(t)
         if t.ndim > 1 or t.numel() not in (1, len(x)):
             raise ValueError(f"`t` must be a single time or one for each of {len(x)} images, got {shown(t)}")
-        if t.device.type == "cpu" and not (t.min() >= 0 and t.max() <= 1):
-            raise ValueError(f"`t` must be times in (0, 1], got values from {t.min():g} to {t.max():g}")
         t = t.to(x).expand(len(x)).reshape(-1, *[1] * (x.ndim - 1))  # [B] -> [B, 1, ..., 1]
         return self.alpha(t), self.sigma(t)
 
     def add_noise(self, x0: Tensor, t: Tensor, eps: Tensor) -> Tensor:
-        """x_t = alpha_t x0 + sigma_t eps (Ho et al. 2020, eq. 4), like x0 `[B, ...]`; t is `[B]` or a single time."""
+        """x_t = alpha_t x0 + sigma_t eps (Ho et al. 2020, eq. 4), like x0 `[B, ...]`; t is `[B]` or a single time.
+
+        Raises ValueError for noise of another shape, and TypeError or ValueError as `levels` does.
+        """
+        if eps.shape != x0.shape:
+            raise ValueError(f"`eps` must have the shape of x0, {tuple(x0.shape)}, got {shown(eps)}")
         alpha, sigma = self.levels(t, x0)
         return alpha * x0 + sigma * eps
 
@@ -247,6 +263,7 @@ class Discrete(Schedule):
         return (torch.log(-torch.expm1(log_alpha2)) - log_alpha2) / 2  # [T], at t = 1/T ... 1
 
     def _log_ratio(self, t: Tensor) -> Tensor:
+        check_times(t)
         dtype = widest_float(t.device)
         table = self._log_ratios.to(t.device, dtype)
         place = t.to(dtype) * len(table) - 1
@@ -307,6 +324,7 @@ def cosine_betas(T: int, s: float = 0.008) -> Tensor:
     T steps, s as in `Cosine`: float64 `[T]`. Raises ValueError if T is below 2.
     """
     _require(T, 2, "cosine")
+    check_number("s", s, 0, ends="[)")
     angle = (torch.arange(T + 1, dtype=torch.float64) / T + s) / (1 + s) * math.pi / 2
     # cos(a)^2 - cos(b)^2 = sin(b - a) sin(b + a): no cancellation near t = 0.
     betas = angle.diff().sin() * (angle[:-1] + angle[1:]).sin() / angle[:-1].cos() ** 2

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from .checks import check_callable, check_integer, check_number, check_type, shown
 from .data.batches import Batch, batches
 from .data.images import Images
-from .denoiser import Denoiser
+from .denoiser import Denoiser, check_denoiser
 from .ema import EMA, Decay
 from .errors import DivergedError
 from .losses import Loss, denoising_loss
@@ -172,6 +172,8 @@ def train(
     Raises DivergedError, before any weight changes, if more than `max_skipped` consecutive steps are not finite, and
     ValueError or TypeError for an argument that is not allowed.
     """
+    check_type("batches", batches, Iterable, "an iterable of Batch, such as sd.batches(images, 32)")
+    check_callable("loss", loss, "a function such as sd.denoising_loss")
     check_callable("lr", lr, "a function of the number of the step, such as lambda n: 1e-3")
     check_number("clip", clip, 0, math.inf, "(]")
     check_integer("accumulate", accumulate, 1)
@@ -250,9 +252,10 @@ def fit(
     Raises DivergedError at the first loss or gradient that is not finite, and ValueError or TypeError for an argument
     that is not allowed, or labels that the network has no classes for.
     """
-    check_type("denoiser", denoiser, nn.Module, "a Denoiser")
+    check_denoiser(denoiser)
     check_type("images", images, Images, "Images, as sd.load_images returns them")
     check_integer("steps", steps, 1)
+    check_integer("batch", batch, 1)
     check_number("lr", lr, 0)
     check_classes(denoiser, images.labels)
 

@@ -89,7 +89,7 @@ SAMPLING_MUTANTS = {
         "range(first, min(first + batch, shape[0]))",
     ),
     "each batch draws the same noise": ("range(first, first + batch)", "range(batch)"),
-    "labels of the first batch": ("cond[[min(number, n - 1)", "cond[[min(number - first, n - 1)"),
+    "labels of the first batch": ("[[min(number, n - 1)", "[[min(number - first, n - 1)"),
     "start without its level": ("x = level * (start_noise", "x = (start_noise"),
     "start as an image at unit scale": ("math.hypot(", "max("),
     "one noise for all steps": ("Draws(seed, step, numbers)", "Draws(seed, 0, numbers)"),

@@ -50,6 +50,7 @@ def batches(
     Raises TypeError or ValueError for an argument that is not allowed.
     """
     check_type("images", images, Images, "Images, as sd.load_images returns them")
+    check_integer("the number of images", len(images), 1)
     check_integer("size", size, 1)
     check_integer("start", start, 0)
     pixels = images.pixels.to(device)

@@ -5,7 +5,7 @@ import math
 import torch
 from torch import Tensor, nn
 
-from ..checks import check_integer
+from ..checks import check_integer, shown
 
 
 def sinusoid(noise_level: Tensor, width: int) -> Tensor:
@@ -40,18 +40,31 @@ class Labels(nn.Module):
     def forward(self, cond: Tensor | None) -> Tensor | float:
         if cond is None:
             return 0.0
-        if self.of_class is None and self.of_view is None:
-            raise ValueError(
-                "the network has no classes, but got labels: build it with classes=, or leave the labels out"
-            )
+        self.check(cond)
         out: Tensor | float = 0.0
-        label = cond  # no modulo without augmentations, so that a label out of range raises IndexError
+        label = cond
         if self.of_view is not None:
             label, augmentation = cond % (self.classes + 1), cond // (self.classes + 1)
             out = out + rows_or_zero(self.of_view, augmentation - 1, augmentation != 0)
         if self.of_class is not None:
             out = out + rows_or_zero(self.of_class, label, label != self.classes)
         return out
+
+    def check(self, cond: Tensor) -> None:
+        """Raise ValueError unless the network has these labels, and TypeError unless they are integers `[B]`.
+
+        The values are checked on a CPU only, because other devices would have to wait.
+        """
+        if self.of_class is None and self.of_view is None:
+            raise ValueError("the network has no classes: build it with classes=, or pass no labels")
+        if not isinstance(cond, Tensor) or cond.dtype not in (torch.int64, torch.int32) or cond.ndim != 1:
+            raise TypeError(f"`cond` must be a label for each image, a tensor of int64 [B], got {shown(cond)}")
+        end = (self.classes + 1) * self.augmentations
+        if cond.device.type == "cpu" and len(cond) and not (cond.min() >= 0 and cond.max() < end):
+            raise ValueError(
+                f"the labels of this network are from 0 to {end - 1}, where {self.classes} means no label, got labels "
+                f"from {cond.min()} to {cond.max()}"
+            )
 
 
 def rows_or_zero(table: nn.Embedding, index: Tensor, valid: Tensor) -> Tensor:
@@ -68,7 +81,12 @@ def label_embedding(network: object) -> Labels | None:
 def check_classes(network: object, labels: Tensor | None) -> None:
     """Raise ValueError if a label of a data set, int64 `[N]`, is no class of the network but would mean "no label"."""
     embedded = label_embedding(network)
-    if labels is not None and embedded is not None and 0 < embedded.classes <= (largest := int(labels.max())):
+    if (
+        labels is not None
+        and len(labels)
+        and embedded is not None
+        and 0 < embedded.classes <= (largest := int(labels.max()))
+    ):
         raise ValueError(
             f"the network has {embedded.classes} classes, but an image has the label {largest}: build it with "
             f"classes={largest + 1} or more"

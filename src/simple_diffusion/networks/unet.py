@@ -131,7 +131,7 @@ class UNet(nn.Module):
         augmentations: int = 1,
     ):
         super().__init__()
-        if len(widths) != len(blocks):
+        if not widths or len(widths) != len(blocks):
             raise ValueError(f"widths and blocks need one number for each level, got {widths} and {blocks}")
         for name, numbers in {"channels": (channels,), "widths": widths, "blocks": blocks, "patch": (patch,)}.items():
             for number in numbers:

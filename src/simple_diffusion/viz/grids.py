@@ -36,6 +36,7 @@ def make_grid(pixels: Tensor, columns: int, gap: int = 2, scale: int | None = No
         raise ValueError(f"a grid needs uint8 images [N, C, H, W] of 1 or 3 channels, got {shown(pixels)}")
     check_integer("columns", columns, 1)
     check_integer("gap", gap, 0)
+    check_integer("scale", 1 if scale is None else scale, 1)
     n, (height, width) = len(pixels), pixels.shape[2:]
     scale = scale or default_scale(height, width)
     high, wide = height * scale + gap, width * scale + gap
