@@ -235,7 +235,7 @@ def test_sample_png_npz_and_folder_hold_the_same_images(run_folder, tmp_path):
     assert drawn["labels"].tolist() == [0, 1, 2, 0, 1, 2, 0]
     main(["sample", str(run_folder), "--n", "7", "--out", str(tmp_path / "folder")])
     for i, label in enumerate(drawn["labels"]):
-        assert np.array_equal(pixels(tmp_path / "folder" / f"{i:06d}-{label}.png"), drawn["images"][i])
+        assert np.array_equal(pixels(tmp_path / "folder" / str(label) / f"{i:06d}.png"), drawn["images"][i])
     main(["sample", str(run_folder), "--n", "7", "--out", str(tmp_path / "s.png")])
     sheet = pixels(tmp_path / "s.png")
     # One class a row: the second row begins with image 1, enlarged four times after a gap of 2.

@@ -338,7 +338,8 @@ def test_a_path_in_a_model_is_never_opened(good, tmp_path, monkeypatch):
     main(["sample", str(path), "--n", "2", "--steps", "2", "--out", "out"])
     assert not opened
     assert sorted(p.name for p in tmp_path.iterdir()) == ["m.safetensors", "out"]
-    assert sorted(p.name for p in (tmp_path / "out").iterdir()) == ["000000-0.png", "000001-1.png"]
+    written = {p.relative_to(tmp_path / "out").as_posix() for p in (tmp_path / "out").rglob("*.png")}
+    assert written == {"%2Fetc%2Fpasswd/000000.png", "%1B[31mred%0A/000001.png"}
 
 
 # --- files that hold code, under every name

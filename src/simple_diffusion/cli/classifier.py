@@ -6,7 +6,19 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import UsageError
-from .options import STARTED, command, count, data_options, device_option, info_text, load, path, say, seed
+from .options import (
+    STARTED,
+    command,
+    count,
+    data_options,
+    device_option,
+    info_text,
+    load,
+    path,
+    refuse_folder,
+    say,
+    seed,
+)
 
 
 def add(commands: Any) -> None:
@@ -28,6 +40,8 @@ def add(commands: Any) -> None:
 def run(args: argparse.Namespace) -> dict[str, Any]:
     if args.out is not None and args.out.suffix != ".safetensors":
         raise UsageError(f"--out {args.out} must end in .safetensors")
+    if args.out is not None:
+        refuse_folder(args.out)
 
     from dataclasses import asdict
 

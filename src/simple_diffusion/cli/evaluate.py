@@ -1,4 +1,4 @@
-"""`simple-diffusion evaluate`: score a model, or a file of samples, against real images."""
+"""`simple-diffusion evaluate`: score a model, or samples, against real images."""
 
 import argparse
 import time
@@ -30,8 +30,10 @@ FEW_IMAGES = 5000
 
 
 def add(commands: Any) -> None:
-    sub = command(commands, "evaluate", run, "score a model, or a file of samples, against real images")
-    sub.add_argument("what", metavar="WHAT", help="a run folder, a .safetensors file, or an .npz or .npy of samples")
+    sub = command(commands, "evaluate", run, "score a model, or samples, against real images")
+    sub.add_argument(
+        "what", metavar="WHAT", help="a run folder or .safetensors file, or samples: a folder of images, .npz or .npy"
+    )
     sub.add_argument("--data", metavar="DATA", help="real images to compare with (default the model's training data)")
     sub.add_argument(
         "--n", type=whole(2, 10**6), metavar="N", help="number of samples (default 10000, or twice a small data set)"
@@ -106,14 +108,19 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
 
 
 def is_samples(what: str) -> bool:
-    """Whether WHAT names a file of samples and not a model."""
-    return Path(what).suffix in (".npz", ".npy")
+    """Whether WHAT names samples, a file or a folder of images, and not a model or a run folder."""
+    path = Path(what)
+    run = ("model.safetensors", "checkpoints", "config.toml")
+    return path.suffix in (".npz", ".npy") or (path.is_dir() and not any((path / name).exists() for name in run))
 
 
 def check_options(args: argparse.Namespace) -> None:
     """Raise UsageError for options that do not fit together."""
     if is_samples(args.what) and args.data is None:
-        raise UsageError(f"{args.what} needs real images to compare with: add --data, such as --data fashion-mnist")
+        raise UsageError(
+            f"{args.what} holds samples and no model, and needs real images to compare with: add --data, such as "
+            "--data fashion-mnist"
+        )
     if args.extractor == "inception" and args.extractor_seeds > 1:
         raise UsageError("--extractor-seeds is for classifiers: drop --extractor-seeds or --extractor inception")
     if args.extractor != "inception" and args.inception_weights:
@@ -130,7 +137,6 @@ def plan_of(args: argparse.Namespace) -> Plan:
     model = samples = None
     what = Path(args.what)
     if is_samples(args.what):
-        samples = load(args, args.what, args.size, args.skip_bad)
         source = args.data
     else:
         args.model = args.what
@@ -140,13 +146,30 @@ def plan_of(args: argparse.Namespace) -> Plan:
     train = load(args, source, size, skip_bad, moved="" if args.data else "name it with --data")
     if model is not None and args.data is None and train.fingerprint != model.info.fingerprint:
         raise DataError(f"{source} has changed since the model was trained: name the data with --data")
-    if samples is not None:
-        samples = in_classes_of(train, samples)
+    if model is None:
+        samples = in_classes_of(train, load_samples(args, train))
         check_samples(samples, train)  # before an extractor is trained, which can take minutes
     test = held_out(source, class_names=train.class_names, root=args.data_root, size=size or None, skip_bad=skip_bad)
-    return Plan(
-        model, samples, train, test, args.out or (what if what.is_dir() else what.with_suffix("")) / "evaluation"
-    )
+    if model is None and what.is_dir():
+        out = Path(f"{what}-evaluation")  # not among the samples
+    else:
+        out = (what if what.is_dir() else what.with_suffix("")) / "evaluation"
+    return Plan(model, samples, train, test, args.out or out)
+
+
+def load_samples(args: argparse.Namespace, train: Any) -> Any:
+    """The samples. Raises DataError where those in a folder have another size than the data, unless --size is given."""
+    from ..data.folder import image_sizes
+
+    _, height, width = train.shape
+    if not Path(args.what).is_dir() or args.size is not None:
+        return load(args, args.what, args.size, args.skip_bad)
+    if odd := sorted(image_sizes(args.what) - {(height, width)}):
+        raise DataError(
+            f"{args.what} has images of {odd[0][0]} x {odd[0][1]} pixels and {train.name} of {height} x {width}: use "
+            "samples of the data's size, or resize both with --size"
+        )
+    return load(args, args.what, height if height == width else None, args.skip_bad)
 
 
 def in_classes_of(train: Any, samples: Any) -> Any:
@@ -230,6 +253,8 @@ def write_pictures(args: argparse.Namespace, plan: Plan, evaluation: Any, sample
     from ..viz.grids import make_grid, png
     from ..viz.plots import plot_denoising_error
 
+    for name in ("closest-in-pixels", "closest-in-features", "levels"):  # of an earlier evaluation
+        (plan.out / f"{name}.png").unlink(missing_ok=True)
     for space, found in evaluation.near_duplicates.items():
         with optional(args, f"closest-in-{space}.png"):
             picture = png(make_grid(closest_pairs(found, samples, plan.train), 10))

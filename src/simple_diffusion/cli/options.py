@@ -197,9 +197,16 @@ def read_as(args: argparse.Namespace, config: Any) -> tuple[int, bool]:
 
 
 def png_only(file: Path, option: str = "--out") -> None:
-    """Raise UsageError unless the file's name ends in .png."""
+    """Raise UsageError unless the file's name ends in .png, and for a folder."""
     if file.suffix != ".png":
         raise UsageError(f"{option} {file} must end in .png")
+    refuse_folder(file, option)
+
+
+def refuse_folder(file: Path, option: str = "--out") -> None:
+    """Raise UsageError where a file is to be written and there is a folder."""
+    if file.is_dir():
+        raise UsageError(f"{option} {file} is a folder: name a file")
 
 
 def data_of(args: argparse.Namespace, model: Any, n: int):

@@ -18,6 +18,7 @@ from .options import (
     open_model,
     parse_labels,
     path,
+    refuse_folder,
     sampling_options,
     sampling_text,
     say,
@@ -56,8 +57,8 @@ def add(commands: Any) -> None:
         "--out",
         type=path,
         metavar="PATH",
-        help=".png or .webp for a grid, .npz for arrays, or a folder for PNGs; with --trajectory, .png for strips, "
-        ".gif or .webp for an animation",
+        help=".png or .webp for a grid, .npz for arrays, or a new folder for PNGs by class; with --trajectory, .png "
+        "for strips, .gif or .webp for an animation",
     )
     sub.add_argument("--dry-run", action="store_true", help="print what would be generated; write nothing")
     device_options(sub)
@@ -98,6 +99,11 @@ class Plan:
         """Of the grid."""
         return math.ceil(self.n / self.rows) if self.rows else math.ceil(math.sqrt(self.n))
 
+    @property
+    def known_labels(self) -> Any:
+        """The labels, or None without classes or with the null label among them."""
+        return None if self.labels is None or (self.labels >= self.model.info.classes).any() else self.labels
+
 
 def run(args: argparse.Namespace) -> dict[str, Any]:
     check_ending(args)
@@ -130,7 +136,10 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
 
 def check_ending(args: argparse.Namespace) -> None:
     """Raise UsageError for an --out or --at that does not fit the rest."""
-    ending = None if args.out is None else args.out.suffix
+    out: Path | None = args.out
+    ending = None if out is None else out.suffix
+    if out is not None and ending:
+        refuse_folder(out)
     if args.trajectory:
         if ending not in (None, *TRAJECTORY_ENDINGS):
             raise UsageError(
@@ -143,6 +152,8 @@ def check_ending(args: argparse.Namespace) -> None:
         raise UsageError(f"--out {args.out} is an animation: add --trajectory, or use .png or .webp for a grid")
     if ending is not None and ending not in WRITERS:
         raise UsageError(f"--out {args.out} must end in .png, .webp or .npz, or be a folder")
+    if out is not None and not ending and out.exists() and not (out.is_dir() and not any(out.iterdir())):
+        raise UsageError(f"--out {out} is not an empty folder: name a new one, so that two sets of images do not mix")
 
 
 def plan_of(args: argparse.Namespace) -> Plan:
@@ -217,18 +228,25 @@ def write_npz(plan: Plan, pixels: Any) -> None:
     from ..data.arrays import npz
     from ..system.files import write_atomic
 
-    known = plan.labels is not None and (plan.labels < plan.model.info.classes).all()
-    write_atomic(plan.out, npz(pixels, plan.labels if known else None, plan.model.info.class_names))
+    write_atomic(plan.out, npz(pixels, plan.known_labels, plan.model.info.class_names))
 
 
 def write_folder(plan: Plan, pixels: Any) -> None:
-    """A PNG file for each image, with its number and its label as its name."""
-    from ..system.files import write_atomic
+    """A PNG file for each image, in a folder for each class unless one of the labels is the null label."""
+    from ..data.folder import folder_name
+    from ..system.files import unwritable, write_atomic
     from ..viz.grids import make_grid, png
 
-    for i, image in enumerate(pixels):
-        name = f"{i:06d}.png" if plan.labels is None else f"{i:06d}-{plan.labels[i]}.png"
-        write_atomic(plan.out / name, png(make_grid(image[None], 1, gap=0, scale=1)))
+    folders, labels = [plan.out], [0] * plan.n
+    if plan.known_labels is not None:
+        folders, labels = [plan.out / folder_name(name) for name in plan.model.info.class_names], plan.labels.tolist()
+    for folder in (folders[label] for label in sorted({*labels})):
+        try:
+            folder.mkdir(parents=True, exist_ok=folder == plan.out)  # systems may take two names for the same
+        except (OSError, ValueError) as error:  # ValueError: a name that the system's encoding lacks
+            raise unwritable(folder, error) from error
+    for i, (label, image) in enumerate(zip(labels, pixels, strict=True)):
+        write_atomic(folders[label] / f"{i:06d}.png", png(make_grid(image[None], 1, gap=0, scale=1)))
 
 
 WRITERS: dict[str, Callable[[Plan, Any], None]] = {

@@ -7,9 +7,11 @@ import os
 import warnings
 from collections import Counter
 from collections.abc import Iterable, Mapping
+from contextlib import suppress
 from dataclasses import replace
 from io import BytesIO
 from pathlib import Path
+from urllib.parse import quote, unquote
 
 import numpy as np
 import torch
@@ -67,7 +69,8 @@ def load_folder(
     if folders := _classes(root, files, folders, ignored):
         number = {name: label for label, name in enumerate(folders)}
         labels = torch.tensor([number[_class(file)] for file in files])
-        names = in_nfc([printable(os.fsencode(name).decode(errors="backslashreplace")) for name in folders])
+        texts = (os.fsencode(_class_name(name)).decode(errors="backslashreplace") for name in folders)
+        names = in_nfc([*map(printable, texts)])
         if twice := [name for name, count in Counter(names).items() if count > 1]:
             raise DataError(f"{str(root)!r} has two folders {twice[0]!r} in different Unicode spellings: merge them")
     if classes is not None:
@@ -298,3 +301,30 @@ def _classes(root: Path, files: list[str], folders: list[str], ignored: Counter[
 def _class(file: str) -> str:
     """The first folder in the path of `file`; "" if there is none."""
     return file.rpartition("/")[0].partition("/")[0]
+
+
+def folder_name(class_name: str) -> str:
+    """The name of a class as the name of a folder on any system: `T-shirt/top` becomes `T-shirt%2Ftop`."""
+
+    def safe(place: int, character: str) -> bool:
+        at_edge = place in (0, len(class_name) - 1)  # a dot hides a folder, or is one; Windows drops dots and spaces
+        return character.isprintable() and character not in ('%<>:"/\\|?*. ' if at_edge else '%<>:"/\\|?*')
+
+    parts = [c if safe(i, c) else quote(c, safe="").replace(".", "%2E") for i, c in enumerate(class_name)]
+    return "".join(parts) or "%"
+
+
+def _class_name(folder: str) -> str:
+    """The class of a folder that `folder_name` named; other names stay."""
+    name = unquote(folder)
+    return name if "%" in folder and folder_name(name) == folder else folder
+
+
+def image_sizes(path: str | Path) -> set[tuple[int, int]]:
+    """(height, width) of the images that `load_folder` reads, by their headers; without those of damaged files."""
+    root, files, _, _ = _unwrapped(Path(path), None)
+    sizes = set()
+    for file in files:
+        with suppress(Exception), Image.open(root / file, formats=FORMATS) as image:  # of almost any type
+            sizes.add((image.height, image.width))
+    return sizes

@@ -88,7 +88,7 @@ def make_folder(path: Path) -> None:
         raise unwritable(path, error) from error
 
 
-def unwritable(path: Path, error: OSError) -> ResourceError:
+def unwritable(path: Path, error: Exception) -> ResourceError:
     """The error for a file that can't be written."""
     return ResourceError(f"{path} can't be written ({reason(error)}): free the disk or choose another --out")
 
