@@ -96,6 +96,9 @@ class Exact(Gaussian):
         alpha, sigma = self.schedule.levels(t, x)
         return alpha, sigma, 1.0, 0.0  # the target is the clean image
 
+    def normalize(self, x0):
+        return x0
+
     def predict(self, x_t, t, cond=None):
         return self(x_t, t)
 

@@ -21,12 +21,26 @@ BATCH = 64
 
 
 def keep_out(images: Images, share: float, seed: int, purpose: str = "held out") -> tuple[Images, Images]:
-    """Split images at random into (training images, `share` of all). Raises DataError if one part would be empty."""
-    count = round(share * len(images))
-    if not 1 <= count < len(images):
-        raise DataError(f"{share:g} of {len(images)} images can't be held out: use more images or another held_out")
-    order = permutation(len(images), seed, purpose)
-    return images[order[count:]], images[order[:count]]
+    """Split images at random into (training images, `share` of all). Raises DataError if one part would be empty.
+
+    Of equal images one counts. If it is held out, the others are in neither part: the held-out loss is that of unseen
+    images.
+    """
+    rest, held = split_rows(images, share, seed, purpose)
+    if not len(rest) or not len(held):
+        count = f"{len(images)} images" + (f", {len(images.distinct)} of them different," if images.duplicates else "")
+        raise DataError(f"{share:g} of {count} can't be held out: use more images or another held_out")
+    return images[rest], images[held]
+
+
+def split_rows(images: Images, share: float, seed: int, purpose: str) -> tuple[Tensor, Tensor]:
+    """The numbers of the images in both parts of `keep_out`, int64, in random order."""
+    first = images.distinct
+    order = first[permutation(len(first), seed, purpose)]
+    rest, held = order[round(share * len(first)) :], order[: round(share * len(first))]
+    again = torch.isin(images.originals, rest)
+    again[rest] = False
+    return torch.cat([rest, again.nonzero().squeeze(1)]), held
 
 
 @dataclass

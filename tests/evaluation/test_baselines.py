@@ -134,8 +134,9 @@ def test_the_bias_of_the_inception_score_is_removed():
 def test_the_classifier_is_not_scored_on_the_images_that_it_was_trained_on():
     images = perfect(200, np.random.default_rng(0))
     _, validation = split(images, VALIDATION, seed=3)
-    assert torch.equal(images.pixels[held_out_part(200, 3)], validation.pixels)
-    for fingerprint, new in ((images.fingerprint, held_out_part(200, 3)), ("of other images", torch.arange(200))):
+    part = held_out_part(images, 3)
+    assert torch.equal(images.pixels[part], validation.pixels)
+    for fingerprint, new in ((images.fingerprint, part), ("of other images", torch.arange(200))):
         classifier = SimpleNamespace(record=SimpleNamespace(fingerprint=fingerprint, seed=3))
         assert torch.equal(images_new_to(classifier, images), new)
     assert torch.equal(images_new_to(extractor, images), torch.arange(200))

@@ -286,13 +286,13 @@ def test_data_without_classes_has_a_budget_of_images(monkeypatch, seen, chosen, 
 
 
 def test_large_images_are_resized_to_64_pixels():
-    images = replace(bars(40, 0), pixels=torch.zeros(40, 3, 40, 30, dtype=torch.uint8))
+    images = replace(bars(40, 0), pixels=torch.randint(0, 256, (40, 3, 40, 30)).to(torch.uint8))
     net, _ = train_classifier(images, epochs=1)
     assert net.architecture == {"channels": 3, "classes": 3, "size": 64, "layers": 5, "start": 32}
 
 
 def test_too_few_images_and_missing_labels_are_refused(trained):
-    with pytest.raises(DataError, match="19 images"):
+    with pytest.raises(DataError, match="19 different images"):
         train_classifier(bars(19, 0))
     with pytest.raises(DataError, match="no labels"):
         accuracy(trained[0], bars(30, 0, labelled=False))

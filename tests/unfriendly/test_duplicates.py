@@ -17,11 +17,13 @@ from simple_diffusion.data.sources import load_images
 from simple_diffusion.doctor.samples import memorization
 from simple_diffusion.doctor.weights import non_finite_outputs
 from simple_diffusion.errors import DataError
+from simple_diffusion.evaluation.classifier import train_classifier
 from simple_diffusion.evaluation.memorization import find_near_duplicates, unseen_scores
 from simple_diffusion.evaluation.scores import closest_pairs, evaluate
+from simple_diffusion.randomness import permutation
 from simple_diffusion.run.report import data_of
 from simple_diffusion.schedules import Karras
-from simple_diffusion.validation import HeldOut
+from simple_diffusion.validation import HeldOut, keep_out
 
 EIGHT = symmetries(square=True)
 
@@ -218,6 +220,23 @@ def test_the_held_out_loss_is_that_of_all_classes():
 
     HeldOut(images, loss, 0).measure(torch.nn.Linear(1, 1))
     assert torch.cat(seen).double().mean() == pytest.approx(0.5, abs=0.1)
+
+
+def test_held_out_images_do_not_occur_among_the_training_images():
+    images = labeled(torch.cat([TRAIN, TRAIN, TRAIN[:100]]))
+    train, held = keep_out(images, 0.1, seed=0)
+    assert len(held) == len(held.distinct) == 100
+    assert len(train.distinct) == 900
+    assert len(train) == 2100 - 200 - sum(int((held.pixels == image).flatten(1).all(1).any()) for image in TRAIN[:100])
+    assert len(distinct([torch.cat([train.pixels, held.pixels])])) == 1000
+    once = labeled(TRAIN)
+    rest, some = keep_out(once, 0.1, seed=0)  # without duplicates the parts of a permutation, as in earlier versions
+    order = permutation(1000, 0, "held out")
+    assert torch.equal(torch.cat([some.pixels, rest.pixels]), TRAIN[order])
+    with pytest.raises(DataError, match="100 images, 1 of them different, can't be held out"):
+        keep_out(labeled(TRAIN[:1].repeat(100, 1, 1, 1)), 0.1, seed=0)
+    with pytest.raises(DataError, match="12 different images: a classifier needs 20"):
+        train_classifier(labeled(TRAIN[:12].repeat(100, 1, 1, 1)))
 
 
 def test_a_part_of_a_file_of_samples_has_all_classes():

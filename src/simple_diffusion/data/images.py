@@ -48,15 +48,22 @@ def to_uint8(x: Tensor) -> Tensor:
     return ((x.float() + 1) * 127.5).round().clamp(0, 255).to(torch.uint8)
 
 
-def distinct(views: Sequence[Tensor]) -> Tensor:
-    """The rows that equal no earlier row in any view: their numbers, int64 `[M]`, ascending.
+def originals(views: Sequence[Tensor]) -> Tensor:
+    """For each row the number of the first row that equals it, in any view: int64 `[N]`.
 
     views  a data set under each augmentation, each `[N, ...]` of one type, the identity first
     """
     first: dict[bytes, int] = {}
+    numbers = []
     for number, rows in enumerate(zip(*(view.numpy() for view in views), strict=True)):
-        first.setdefault(min(hashlib.blake2b(row.tobytes(), digest_size=16).digest() for row in rows), number)
-    return torch.tensor(list(first.values()), dtype=torch.int64)
+        digest = min(hashlib.blake2b(row.tobytes(), digest_size=16).digest() for row in rows)
+        numbers.append(first.setdefault(digest, number))
+    return torch.tensor(numbers, dtype=torch.int64)
+
+
+def distinct(views: Sequence[Tensor]) -> Tensor:
+    """The rows that equal no earlier row in any view of `originals`: their numbers, int64 `[M]`, ascending."""
+    return originals(views).unique()
 
 
 @dataclass(frozen=True, eq=False)
@@ -176,9 +183,14 @@ class Images:
         return mean.item(), variance.sqrt().item()
 
     @cached_property
+    def originals(self) -> Tensor:
+        """For each image the number of the first image with the same pixels: int64 `[N]`."""
+        return originals([self.pixels])
+
+    @property
     def distinct(self) -> Tensor:
         """The numbers of the images whose pixels equal those of no earlier image: int64 `[M]`, ascending."""
-        return distinct([self.pixels])
+        return self.originals.unique()
 
     @property
     def duplicates(self) -> int:

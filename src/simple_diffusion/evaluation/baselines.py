@@ -94,4 +94,4 @@ def images_new_to(extractor: Features, train: Images) -> Tensor:
     record = getattr(extractor, "record", None)
     if record is None or record.fingerprint != train.fingerprint:
         return torch.arange(len(train))
-    return held_out_part(len(train), record.seed)
+    return held_out_part(train, record.seed)

@@ -19,7 +19,7 @@ from ..randomness import permutation, philox
 from ..system.device import PRECISIONS, pick_device, pick_precision
 from ..system.terminal import progress_bar
 from ..training import warmup_linear
-from ..validation import keep_out
+from ..validation import keep_out, split_rows
 
 BATCH = 256  # images per batch of inference, and the largest batch of training
 SEEN = 430_000 * 32**2  # pixels that a training run processes by default: a few minutes on two cores
@@ -114,15 +114,18 @@ def train_classifier(
 
 def split(images: Images, share: float, seed: int) -> tuple[Images, Images]:
     """Split the images into (the rest, a random `share`). Raises DataError if either would be too small to use."""
-    held_out = round(share * len(images))
-    if len(images) < 20 or not 1 <= held_out <= len(images) - 2:
-        raise DataError(f"{images.name} has {len(images)} images: a classifier needs 20, some of them for validation")
+    count = len(images.distinct)
+    if count < 20 or not 1 <= round(share * count) <= count - 2:
+        raise DataError(
+            f"{images.name} has {count} different images: a classifier needs 20, some of them for validation"
+        )
     return keep_out(images, share, seed, PURPOSE)
 
 
-def held_out_part(n: int, seed: int) -> Tensor:
-    """The numbers of those of n images that a training with this seed holds out: int64 `[round(n / 10)]`."""
-    return permutation(n, seed, PURPOSE)[: round(VALIDATION * n)]
+def held_out_part(images: Images, seed: int) -> Tensor:
+    """The numbers of the images that a training with this seed holds out, int64: a tenth of the different ones."""
+    _, held = split_rows(images, VALIDATION, seed, PURPOSE)
+    return held
 
 
 def pretext(images: Images, size: int) -> Images:
