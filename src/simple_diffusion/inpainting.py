@@ -39,7 +39,9 @@ class Inpainted:
 
     def __call__(self, x_t: Tensor, t: Tensor, cond: Tensor | None = None) -> Tensor:
         if not broadcasts_to(self.x0.shape, x_t.shape):
-            raise ValueError(f"`x0` must be an image of the shape {tuple(x_t.shape[1:])}, got {tuple(self.x0.shape)}")
+            raise ValueError(
+                f"`x0` {tuple(self.x0.shape)} must be one image, or one for each image of a batch {tuple(x_t.shape)}"
+            )
         return torch.where(self.mask.to(x_t.device), self.denoiser(x_t, t, cond), self.x0.to(x_t))
 
 

@@ -219,7 +219,7 @@ CALLS = {
     ),
     "known colors for gray": (
         lambda: sample(denoiser=sd.Inpainted(DENOISER, torch.zeros(3, 8, 8), MASK)),
-        r"`x0` must be an image of the shape \(1, 8, 8\), got \(3, 8, 8\)",
+        r"`x0` \(3, 8, 8\) must be one image, or one for each image of a batch \(64, 1, 8, 8\)",
     ),
     "noises of two sizes": (lambda: sd.slerp(X, X[:1], [0.5]), "slerp needs two noises of one shape"),
     "opposite noises": (lambda: sd.slerp(X, -X, [0.5]), "slerp has no way between a noise and its opposite"),
