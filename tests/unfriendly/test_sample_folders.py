@@ -52,13 +52,14 @@ def test_a_percent_sign_in_a_folder_of_the_user_stays(tmp_path, name):
     assert name in load_folder(tmp_path).class_names
 
 
-def test_a_folder_of_samples_reads_back_with_labels_and_names(run_folder, tmp_path):
+@pytest.mark.parametrize("channels", [1, 3], ids=["gray", "color"])
+def test_a_folder_of_samples_reads_back_with_labels_and_names(run_folder, tmp_path, channels):
     """The classes of the model get names that no folder can have."""
     model = open_model(parser().parse_args(["sample", str(run_folder)]))
     names = ("T-shirt/top", "猫", ".b")
     named = replace(model, spec=replace(model.spec, info=replace(model.info, class_names=names)))
     labels = torch.tensor([0, 1, 2, 0, 2])
-    pixels = torch.randint(0, 256, (5, *model.info.shape), dtype=torch.uint8)
+    pixels = torch.randint(0, 256, (5, channels, *model.info.shape[1:]), dtype=torch.uint8)
     plan = sample.Plan(named, 5, 0, labels, labels, 0, None, tmp_path / "samples")
     sample.write_folder(plan, pixels)
     found = sd.load_images(tmp_path / "samples")

@@ -158,6 +158,17 @@ def test_a_reader_that_ends_does_not_end_the_command(squares, tmp_path, monkeypa
     assert (tmp_path / "run" / "model.safetensors").is_file()
 
 
+def test_a_terminal_that_is_closed_does_not_end_the_command(squares, tmp_path, monkeypatch):
+    """As `nohup` and `disown` leave it: every write to it fails."""
+    terminal, ours = os.openpty()
+    os.close(terminal)
+    with open(ours, "w") as gone:
+        for name in ("stdout", "stderr"):
+            monkeypatch.setattr(sys, name, gone)
+        assert ends(["train", str(squares), "--steps", "2", "--out", str(tmp_path / "run"), *TINY]) == 0
+    assert (tmp_path / "run" / "model.safetensors").is_file()
+
+
 def test_help_for_a_reader_that_ends_leaves_no_message():
     """The real thing: also Python's own flush at the end of the process is silent."""
     script = f"{sys.executable} -m simple_diffusion --help | true; exit ${{PIPESTATUS[0]}}"

@@ -235,7 +235,7 @@ def write_folder(plan: Plan, pixels: Any) -> None:
     """A PNG file for each image, in a folder for each class unless one of the labels is the null label."""
     from ..data.folder import folder_name
     from ..system.files import unwritable, write_atomic
-    from ..viz.grids import make_grid, png
+    from ..viz.grids import png, single
 
     folders, labels = [plan.out], [0] * plan.n
     if plan.known_labels is not None:
@@ -246,7 +246,7 @@ def write_folder(plan: Plan, pixels: Any) -> None:
         except (OSError, ValueError) as error:  # ValueError: a name that the system's encoding lacks
             raise unwritable(folder, error) from error
     for i, (label, image) in enumerate(zip(labels, pixels, strict=True)):
-        write_atomic(folders[label] / f"{i:06d}.png", png(make_grid(image[None], 1, gap=0, scale=1)))
+        write_atomic(folders[label] / f"{i:06d}.png", png(single(image)))
 
 
 WRITERS: dict[str, Callable[[Plan, Any], None]] = {

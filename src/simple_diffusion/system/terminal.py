@@ -4,6 +4,7 @@ The streams may be a file or a pipe of any encoding. Without a console (pythonw)
 closed while a run goes on.
 """
 
+import errno
 import os
 import shlex
 import sys
@@ -48,7 +49,7 @@ def progress_bar(*args: Any, hidden: bool = False, **options: Any) -> Any:
 
 
 def show(text: str, end: str = "\n") -> None:
-    """Print text to stdout at once. If its reader has ended (`| head`), the command goes on in silence.
+    """Print text to stdout at once. Where nobody reads it any more (`| head`), the command goes on in silence.
 
     Raises OSError if the text cannot be written for another reason, such as a full disk.
     """
@@ -57,7 +58,7 @@ def show(text: str, end: str = "\n") -> None:
     except OSError as error:
         with suppress(OSError):  # it is no file
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # what is left in the buffer goes there
-        if not isinstance(error, BrokenPipeError):
+        if error.errno not in (errno.EPIPE, errno.EIO):  # EIO: of a terminal that was closed
             raise
 
 

@@ -48,6 +48,11 @@ def make_grid(pixels: Tensor, columns: int, gap: int = 2, scale: int | None = No
     return Image.fromarray(sheet)
 
 
+def single(pixels: Tensor) -> Image.Image:
+    """One image, uint8 `[C, H, W]`, as it is: gray for C = 1, color for C = 3."""
+    return Image.fromarray(pixels.permute(1, 2, 0).squeeze(2).cpu().numpy())
+
+
 def deal_into_rows(pixels: Tensor, rows: int) -> Tensor:
     """Images `[N, C, H, W]` reordered so that image i falls into row i % rows of a grid; gaps are filled with gray."""
     missing = -len(pixels) % rows
