@@ -226,8 +226,8 @@ def error_curves(denoiser: Denoiser, train: Images, test: Images | None, n: int 
         ErrorCurve("model, training images", points_of(LEVELS, of_model(train))),
         ErrorCurve(lower, points_of(LEVELS, ideal_error(flat, torch.arange(len(known))[:n], labels)), "lower bound"),
     ]
-    if test is not None:
-        curves.append(ErrorCurve("model, unseen images", points_of(LEVELS, of_model(test))))
+    if test is not None and (unseen := test.new_to(train)):
+        curves.append(ErrorCurve("model, unseen images", points_of(LEVELS, of_model(unseen))))
     return curves
 
 

@@ -2,6 +2,7 @@
 
 import json
 from argparse import Namespace
+from dataclasses import replace
 from types import SimpleNamespace
 
 import numpy as np
@@ -161,11 +162,37 @@ def test_the_evaluation_says_how_many_duplicates_there_are():
     result = evaluate(labeled(smooth(200, 2)), train, test, means, "means")
     notes = [
         "Of the 1,009 training images, 9 are exact duplicates of earlier ones.",
-        "Of the 510 unseen images, 5 also occur among the training images.",
+        "Of the 510 images of the test set, 10 are training images and were left out.",
     ]
     assert str(result).splitlines()[-2:] == notes
     assert result.as_dict()["notes"] == notes
     assert not evaluate(labeled(smooth(200, 2)), labeled(TRAIN), labeled(TEST), means, "means").notes
+
+
+def baselines(train: Images, test: Images | None) -> dict[str, float]:
+    result = evaluate(labeled(smooth(200, 2)), train, test, means, "means")
+    groups = {"": result.scores} | {f"{name} ": scores for name, scores in result.by_class.items()}
+    return {group + score.name: score.baseline for group, scores in groups.items() for score in scores}
+
+
+def test_the_baselines_are_those_of_the_same_data_without_duplicates():
+    """The parts of the training set that stand for a perfect generator share no image."""
+    images = labeled(TRAIN[:300])
+    twice = images[torch.arange(300).repeat(2)]
+    assert baselines(twice, None) == pytest.approx(baselines(images, None), rel=0.02)
+    test = labeled(TEST[:200])
+    overlapping = replace(test, pixels=torch.cat([TEST[:200], TRAIN[:150]]), labels=torch.arange(350) // 100 % 2)
+    assert baselines(images, overlapping) == baselines(images, test)
+    assert baselines(images, images) == baselines(images, None)
+
+
+def test_only_images_that_are_not_training_images_are_unseen():
+    train, test = labeled(TRAIN[:300]), labeled(torch.cat([TRAIN[:50], TEST[:40], TRAIN[20:30], TEST[:2]]))
+    new = test.new_to(train)
+    assert torch.equal(new.pixels, torch.cat([TEST[:40], TEST[:2]]))
+    assert torch.equal(new.labels, torch.cat([test.labels[50:90], test.labels[-2:]]))
+    assert train.new_to(train) is None
+    assert new.new_to(train) is new
 
 
 @pytest.mark.parametrize("different", [1, 11])

@@ -197,6 +197,13 @@ class Images:
         """Number of images whose pixels equal those of an earlier image."""
         return len(self) - len(self.distinct)
 
+    def new_to(self, known: "Images") -> "Images | None":
+        """The images whose pixels equal those of no known image; None if there are none."""
+        if self.shape != known.shape:
+            return self
+        new = originals([torch.cat([known.pixels, self.pixels])])[len(known) :] >= len(known)
+        return self if new.all() else self[new.nonzero().squeeze(1)] if new.any() else None
+
     @cached_property
     def fingerprint(self) -> str:
         """SHA-256 of shape, pixels and labels, which identifies the data independently of its name and place."""

@@ -262,5 +262,7 @@ def attach(patient: Patient, images: Images | None, test: Images | None) -> Pati
             f"the images have shape {given} (channels, height, width) and the model has {wanted}: "
             "name the training data with --data"
         )
+    if images is not None and test is not None:
+        test = test.new_to(images)
     images, test = (None if one is None else patient.info.in_own_classes(one) for one in (images, test))
     return replace(patient, images=images, test=test)

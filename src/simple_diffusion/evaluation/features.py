@@ -9,7 +9,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from ..data.images import Images
+from ..data.images import Images, distinct
 from ..errors import CheckpointError, DataError, ResourceError
 from ..randomness import permutation
 from ..system.files import cache_folder, read_tensors, write_tensors
@@ -48,6 +48,11 @@ class ImageFeatures:
             a.shape == b.shape and (not a.numel() or bool((a - b).abs().max() <= SAME * b.abs().max()))
             for a, b in pairs
         )
+
+    @cached_property
+    def once(self) -> "ImageFeatures":
+        """Without duplicates, so that two parts share no image."""
+        return self[distinct([self.features])]
 
     @cached_property
     def moments(self) -> Moments:

@@ -8,11 +8,10 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from ..augmentation import Augmentation, identity
-from ..data.images import Images, distinct
+from ..data.images import Images
 from ..errors import DataError, is_out_of_memory
 from ..randomness import permutation
 from ..viz.grids import pairs_in_rows
@@ -185,7 +184,7 @@ def evaluate(
     samples        uint8, of the data's shape; with labels, if they were generated for labels
     train          the training set, not augmented
     test           unseen images, for the baselines and the threshold of near-duplicates; without them both come from
-                   parts of the training set
+                   parts of the training set. Those that occur in the training set are left out
     extractor      uint8 images -> (features, logits)
     name           of the extractor
     augmentations  of a training image that a sample may resemble, the identity first
@@ -194,6 +193,7 @@ def evaluate(
     """
     check_samples(samples, train)
     fake, real = ImageFeatures(*extractor(samples.pixels)), cached_features(train, extractor, name)
+    notes, test = duplicate_notes(train, test), None if test is None else test.new_to(train)
     unseen = None if test is None else cached_features(test, extractor, name)
     scores = [fid_score(name, real, fake, unseen)]
     scores += neighbor_scores(name, real, fake, unseen)
@@ -206,7 +206,7 @@ def evaluate(
         by_class = class_scores(name, train, real, fake, samples.labels, unseen, test, known, labels)
     enough = min(len(fake), len(real)) >= 16 * real.features.shape[1]  # n/4 is four times the features, or more
     by_count = frechet_by_count(real.features, fake.features) if enough else None
-    near_duplicates, notes = {}, duplicate_notes(train, test)
+    near_duplicates = {}
     try:
         near_duplicates = search_near_duplicates(samples, train, test, fake, real, unseen, extractor, augmentations)
     except DataError as error:
@@ -219,16 +219,14 @@ def evaluate(
 
 
 def duplicate_notes(train: Images, test: Images | None) -> list[str]:
-    """Sentences about the training images that occur again, in the training set or among the unseen images."""
+    """Sentences about training images that occur again, among themselves or in the test set."""
     notes = []
     if train.duplicates:
         notes.append(
             f"Of the {len(train):,} training images, {train.duplicates:,} are exact duplicates of earlier ones."
         )
-    if test is not None:
-        both = len(distinct([torch.cat([train.pixels, test.pixels])]))
-        if seen := len(train.distinct) + len(test.distinct) - both:
-            notes.append(f"Of the {len(test):,} unseen images, {seen:,} also occur among the training images.")
+    if test is not None and (seen := len(test) - len(test.new_to(train) or ())):
+        notes.append(f"Of the {len(test):,} images of the test set, {seen:,} are training images and were left out.")
     return notes
 
 
