@@ -155,12 +155,21 @@ def test_a_baseline_that_is_not_that_of_n_unseen_images_is_noted():
     assert not any(score.note for score in evaluate(samples, train, test, extractor, "bars").scores)
     few = str(evaluate(samples, train, test[torch.arange(300)], extractor, "bars"))
     assert "Baseline of FID: extrapolated from 300 test images." in few
-    assert "Baseline of KID, precision, recall, density, coverage: of 550 images, 250 of them other training" in few
+    assert "Baseline of KID, precision, recall, density, coverage: 250 of its 550 images are other training" in few
     alone = evaluate(samples, train, None, extractor, "bars")
     assert all(score.baseline is not None and score.note for score in alone.scores)
     assert "Baseline of FID: estimated from parts of the training set." in str(alone)
     assert "Baseline of IS, accuracy: of 800 training images, new to the classifier." in str(alone)
     assert all(fid.baseline is not None for _, fid in alone.by_class.values())
+
+
+def test_the_interval_of_the_inception_score_lies_within_its_range():
+    """Of one prediction it is 1, and the samples show no spread; of few samples the interval ends at 1."""
+    one = ImageFeatures(torch.zeros(40, 2), torch.tensor([[2.0, 0.3]]).repeat(40, 1))
+    assert inception_score_of("x", one, one).interval is None
+    some = ImageFeatures(torch.zeros(20, 2), 0.3 * torch.randn(20, 2, generator=torch.Generator().manual_seed(0)))
+    low, high = inception_score_of("x", some, some).interval
+    assert 1 <= low < high <= 2
 
 
 def test_features_with_heavy_tails_are_reported():

@@ -76,7 +76,7 @@ def neighbor_sets(real: ImageFeatures, unseen: ImageFeatures | None, n: int) -> 
     others = real.features[order[k : k + missing]]
     if unseen is not None:
         others = torch.cat([unseen.features[permutation(spare, 0, "neighbours")[:k]], others])
-    note = f"of {k:,} images, {missing:,} of them other training images" if missing else ""
+    note = f"{missing:,} of its {k:,} images are other training images" if missing else ""
     return real.features[order[:k]], others, note
 
 

@@ -16,13 +16,15 @@ NORMAL = 1.96
 """The 97.5 % quantile of the normal distribution."""
 STUDENT = {10: 2.262, 20: 2.093}
 """Number of groups of a jackknife -> the 97.5 % quantile of Student's t with one degree of freedom less."""
+ROUNDING = 1e-12
+"""An error below this share of the value is rounding."""
 HEAVY = 4.0
 """A `tail_weight` above which the intervals of FID cover clearly less than 95 %."""
 
 
 def about(value: float, error: float, quantile: float = NORMAL) -> Interval | None:
-    """The value ± quantile errors; None without an error, where the samples show no spread at all."""
-    return (value - quantile * error, value + quantile * error) if error > 0 else None
+    """The value ± quantile errors; None where the samples show no spread but rounding."""
+    return (value - quantile * error, value + quantile * error) if error > ROUNDING * abs(value) else None
 
 
 def of_distance(value: float, error: float, quantile: float) -> Interval | None:
@@ -31,7 +33,7 @@ def of_distance(value: float, error: float, quantile: float) -> Interval | None:
     A set without outlying samples has too low a FID and too low an error. So the upper end must lie farther away than
     the lower end. Where the error exceeds the value, the logarithm has no meaning and the interval grows linearly.
     """
-    if not error > 0:
+    if error <= ROUNDING * value:
         return None
     ratio = min(error / value, 1.0) if value > 0 else 1.0
     beyond = quantile * max(error - value, 0.0)

@@ -277,8 +277,11 @@ def inception_score_of(name: str, fake: ImageFeatures, known: ImageFeatures, not
     value, error = of(fake.logits), jackknife(lambda keep: of(fake.logits[keep]), n, GROUPS).item()
     enough = len(known) >= needed
     baseline = inception_baseline(known.logits, n) if enough else None
-    note = note if enough else f"none: it needs {needed} images that the classifier was not trained on"
-    return Score("IS", name, n, "", value, error, baseline, note, about(value, error, STUDENT[GROUPS]))
+    note = note if enough else f"none, because it needs {needed} images that the classifier was not trained on"
+    interval = about(value, error, STUDENT[GROUPS])
+    if interval is not None:
+        interval = max(interval[0], 1.0), min(interval[1], float(classes))
+    return Score("IS", name, n, "", value, error, baseline, note, interval)
 
 
 def class_scores(
