@@ -262,7 +262,7 @@ def test_held_out_images_do_not_occur_among_the_training_images():
     assert torch.equal(torch.cat([some.pixels, rest.pixels]), TRAIN[order])
     with pytest.raises(DataError, match="100 images, 1 of them different, can't be held out"):
         keep_out(labeled(TRAIN[:1].repeat(100, 1, 1, 1)), 0.1, seed=0)
-    with pytest.raises(DataError, match="12 different images: a classifier needs 20"):
+    with pytest.raises(DataError, match="too few different images, 12: a classifier needs 20"):
         train_classifier(labeled(TRAIN[:12].repeat(100, 1, 1, 1)))
 
 

@@ -117,7 +117,7 @@ def split(images: Images, share: float, seed: int) -> tuple[Images, Images]:
     count = len(images.distinct)
     if count < 20 or not 1 <= round(share * count) <= count - 2:
         raise DataError(
-            f"{images.name} has {count} different images: a classifier needs 20, some of them for validation"
+            f"{images.name} has too few different images, {count}: a classifier needs 20, some of them for validation"
         )
     return keep_out(images, share, seed, PURPOSE)
 
