@@ -182,7 +182,7 @@ def test_changed_data_is_refused(squares, tmp_path, capsys):
     other_labels[:2] = labels[1::-1]
     for changed in ((other_pixels, labels), (images, other_labels), (images[:-3], labels[:-3])):
         np.savez(data, images=changed[0], labels=changed[1])
-        fails(capsys, [*argv, "--resume"], 3, "data", "fingerprint")
+        fails(capsys, [*argv, "--resume"], 3, "data", "changed")
         assert tree(tmp_path / "run") == before
     shutil.copy(squares, data)
     assert ends([*argv, "--resume"]) == 0

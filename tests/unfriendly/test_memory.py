@@ -96,16 +96,16 @@ def test_training_and_sampling_without_memory_say_what_needs_it(squares, run_fol
         "--steps",
         "2",
         "--size",
-        "256",
-        "--set=batch=4096",
+        "128",
+        "--set=batch=1024",
         *TINY[:2],
         "--set=precision=fp32",
     ]
     for command in ([*train, "--dry-run"], [*train, "--out", str(tmp_path / "run")]):
-        assert limited(lambda command=command: main(command), tmp_path / "out") == 6
+        assert limited(lambda command=command: main(command), tmp_path / "out", spare=GIGABYTE // 2) == 6
         said = (tmp_path / "out").read_text()
         assert "there is not enough memory (another " in said
-        assert " to train on batches of 4096 images of 256 x 256 pixels: use --set accumulate=8, " in said
+        assert " to train on batches of 1024 images of 128 x 128 pixels: use --set accumulate=8, " in said
         assert "Traceback" not in said
     with pytest.raises(
         ResourceError, match=r"100,000,000,000 images of this size need .* GB .*: generate fewer with --n"
