@@ -234,19 +234,19 @@ def write_npz(plan: Plan, pixels: Any) -> None:
 def write_folder(plan: Plan, pixels: Any) -> None:
     """A PNG file for each image, in a folder for each class unless one of the labels is the null label."""
     from ..data.folder import folder_name
-    from ..system.files import unwritable, write_atomic
+    from ..system.files import new_folder, write_atomic
     from ..viz.grids import png, single
 
-    folders, labels = [plan.out], [0] * plan.n
-    if plan.known_labels is not None:
-        folders, labels = [plan.out / folder_name(name) for name in plan.model.info.class_names], plan.labels.tolist()
-    for folder in (folders[label] for label in sorted({*labels})):
-        try:
-            folder.mkdir(parents=True, exist_ok=folder == plan.out)  # systems may take two names for the same
-        except (OSError, ValueError) as error:  # ValueError: a name that the system's encoding lacks
-            raise unwritable(folder, error) from error
-    for i, (label, image) in enumerate(zip(labels, pixels, strict=True)):
-        write_atomic(folders[label] / f"{i:06d}.png", png(single(image)))
+    labels = None if plan.known_labels is None else plan.known_labels.tolist()
+    with new_folder(plan.out) as out:
+        folders = [out] * plan.n
+        if labels is not None:
+            by_class = {label: out / folder_name(plan.model.info.class_names[label]) for label in labels}
+            for folder in by_class.values():
+                folder.mkdir()  # fails where the system takes two names for the same
+            folders = [by_class[label] for label in labels]
+        for i, (folder, image) in enumerate(zip(folders, pixels, strict=True)):
+            write_atomic(folder / f"{i:06d}.png", png(single(image)))
 
 
 WRITERS: dict[str, Callable[[Plan, Any], None]] = {

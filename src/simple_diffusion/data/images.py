@@ -62,7 +62,10 @@ def originals(views: Sequence[Tensor]) -> Tensor:
 
 
 def distinct(views: Sequence[Tensor]) -> Tensor:
-    """The rows that equal no earlier row in any view of `originals`: their numbers, int64 `[M]`, ascending."""
+    """The numbers of the rows that equal no earlier row in any view: int64 `[M]`, ascending.
+
+    views  as in `originals`
+    """
     return originals(views).unique()
 
 

@@ -9,8 +9,10 @@ import math
 import os
 import re
 import secrets
+import shutil
 import sys
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from functools import cache
 from pathlib import Path
 from tempfile import TemporaryDirectory, TemporaryFile
@@ -76,6 +78,29 @@ def remove_parts(folder: Path) -> None:
         if PART.fullmatch(part.name):
             with suppress(OSError):
                 part.unlink()
+
+
+@contextmanager
+def new_folder(path: Path) -> Iterator[Path]:
+    """A folder to write files in, which is moved to `path` at the end of the block, and removed if the block fails.
+
+    path   does not exist or is an empty folder
+
+    Raises ResourceError.
+    """
+    part = path.resolve().with_name(f"{path.resolve().name[:40]}.{secrets.token_hex(8)}.tmp")
+    try:
+        part.mkdir(parents=True)
+        yield part
+        if path.exists():
+            for entry in part.iterdir():
+                os.replace(entry, path / entry.name)
+        else:
+            os.replace(part, path)
+    except (OSError, ValueError) as error:  # ValueError: a name that the system's encoding lacks
+        raise unwritable(path, error) from error
+    finally:
+        shutil.rmtree(part, ignore_errors=True)
 
 
 def make_folder(path: Path) -> None:
