@@ -148,7 +148,7 @@ def test_two_models(digits_run, tmp_path, capsys):
     shutil.copy(digits_run / MODEL_FILE, twin)
     model = read(digits_run)
     with torch.no_grad():
-        model.denoiser.net.head.weight.mul_(-3)
+        model.denoiser.net.head.weight.mul_(-30)
     save(blind, model)
     options = ["--n", "400", "--out", str(tmp_path / "pairs.png"), "--json"]
     main(["compare", str(digits_run), str(twin), *options])

@@ -3,6 +3,7 @@
 import math
 import os
 import resource
+import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -89,24 +90,32 @@ def test_a_folder_that_does_not_fit_is_refused_at_its_first_image(tmp_path):
     assert "Traceback" not in said
 
 
-def test_training_and_sampling_without_memory_say_what_needs_it(squares, run_folder, tmp_path):
-    train = [
-        "train",
-        str(squares),
-        "--steps",
-        "2",
-        "--size",
-        "128",
-        "--set=batch=1024",
-        *TINY[:2],
-        "--set=precision=fp32",
-    ]
-    for command in ([*train, "--dry-run"], [*train, "--out", str(tmp_path / "run")]):
-        assert limited(lambda command=command: main(command), tmp_path / "out", spare=GIGABYTE // 2) == 6
-        said = (tmp_path / "out").read_text()
-        assert "there is not enough memory (another " in said
-        assert " to train on batches of 1024 images of 128 x 128 pixels: use --set accumulate=8, " in said
-        assert "Traceback" not in said
+LIMITED = """
+import resource, sys
+from pathlib import Path
+from simple_diffusion.cli.main import main
+import simple_diffusion.run.trainer  # all that is imported later
+
+used = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
+resource.setrlimit(resource.RLIMIT_AS, (used + 10**9, used + 10**9))
+main(sys.argv[1:])
+"""
+
+
+@pytest.mark.slow  # two new processes
+def test_training_without_memory_says_what_needs_it(squares, tmp_path):
+    """In a new process, whose memory has no room left from earlier work."""
+    sizes = ["--size", "128", "--set=batch=2048", "--set=precision=fp32", *TINY[:2]]
+    for more in (["--dry-run"], ["--out", str(tmp_path / "run")]):
+        argv = [sys.executable, "-c", LIMITED, "train", str(squares), "--steps", "2", *sizes, *more]
+        done = subprocess.run(argv, capture_output=True, text=True)
+        assert done.returncode == 6, done.stderr
+        assert "there is not enough memory (another " in done.stderr
+        assert " to train on batches of 2048 images of 128 x 128 pixels: use --set accumulate=8, " in done.stderr
+        assert "Traceback" not in done.stderr
+
+
+def test_sampling_more_images_than_the_memory_holds_is_refused(run_folder):
     with pytest.raises(
         ResourceError, match=r"100,000,000,000 images of this size need .* GB .*: generate fewer with --n"
     ):
