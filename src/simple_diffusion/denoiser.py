@@ -48,7 +48,7 @@ class Denoiser(nn.Module):
         dtype: torch.dtype = torch.float32,
     ):
         super().__init__()
-        check_type("net", net, nn.Module, "a network net(x, noise_level, cond), an nn.Module")
+        check_callable("net", net, "a network net(x, noise_level, cond)")
         check_type("schedule", schedule, Schedule, "a schedule such as sd.Karras()")
         check_callable("target", target, "a function such as sd.targets.v")
         check_number("data_std", data_std, 0)
