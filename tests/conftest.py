@@ -56,3 +56,12 @@ def run_folder(squares, tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("runs") / "squares"
     main(["train", str(squares), "--steps", "20", "--out", str(folder), *TINY])
     return folder
+
+
+@pytest.fixture(scope="module")
+def one_thread():
+    """Thousands of tiny decompositions: threads would only wait for each other."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)

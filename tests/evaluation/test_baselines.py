@@ -28,13 +28,7 @@ SIZES = {
 """Numbers of training images, test images and samples."""
 
 
-@pytest.fixture(autouse=True, scope="module")
-def one_thread():
-    """Thousands of tiny decompositions: threads would only wait for each other."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 def perfect(n: int, rng: np.random.Generator) -> Images:

@@ -11,14 +11,7 @@ from simple_diffusion.evaluation.intervals import HEAVY, STUDENT, about, of_dist
 from simple_diffusion.evaluation.metrics import Moments, frechet_distance, jackknife, precision_recall
 from simple_diffusion.evaluation.scores import Evaluation, Score, accuracy_score
 
-
-@pytest.fixture(autouse=True, scope="module")
-def one_thread():
-    """Thousands of tiny decompositions: threads would only wait for each other."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 @pytest.mark.parametrize("n", [2, 10, 200])
