@@ -1,23 +1,23 @@
 """Timed runs on slow machines: loading that takes long, few steps, and a resume that loads again."""
 
 import math
+import re
+import time
 
 import pytest
 import torch
 
 import simple_diffusion.run.budget as budget_module
+from simple_diffusion.cli import train
+from simple_diffusion.cli.main import main
 from simple_diffusion.data.sources import load_images
 from simple_diffusion.denoiser import Denoiser
-from simple_diffusion.errors import UsageError
 from simple_diffusion.model.config import Config
 from simple_diffusion.networks.unet import UNet
 from simple_diffusion.run.budget import Budget
-from simple_diffusion.run.trainer import train_run
 from simple_diffusion.schedules import Karras
 from simple_diffusion.targets import v
 from simple_diffusion.training import fit
-
-CPU = torch.device("cpu")
 
 
 @pytest.fixture
@@ -112,11 +112,17 @@ def test_the_time_that_is_left_is_known(clock):
     assert timed.left == 0
 
 
-def test_a_run_whose_time_went_into_loading_is_refused_and_leaves_nothing(squares, tmp_path, clock):
-    clock.now = 5.0
-    with pytest.raises(UsageError, match=r"loading took 5.0 s of the 5 s of the run: train longer, such as --for 50s"):
-        train_run(Config(data=str(squares), seconds=5.0), load_images(str(squares)), tmp_path / "run", CPU, 0.0)
-    assert not (tmp_path / "run").exists()
+@pytest.mark.parametrize("out", [[], ["--out", "run"]])
+def test_a_run_whose_time_went_into_loading_is_refused_and_leaves_nothing(squares, tmp_path, monkeypatch, capsys, out):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(train, "STARTED", time.perf_counter() - 60)
+    with pytest.raises(SystemExit) as stopped:
+        main(["train", str(squares), "--for", "5s", "--preset", "tiny", *out])
+    assert stopped.value.code == 2
+    assert re.search(
+        r"loading took 6\d\.\d s of the 5 s of the run: train longer, such as --for \d+s\n", capsys.readouterr().err
+    )
+    assert [*tmp_path.iterdir()] == []
 
 
 def test_a_run_with_little_time_left_says_so(clock):

@@ -115,9 +115,11 @@ def start(args: argparse.Namespace, values: dict[str, Any]) -> dict[str, Any]:
     from ..model.build import ModelSpec
     from ..model.config import Config, fitted, parse_settings
     from ..model.presets import PRESETS
+    from ..run.budget import Budget
     from ..run.estimate import choose_size, dry_run
     from ..run.folder import free_folder, refuse_taken
     from ..system.device import pick_device
+    from ..system.distributed import on_rank0
 
     device = pick_device(args.device)
     config = fitted(Config(**values), device)
@@ -136,6 +138,7 @@ def start(args: argparse.Namespace, values: dict[str, Any]) -> dict[str, Any]:
         say(args, result["text"])
         return result
     runs = Path("runs")
+    on_rank0(Budget(config, STARTED).refuse_late)  # before a folder is made
     return train(args, config, images, args.out or (free_folder(runs, images.stem) if FIRST else runs))
 
 

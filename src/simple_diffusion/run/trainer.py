@@ -402,8 +402,6 @@ def train_run(
     with ExitStack() as stack:
 
         def take_folder() -> None:
-            if not resume:
-                Budget(config, started).refuse_late()
             stack.enter_context(hold(folder))
             if not resume:
                 refuse_taken(folder)
