@@ -12,6 +12,7 @@ import simple_diffusion as sd
 from simple_diffusion.data.batches import Batch
 from simple_diffusion.randomness import Draws, permutation
 from simple_diffusion.samplers import SAMPLERS
+from simple_diffusion.schedules import cosine_betas
 
 torch.manual_seed(0)
 PIXELS = torch.randint(0, 256, (12, 1, 8, 8), dtype=torch.uint8)
@@ -163,6 +164,20 @@ CALLS = {
     "grid of 10.5": (lambda: sd.uniform_grid(sd.Karras(), 10.5), "`n` must be an integer of at least 1, got 10.5"),
     "grid of 0": (lambda: sd.karras_grid(sd.Karras(), 0), "`n` must be an integer of at least 1"),
     "grid upside down": (lambda: sd.karras_grid(sd.Karras(), 9, 80.0, 0.01), "`sigma_min` must be a number in"),
+    "grid of a name": (lambda: sd.karras_grid("karras", 9), r"`schedule` must be a schedule such as sd.Karras\(\)"),
+    "grid of a class": (lambda: sd.uniform_grid(sd.Karras, 9), r"`schedule` must be a schedule such as sd.Karras\(\)"),
+    "rho of 0": (lambda: sd.karras_grid(sd.Karras(), 9, rho=0), r"`rho` must be a number in \(0, inf\), got 0"),
+    "grid of no noise": (lambda: sd.karras_grid(sd.Karras(), 9, 0.0, 0.0), r"`sigma_max` must be a number in \("),
+    "rate of 0": (lambda: sd.Linear(0.0, 0.0), r"`beta_max` must be a number in \(0, inf\), got 0.0"),
+    "rate that falls": (lambda: sd.Linear(20.0, 0.1), r"`beta_min` must be a number in \[0, 0.1\], got 20.0"),
+    "betas of s below 0": (lambda: cosine_betas(9, s=-0.1), r"`s` must be a number in \[0, inf\), got -0.1"),
+    "EMA of a name": (lambda: sd.EMA("model"), "`model` must be a model, an nn.Module"),
+    "slerp of pixels": (lambda: sd.slerp(PIXELS[0], X[0], [0.5]), "`one` must be a tensor of floats"),
+    "slerp to pixels": (lambda: sd.slerp(X[0], PIXELS[0], [0.5]), "`other` must be a tensor of floats"),
+    "sampling in batches of 0": (
+        lambda: sd.sample(DENOISER, SHAPE, TIMES, LABELS, batch=0),
+        "`batch` must be an integer of at least 1",
+    ),
     # guidance, labels, augmentation
     "null of ten classes": (lambda: sd.Guided(DENOISER, 1.5, 10), "`null` must be the number of classes .* 3, got 10"),
     "drop to a class": (
