@@ -237,8 +237,9 @@ def info_text(images) -> str:
     text += f"mean {images.mean:.3f}, standard deviation {images.std:.3f} in [-1, 1]."
     if images.duplicates:
         text += f" {images.duplicates:,} are exact duplicates of earlier ones."
-    note = f" Note: {'; '.join(images.notes)}." if images.notes else ""
-    return printable(text + note)
+    if images.notes:
+        text += f" Note: {'; '.join(images.notes)}."
+    return printable(text)
 
 
 def parse_labels(text: str, class_names: tuple[str, ...]) -> list[int]:

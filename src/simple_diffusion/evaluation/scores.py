@@ -193,7 +193,8 @@ def evaluate(
     """
     check_samples(samples, train)
     fake, real = ImageFeatures(*extractor(samples.pixels)), cached_features(train, extractor, name)
-    notes, test = duplicate_notes(train, test), None if test is None else test.new_to(train)
+    new = None if test is None else test.new_to(train)
+    notes, test = duplicate_notes(train, test, new), new
     unseen = None if test is None else cached_features(test, extractor, name)
     scores = [fid_score(name, real, fake, unseen)]
     scores += neighbor_scores(name, real, fake, unseen)
@@ -218,14 +219,17 @@ def evaluate(
     return Evaluation(scores, by_class, by_count, near_duplicates, tail_weight(real.features), tuple(notes))
 
 
-def duplicate_notes(train: Images, test: Images | None) -> list[str]:
-    """Sentences about training images that occur again, among themselves or in the test set."""
+def duplicate_notes(train: Images, test: Images | None, new: Images | None) -> list[str]:
+    """Sentences about training images that occur again, among themselves or in the test set.
+
+    new   the images of the test set that are no training images, None if there are none
+    """
     notes = []
     if train.duplicates:
         notes.append(
             f"Of the {len(train):,} training images, {train.duplicates:,} are exact duplicates of earlier ones."
         )
-    if test is not None and (seen := len(test) - len(test.new_to(train) or ())):
+    if test is not None and (seen := len(test) - len(new or ())):
         notes.append(f"Of the {len(test):,} images of the test set, {seen:,} are training images and were left out.")
     return notes
 

@@ -38,9 +38,14 @@ MAX_HEADER = 2**21
 """Largest header in bytes, enough for about 20,000 tensors. A header takes up to 30 times its size in memory."""
 
 PART = re.compile(r".+\.[0-9a-f]{16}\.tmp", re.DOTALL)
-"""Name of an unfinished file of `write_atomic`."""
+"""Name of an unfinished file or folder."""
 
 T = TypeVar("T")
+
+
+def unfinished(path: Path) -> Path:
+    """A new name beside `path` for its unfinished content, no longer than the system allows; it matches PART."""
+    return path.with_name(f"{path.name[:40]}.{secrets.token_hex(8)}.tmp")
 
 
 def write_atomic(path: Path, content: bytes) -> None:
@@ -49,7 +54,7 @@ def write_atomic(path: Path, content: bytes) -> None:
     Several processes may write the same path: each has its own unfinished file, and the last one to finish wins.
     Raises ResourceError if the write fails; the old file is then unchanged.
     """
-    part = path.with_name(f"{path.name[:40]}.{secrets.token_hex(8)}.tmp")  # no longer than the system allows
+    part = unfinished(path)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with open(part, "xb") as file:
@@ -88,7 +93,7 @@ def new_folder(path: Path) -> Iterator[Path]:
 
     Raises ResourceError.
     """
-    part = path.resolve().with_name(f"{path.resolve().name[:40]}.{secrets.token_hex(8)}.tmp")
+    part = unfinished(path.resolve())
     try:
         part.mkdir(parents=True)
         yield part
